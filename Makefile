@@ -1,0 +1,40 @@
+# Everything a newcomer needs: `make study` and `make test`. Both set up .venv first, and redo nothing that is done.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help env study test lint lab lock
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+env: $(READY) ## the virtual environment .venv, exactly as requirements.lock says
+
+# flock: two `make`s at once build one environment. uv installs in seconds what its cache already holds.
+$(READY): requirements.lock pyproject.toml
+	@flock .venv.lock sh -ec ' \
+	  if [ $(READY) -nt requirements.lock ] && [ $(READY) -nt pyproject.toml ]; then exit 0; fi; \
+	  echo "Setting up $(VENV) from requirements.lock: 5 GB, some minutes the first time"; \
+	  $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^uv== requirements.lock)"; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet requirements.lock; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .; \
+	  touch $(READY)'
+
+study: env ## the two ablations of the paper on embedded data, with figures
+	@$(BIN)/gamlib study submodules max_pooling --seeds 0-2 --report
+
+test: env ## lint, types and all tests
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/pytest
+
+lint: env ## correct what ruff can, then show the rest
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/mypy
+
+lab: env ## JupyterLab in notebooks/
+	@$(BIN)/jupyter lab --notebook-dir=. notebooks
+
+lock: ## requirements.lock anew from pyproject.toml
+	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-emit-index-url --no-annotate \
+	  --no-header --quiet --upgrade --output-file requirements.lock

@@ -1,0 +1,49 @@
+"""CBAM: Convolutional Block Attention Module.
+
+Woo, Park, Lee, Kweon 2018, https://arxiv.org/abs/1807.06521, equations 1 to 3:
+
+    F'  = Mc(F) * F         Mc(F)  = sigmoid(MLP(AvgPool(F)) + MLP(MaxPool(F)))       pooled over positions
+    F'' = Ms(F') * F'       Ms(F') = sigmoid(Conv7x7([MaxPool(F'); AvgPool(F')]))     pooled over channels
+
+As in its authors' code the MLP has biases and the convolution a BatchNorm, whose weight starts at zero (a gate of one
+half everywhere). Their BatchNorm momentum of 0.01 is not kept: after the few hundred steps of a small study its running
+statistics would still be half initial values, and CBAM would be judged by that.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gamlib.attention.checks import divides
+
+
+class CBAM(nn.Module):
+    """Channel gate, then spatial gate, both from pooled descriptors. [N, C, H, W] -> [N, C, H, W].
+
+    Args:
+        channels: C of the map.
+        reduction: ratio r of the MLP; divides `channels`.
+        kernel_size: of the spatial convolution, odd.
+
+    Raises:
+        ValueError: a value outside of these; the message names it.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
+        super().__init__()
+        divides("reduction", reduction, channels, "channels")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size}: allowed: odd numbers")
+        hidden = channels // reduction
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(1)
+
+    def init_weights(self) -> None:
+        """The exception that CBAM's authors make for this block when they initialise a network."""
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+        x = gate[:, :, None, None] * x
+        descriptors = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        return self.norm(self.conv(descriptors)).sigmoid() * x

@@ -1,0 +1,77 @@
+"""Global Attention Mechanism: Retain Information to Enhance Channel-Spatial Interactions.
+
+Liu, Shao, Hoffmann 2021, https://arxiv.org/abs/2112.05561, equations 1 and 2:
+
+    F2 = Mc(F1) * F1        channel attention: a two-layer MLP over the channels of every position
+    F3 = Ms(F2) * F2        spatial attention: two 7x7 convolutions, no pooling
+
+The text leaves biases, normalisation and the place of the sigmoid open. The paper's Parameters and FLOPs columns do
+not: the MLP has biases, the convolutions have neither bias nor BatchNorm, and each submodule ends in a sigmoid. Code that
+circulates under this paper's name (r = 4, biases, BatchNorm) prints other numbers than the paper does.
+"""
+
+from torch import Tensor, nn
+
+from gamlib.attention.checks import divides
+
+SUBMODULES = ("ch+sp", "ch", "sp")
+
+
+class ChannelAttention(nn.Module):
+    """Mc of equation 1: sigmoid of an MLP C -> C/r -> C applied at every position. [N, C, H, W] -> [N, C, H, W]."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = channels // reduction
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).sigmoid()
+
+
+class SpatialAttention(nn.Module):
+    """Ms of equation 2: sigmoid of 7x7 convolutions C -> C/r -> C. [N, C, H, W] -> [N, C, H, W].
+
+    With `groups` > 1 (the paper's gc) both convolutions are grouped and the channels are shuffled between them.
+    """
+
+    def __init__(self, channels: int, reduction: int, groups: int) -> None:
+        super().__init__()
+        hidden = channels // reduction
+        self.squeeze = nn.Conv2d(channels, hidden, 7, padding=3, groups=groups, bias=False)
+        self.relu = nn.ReLU()
+        self.shuffle = nn.ChannelShuffle(groups) if groups > 1 else nn.Identity()
+        self.expand = nn.Conv2d(hidden, channels, 7, padding=3, groups=groups, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expand(self.shuffle(self.relu(self.squeeze(x)))).sigmoid()
+
+
+class GAM(nn.Module):
+    """Global attention: channel gate, then spatial gate. [N, C, H, W] -> [N, C, H, W].
+
+    Args:
+        channels: C of the map.
+        reduction: the paper's r, of the MLP and of the convolutions; divides `channels`.
+        submodules: "ch+sp" for both, "ch" or "sp" for one alone (the paper's Table 3).
+        groups: the paper's gc, groups of both 7x7 convolutions; divides `channels / reduction`.
+
+    Raises:
+        ValueError: a value outside of these; the message names it and what is allowed.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, submodules: str = "ch+sp", groups: int = 1) -> None:
+        super().__init__()
+        if submodules not in SUBMODULES:
+            raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
+        divides("reduction", reduction, channels, "channels")
+        divides("groups", groups, channels // reduction, f"hidden channels ({channels} / reduction {reduction})")
+        self.channel = ChannelAttention(channels, reduction) if "ch" in submodules else None
+        self.spatial = SpatialAttention(channels, reduction, groups) if "sp" in submodules else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channel is not None:
+            x = self.channel(x) * x
+        if self.spatial is not None:
+            x = self.spatial(x) * x
+        return x

@@ -1,0 +1,229 @@
+"""One configuration of a run: the only way in, from a shell, a YAML file, a notebook or papermill alike."""
+
+import ast
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gamlib.training.recipes import DATASETS, RECIPES, Recipe, training_size
+
+RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
+ATTENTION_OPTIONS = {"submodules": "ch+sp", "reduction": 16, "groups": 1}
+
+
+class ConfigError(ValueError):
+    """A value that is refused; the message is one line that names it and what is allowed."""
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run. A field left out, or None, gets what its data set, recipe or mechanism says.
+
+    Values are coerced to the type of their field ("false" is False, "1e-3" a number) or refused by name. After
+    construction every value is final; an option that the mechanism does not have (`groups` of CBAM) stays None. The
+    network is built once without memory, so that what cannot be built is refused here and not in a job.
+
+    Raises:
+        ConfigError: an unknown name, a wrong type, or a value outside what `description` allows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: str = Field("digits", description=", ".join(DATASETS))
+    backbone: str = Field("resnet18", description="a name from build_model.backbones()")
+    attention: str = Field("gam", description="a name from build_model.attentions()")
+    submodules: str | None = Field(None, description="ch+sp, ch, sp")
+    reduction: int | None = Field(None, ge=1, description="a whole number that divides the channels")
+    groups: int | None = Field(None, ge=1, description="a whole number that divides channels / reduction")
+    max_pool: bool = Field(True, description="true, false")
+    stem: str = Field(RESOLVED, description="imagenet, cifar")
+    width: float = Field(RESOLVED, gt=0, description="a number above 0")
+    weights: None = Field(None, description="none: pretrained weights are not built yet")
+    recipe: str = Field(RESOLVED, description=", ".join(RECIPES))
+    epochs: int = Field(RESOLVED, ge=1, description="a whole number from 1")
+    batch_size: int = Field(RESOLVED, ge=2, description="a whole number from 2")
+    lr: float = Field(RESOLVED, gt=0, description="a number above 0")
+    momentum: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
+    weight_decay: float = Field(RESOLVED, ge=0, description="a number from 0")
+    label_smoothing: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
+    amp: bool = Field(False, description="true, false")
+    compile: bool = Field(False, description="true, false")
+    channels_last: bool = Field(True, description="true, false")
+    devices: Literal[1] = Field(1, description="1: several devices are not built yet")
+    seed: int = Field(0, ge=0, lt=2**63, description="a whole number from 0")
+    train_fraction: float = Field(1.0, gt=0, le=1, description="a number above 0, up to 1")
+    workers: Literal[0] = Field(0, description="0: the images lie in memory")
+    evaluate_on: Literal["test", "validation"] = Field("test", description="test, validation")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(one_line(error, type(self))) from None
+
+    @classmethod
+    def trusted(cls, values: Mapping[str, Any]) -> Self:
+        """A configuration that was resolved and written by this code before, as it is; else one checked as usual."""
+        if values.keys() != cls.model_fields.keys():
+            return cls(**values)
+        return cls.model_construct(**values)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Fill in what was left out. torch comes in here: who only reads configurations need not wait."""
+        from gamlib.attention import options
+        from gamlib.backbones import build_model
+
+        values = {key: value for key, value in given.items() if value is not None}
+        # A shell can only say None in words; for `attention` the word is a name.
+        values = {key: value for key, value in values.items() if key == "attention" or value not in ("none", "None")}
+        dataset = _known("dataset", values.get("dataset", "digits"), DATASETS)
+        recipe = _known("recipe", values.get("recipe", DATASETS[dataset].recipe), RECIPES)
+        defaults = _usual(dataset, recipe)
+        _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
+        attention = _known("attention", values.get("attention", "gam"), build_model.attentions())
+        for key in ATTENTION_OPTIONS.keys() - options(attention):
+            if key in values:
+                having = [name for name in build_model.attentions() if key in options(name)]
+                raise ValueError(f"{key}={values[key]!r}: attention={attention} has none, only {', '.join(having)}")
+        defaults |= {key: value for key, value in ATTENTION_OPTIONS.items() if key in options(attention)}
+        return defaults | values
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bool_is_no_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("a bool is not a number or name")
+        if isinstance(value, str) and info.field_name in ("devices", "workers"):
+            return int(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.stem == "cifar" and not self.max_pool:
+            raise ValueError("max_pool=False: the stem 'cifar' has no max-pooling to leave out; use stem=imagenet")
+        training_size(self.dataset, self.train_fraction)
+        _network_exists(json.dumps(self.architecture()))
+        return self
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `build_model`."""
+        keys = ("backbone", "attention", "stem", "max_pool", "width")
+        chosen = {key: getattr(self, key) for key in ATTENTION_OPTIONS if getattr(self, key) is not None}
+        num_classes = DATASETS[self.dataset].num_classes
+        return {key: getattr(self, key) for key in keys} | chosen | {"num_classes": num_classes}
+
+    def training_recipe(self) -> Recipe:
+        """The recipe with the values of this run."""
+        keys = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
+        return replace(RECIPES[self.recipe], **{key: getattr(self, key) for key in keys})
+
+    @property
+    def signature(self) -> str:
+        """Hash of all resolved values, 64 hexadecimal digits: two runs with one signature are one run."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Backbone, mechanism, what differs from their defaults, and the seed: "resnet18-gam-sp-s0"."""
+        usual = _usual(self.dataset, self.recipe) | ATTENTION_OPTIONS | {"recipe": DATASETS[self.dataset].recipe}
+        usual |= {key: field.default for key, field in type(self).model_fields.items() if key not in usual}
+        parts = [self.backbone, self.attention]
+        for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
+            if value is not None and value != usual[key]:
+                word = ("" if value else "no_") + key
+                parts.append(word if isinstance(value, bool) else value if isinstance(value, str) else f"{key}{value}")
+        return "-".join(["-".join(parts)[:100], f"s{self.seed}"])
+
+
+def _usual(dataset: str, recipe: str) -> dict[str, Any]:
+    """What a data set and a recipe prescribe."""
+    keys = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
+    prescribed = {key: getattr(RECIPES[recipe], key) for key in keys}
+    return {"recipe": recipe, "stem": DATASETS[dataset].stem, "width": DATASETS[dataset].width} | prescribed
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """What pydantic found, in one line: every refused value and what is allowed in its place."""
+    found = []
+    for detail in error.errors():
+        name = str(detail["loc"][0]) if detail["loc"] else ""
+        if detail["type"] == "extra_forbidden":
+            found.append(unknown_name(name, model.model_fields))
+        elif name in model.model_fields:
+            found.append(f"{name}={detail['input']!r}: allowed: {model.model_fields[name].description}")
+        else:
+            found.append(str(detail["msg"]).removeprefix("Value error, "))
+    return "; ".join(found)
+
+
+def unknown_name(name: str, known: Iterable[str]) -> str:
+    """The line that refuses a parameter of an unknown name."""
+    close = difflib.get_close_matches(name, known := list(known), n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{name} is not a parameter: {hint}There are {', '.join(known)}"
+
+
+def _known(key: str, value: Any, names: Iterable[str]) -> str:
+    if value not in (names := list(names)):
+        raise ValueError(f"{key}={value!r}: allowed: {', '.join(names)}")
+    return str(value)
+
+
+@lru_cache
+def _network_exists(architecture: str) -> None:
+    """Build the network without memory; `build_model` says what does not fit."""
+    import torch
+
+    from gamlib.backbones import build_model
+
+    with torch.device("meta"):
+        build_model(**json.loads(architecture))
+
+
+def key_values(texts: Iterable[str]) -> dict[str, str]:
+    """`key=value` texts of a command line as a dictionary.
+
+    Raises:
+        ConfigError: a text without "=", or one key twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key or not value:
+            raise ConfigError(f"-p {text}: allowed: texts like epochs=3")
+        if key in pairs:
+            raise ConfigError(f"-p {key}: given twice, as {pairs[key]} and as {value}")
+        pairs[key] = value
+    return pairs
+
+
+def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | None = None) -> dict[str, Any]:
+    """The parameters of the notebook that calls this: every name that its cells headed `# parameters` assign.
+
+    papermill puts its values into a cell with that heading too, and only warns of names that the notebook does not
+    know; so do names mistyped by hand go unseen. Here they are refused.
+
+    Args:
+        namespace: `globals()` of the notebook.
+        known: names that are allowed; by default the fields of `RunConfig`.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    names = list(RunConfig.model_fields if known is None else known)
+    found: dict[str, Any] = {}
+    for source in namespace.get("In", ()):
+        if source.strip().lower().startswith("# parameters"):
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    if node.id not in names:
+                        raise ConfigError(unknown_name(node.id, names))
+                    found[node.id] = namespace[node.id]
+    return found

@@ -1,0 +1,100 @@
+"""The job of a run: its notebook through papermill, in a kernel of our own choosing."""
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+
+from gamlib.lab.places import NOTEBOOKS
+from gamlib.lab.runs import JOB, Run, RunFailed
+
+
+def execute(run: Run, environment: Mapping[str, str]) -> None:
+    """The job of a run: its notebook through papermill, and the truth about how that ended.
+
+    Args:
+        run: what to run; nothing happens when it is done.
+        environment: variables for the kernel beside those of this process.
+
+    Raises:
+        RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
+    """
+    job_id = os.environ.get("SLURM_JOB_ID", "") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    with run.claim(job_id) as mine:
+        if not mine:
+            return
+        with (run.folder / "log.txt").open("a", buffering=1) as log:
+            print(f"--- attempt {run.status().attempts}, job {job_id or 'none'}, process {os.getpid()}", file=log)
+            try:
+                parameters = run.config.model_dump()
+                environment = {**environment, JOB: run.signature}
+                execute_notebook(NOTEBOOKS / "run.ipynb", run.folder / "run.ipynb", parameters, log, environment)
+            except BaseException:
+                traceback.print_exc(file=log)
+                raise
+
+
+def execute_notebook(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], log: IO[str], environment: Mapping[str, str]
+) -> None:
+    """Execute a notebook through papermill, in this interpreter whatever kernel specifications the machine has.
+
+    The output is left whole under its name however the execution ends.
+
+    Raises:
+        RunFailed: the kernel died; the message says by which signal.
+        papermill.exceptions.PapermillExecutionError: a cell raised.
+    """
+    exit_codes: list[int | None] = []
+    with tempfile.TemporaryDirectory(prefix="gam-", ignore_cleanup_errors=True) as sockets:
+
+        class ThisInterpreter(AsyncKernelManager):
+            """Starts this Python as the kernel. Sockets in a folder of its own: no two kernels meet on a TCP port."""
+
+            def __init__(self, **traits: Any) -> None:
+                connection = str(Path(sockets) / "kernel.json")
+                super().__init__(**{**traits, "transport": "ipc", "connection_file": connection})
+
+            @property
+            def kernel_spec(self) -> KernelSpec:
+                argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+                return KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+            async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+                env = {**os.environ, **environment}
+                await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
+
+            async def is_alive(self) -> bool:  # type: ignore[override]
+                alive = await super().is_alive()
+                if not alive and self.provisioner is not None:
+                    exit_codes.append(await self.provisioner.poll())
+                return alive
+
+        part = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+        try:
+            papermill.execute_notebook(
+                notebook,
+                part,
+                dict(parameters),
+                cwd=notebook.parent,
+                progress_bar=False,
+                stdout_file=log,
+                stderr_file=log,
+                kernel_manager_class=ThisInterpreter,
+            )
+        except DeadKernelError:
+            code = next((code for code in exit_codes if code), None)
+            how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+            hint = " (killed, or out of memory)" if code == -9 else ""
+            raise RunFailed(f"the kernel died {how}{hint}") from None
+        finally:
+            if part.exists():
+                part.replace(output)

@@ -1,0 +1,123 @@
+"""Figures, all in the style of `gam.mplstyle` and sized for a column of a paper. A figure never trains."""
+
+from io import BytesIO
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
+
+from gamlib.lab.places import figures_root, write_whole
+
+STYLE = Path(__file__).with_name("gam.mplstyle")
+
+
+def learning_curve(metrics: pd.DataFrame) -> Figure:
+    """Losses and top-1 errors of one run, epoch by epoch; `metrics` is of `Run.metrics`."""
+    with plt.style.context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(6.9, 2.4))
+        for axes, train, test, label in (
+            (left, "train_loss", "test_loss", "Cross entropy (nats)"),
+            (right, "train_top1_error", "top1_error", "Top-1 error (%)"),
+        ):
+            axes.plot(metrics["epoch"], metrics[train], linestyle="--", label="training")
+            axes.plot(metrics["epoch"], metrics[test], label="test")
+            axes.set(xlabel="Epoch", ylabel=label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set_yscale("log")
+        right.legend()
+    return figure
+
+
+def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
+    """Top-1 test error by arm: every seed a dot, beside it the mean with its 95 % interval.
+
+    Args:
+        frame: of `tables.outcomes`.
+        about: what was run, under the axis.
+    """
+    import seaborn as sns
+
+    from gamlib.lab.statistics import mean_interval
+
+    done = frame.dropna(subset="top1_error")
+    arms = [arm for arm in frame["arm"].unique() if arm in set(done["arm"])]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots()
+        sns.stripplot(
+            done,
+            x="arm",
+            y="top1_error",
+            order=arms,
+            jitter=False,
+            color="0.55",
+            size=4,
+            linewidth=0,
+            ax=axes,
+            zorder=2,
+        )
+        for place, arm in enumerate(arms):
+            mean, half = mean_interval(done.loc[done["arm"] == arm, "top1_error"])
+            axes.errorbar(
+                place + 0.2,
+                mean,
+                yerr=half,
+                fmt="D",
+                color="black",
+                markersize=3.5,
+                capsize=2.5,
+                elinewidth=1,
+                zorder=3,
+            )
+        axes.set_xticks(range(len(arms)), [arm.replace(" ", "\n") for arm in arms])
+        axes.set(xlabel=about, ylabel="Top-1 test error (%)")
+        axes.set_xlim(-0.5, len(arms) - 0.3)
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
+    """Top-1 test error by epoch, a line an arm: the mean over seeds, and a band from the lowest seed to the highest.
+
+    Args:
+        curves: of `tables.histories`.
+        arms: in the order of the legend.
+    """
+    import seaborn as sns
+
+    arms = [arm for arm in arms if arm in set(curves["arm"])]
+    with plt.style.context(STYLE):
+        figure, axes = plt.subplots(figsize=(3.35, 2.8))
+        sns.lineplot(
+            curves,
+            x="epoch",
+            y="top1_error",
+            hue="arm",
+            style="arm",
+            hue_order=arms,
+            style_order=arms,
+            palette=[f"C{index}" for index in range(len(arms))],
+            errorbar=("pi", 100),
+            err_kws={"alpha": 0.15, "lw": 0},
+            ax=axes,
+        )
+        axes.set(xlabel="Epoch", ylabel="Top-1 test error", yscale="log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), title=None, borderaxespad=0)
+    return figure
+
+
+def export(figure: Figure, name: str) -> list[Path]:
+    """Write a figure as PDF and PNG to the folder of figures; the same data give the same bytes."""
+    paths = []
+    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        buffer = BytesIO()
+        with plt.style.context(STYLE):
+            figure.savefig(buffer, format=kind, metadata=metadata)
+        paths.append(figures_root() / f"{name}.{kind}")
+        write_whole(paths[-1], buffer.getvalue())
+    return paths

@@ -1,0 +1,32 @@
+"""Where things lie: the notebooks beside the package, the folders of runs and figures, and how a file gets there."""
+
+import os
+import threading
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def runs_root() -> Path:
+    """Folder of all runs: $GAM_RUNS, by default `runs/` of the repository."""
+    return Path(os.environ.get("GAM_RUNS") or ROOT / "runs").absolute()
+
+
+def figures_root() -> Path:
+    """Folder of the figures: $GAM_FIGURES, by default `figures/` of the repository."""
+    return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file under another name in its folder, flush it to the disk, and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""Reports: a study's notebook executed into `runs/studies/`, its figures and its tables written to `figures/`."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import nbformat
+
+from gamlib.lab.execute import execute_notebook
+from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root, write_whole
+from gamlib.lab.provenance import source_hash
+from gamlib.lab.runs import Run, RunFailed, first_line
+from gamlib.lab.studies import Plan
+
+
+def export(plan: Plan) -> list[Path]:
+    """Write the figures and the tables of a study as its runs stand now; the paths that were written.
+
+    Raises:
+        RunFailed: no run of the study is done.
+    """
+    from gamlib.lab import figures, tables  # late: a report that is current draws nothing
+
+    frame = tables.outcomes(plan)
+    if frame["top1_error"].isna().all():
+        raise RunFailed(f"no run of {plan.name} is done: there is nothing to report")
+    table, about = tables.summary(plan, frame), tables.note(plan, frame)
+    paths = figures.export(figures.error_by_arm(frame, tables.label(plan, frame)), plan.name)
+    paths += figures.export(figures.learning_curves(tables.histories(plan), list(plan.arms)), f"{plan.name}-curves")
+    texts = {"csv": table.to_csv(index=False), "tex": tables.latex(table, f"{plan.study.question} {about}", plan.name)}
+    for kind, text in texts.items():
+        paths.append(figures_root() / f"{plan.name}.{kind}")
+        write_whole(paths[-1], text)
+    return paths
+
+
+def report(plan: Plan, force: bool = False) -> list[Path]:
+    """Execute the notebook of a study, which exports its figures and tables, unless nothing has changed since.
+
+    A study without a notebook is exported directly. Nothing is trained.
+
+    Raises:
+        RunFailed: no run is done, or the notebook failed; the message says where its log is.
+    """
+    if not any(Run(config).result() for config in plan.configs):
+        raise RunFailed(
+            f"no run of {plan.name} is done: there is nothing to report; see `gamlib status {plan.study.name}`"
+        )
+    if not plan.study.notebook:
+        return export(plan)
+    paths = [figures_root() / f"{plan.name}{part}.{kind}" for part in ("", "-curves") for kind in ("pdf", "png")]
+    paths += [figures_root() / f"{plan.name}.{kind}" for kind in ("csv", "tex")]
+    output = runs_root() / "studies" / f"{plan.name}.ipynb"
+    inputs = _inputs(plan)
+    if not force and _inputs_of(output) == inputs and all(path.exists() for path in paths):
+        return paths
+    log_path = output.with_suffix(".txt")
+    parameters = {"dataset": plan.dataset, "seeds": plan.seeds, "overrides": plan.overrides, "cluster": None}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with log_path.open("w", buffering=1) as log:
+        try:
+            execute_notebook(NOTEBOOKS / plan.study.notebook, output, parameters, log, {})
+        except Exception as error:
+            raise RunFailed(f"{plan.study.notebook}: {first_line(error)}; see {output} and {log_path}") from None
+    _note_inputs(output, inputs)
+    return paths
+
+
+def _inputs(plan: Plan) -> str:
+    """Hash of all that a report depends on: the plan, the results, the notebook and the code."""
+    results = [(config.signature, repr(Run(config).result())) for config in plan.configs]
+    notebook = (NOTEBOOKS / plan.study.notebook).read_text()
+    return hashlib.sha256(json.dumps([plan.model_dump(), results, notebook, source_hash()]).encode()).hexdigest()
+
+
+def _inputs_of(executed: Path) -> str | None:
+    try:
+        return json.loads(executed.read_text())["metadata"].get("gamlib_inputs")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _note_inputs(executed: Path, inputs: str) -> None:
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata["gamlib_inputs"] = inputs
+    write_whole(executed, nbformat.writes(notebook))

@@ -1,0 +1,231 @@
+"""A run's folder: who owns it, what happened in it.
+
+Every file is written under another name in the same folder, flushed and renamed, so that a reader never meets half of
+one. A run is done if and only if its `result.json` is whole.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import psutil
+from filelock import FileLock
+from pydantic import BaseModel, ValidationError
+
+from gamlib.lab.config import RunConfig
+from gamlib.lab.places import runs_root, write_whole
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+JOB = "GAM_JOB"  # in the environment of a kernel: the signature of the run that a job around it owns
+HEARTBEAT_SECONDS = 10
+LOST_AFTER_SECONDS = 120
+
+Model = TypeVar("Model", bound=BaseModel)
+State = Literal["missing", "queued", "running", "preempted", "failed", "done", "lost"]
+
+
+class RunFailed(RuntimeError):
+    """A run ended without a whole result; the message says why in one line."""
+
+
+class Status(BaseModel):
+    """`status.json`: what happens to a run. Times are ISO 8601 in UTC; `pid` on `host` is the process that owns it."""
+
+    state: State = "missing"
+    attempts: int = 0
+    heartbeat: str = ""
+    started: str = ""
+    job_id: str = ""
+    host: str = ""
+    pid: int = 0
+    error: str = ""
+
+
+class Result(BaseModel):
+    """`result.json`: the outcome of a run, of its last epoch. Errors in percent, losses in nats, time in seconds."""
+
+    signature: str
+    epochs: int
+    top1_error: float
+    top5_error: float
+    test_loss: float
+    train_loss: float
+    train_top1_error: float
+    parameters: int
+    seconds: float
+    source: str
+
+
+class Run:
+    """One configuration and its folder `<runs>/<dataset>/<readable-name>-<signature8>/`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.signature = config.signature
+        self.folder = runs_root() / config.dataset / f"{config.name}-{self.signature[:8]}"
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder.name})"
+
+    def result(self) -> Result | None:
+        """The outcome, if the run is done: a whole `result.json` of this very configuration."""
+        result = _read(Result, self.folder / "result.json")
+        return result if result is not None and result.signature == self.signature else None
+
+    def metrics(self) -> "pd.DataFrame":
+        """The epochs so far, one row each."""
+        import pandas as pd  # late: a job that only watches a kernel has no need of it
+
+        path = self.folder / "metrics.jsonl"
+        return pd.read_json(path, lines=True) if path.exists() else pd.DataFrame()
+
+    def status(self) -> Status:
+        """What `status.json` says, corrected by what is known better.
+
+        A whole result is `done` whatever else is written; a run whose owner is gone is `lost`; a run that says it is
+        done but has no whole result has `failed`.
+        """
+        status = _read(Status, self.folder / "status.json") or Status()
+        if self.result() is not None:
+            return status.model_copy(update={"state": "done", "error": ""})
+        if status.state == "done":
+            return status.model_copy(update={"state": "failed", "error": "its result.json is missing or damaged"})
+        if status.state in ("queued", "running") and not _alive(status):
+            return status.model_copy(update={"state": "lost", "error": "the process that owned it is gone"})
+        return status
+
+    def write_status(self, **changes: Any) -> None:
+        """Write `status.json` anew with some values changed, its heartbeat among them."""
+        status = _read(Status, self.folder / "status.json") or Status()
+        status = status.model_copy(update={**changes, "heartbeat": _now()})
+        self.write("status.json", status.model_dump_json(indent=2))
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the folder so that a reader sees all of it or what was there before."""
+        write_whole(self.folder / name, text)
+
+    def queue(self, job_id: str = "") -> None:
+        """Say that the run waits for its turn, owned by this process."""
+        self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
+        self.write_status(state="queued", host=socket.gethostname(), pid=os.getpid(), job_id=job_id, error="")
+
+    def unqueue(self) -> None:
+        """Take back that the run waits: it never began."""
+        if (_read(Status, self.folder / "status.json") or Status()).state == "queued":
+            self.write_status(state="missing", pid=0)
+
+    @contextmanager
+    def claim(self, job_id: str = "") -> Iterator[bool]:
+        """Own the run while the block lasts; the state it ends in is written whatever happens.
+
+        Only one process owns a run, so a second waits here. It gets False when it finds the run done after that.
+
+        Raises:
+            RunFailed: the block ended without an exception and without a whole result.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            if self.result() is not None:
+                yield False
+                return
+            self.queue(job_id)
+            attempts = self.status().attempts + 1
+            self.write_status(state="running", attempts=attempts, started=_now())
+            ended = threading.Event()
+            heart = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+            heart.start()
+            changes: dict[str, Any] = {"state": "done", "error": ""}
+            try:
+                yield True
+                if self.result() is None:
+                    raise RunFailed("it ended without a whole result.json")
+            except KeyboardInterrupt:
+                changes = {"state": "preempted", "error": "stopped from outside"}
+                raise
+            except BaseException as error:
+                changes = {"state": "failed", "error": first_line(error)}
+                raise
+            finally:
+                ended.set()
+                heart.join()
+                self.write_status(**changes)
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT_SECONDS):
+            self.write_status()
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line: what the user's code raised, where papermill or submitit wrapped it."""
+    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error)).strip()
+    line = text.splitlines()[0] if text else "no message"
+    return line if name == "RunFailed" else f"{name}: {line}"
+
+
+def _read(model: type[Model], path: Path) -> Model | None:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _alive(status: Status) -> bool:
+    if status.host == socket.gethostname():
+        return psutil.pid_exists(status.pid)
+    if status.state == "queued":
+        return True
+    return time.time() - datetime.fromisoformat(status.heartbeat).timestamp() < LOST_AFTER_SECONDS
+
+
+def row(run: Run) -> dict[str, Any]:
+    """What `gamlib status` says of a run."""
+    status, result = run.status(), run.result()
+    return {
+        "name": run.folder.name,
+        "dataset": run.config.dataset,
+        "seed": run.config.seed,
+        "state": status.state,
+        "attempts": status.attempts,
+        "top1_error": result.top1_error if result else None,
+        "error": status.error,
+        "heartbeat": status.heartbeat,
+        "job_id": status.job_id,
+        "signature": run.signature,
+        "folder": str(run.folder),
+    }
+
+
+def all_runs() -> tuple[list[Run], list[Path]]:
+    """Every run that has a folder, and the folders whose `config.json` cannot be read or is not their own."""
+    runs, foreign = [], []
+    for path in sorted(runs_root().glob("*/*/config.json")):
+        try:
+            values = json.loads(path.read_text())
+            signature = values.pop("signature")
+            run = Run(RunConfig.trusted(values))
+            known = run.signature == signature and run.folder == path.parent
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            known = False
+        if known:
+            runs.append(run)
+        else:
+            foreign.append(path.parent)
+    return runs, foreign
+
+
+def unique(configs: Iterable[RunConfig]) -> list[Run]:
+    """The runs of some configurations in their order, each signature once."""
+    return [Run(config) for config in {config.signature: config for config in configs}.values()]

@@ -1,0 +1,257 @@
+"""Studies: arms times seeds, with a name. Two are the paper's; any other is a YAML file or a few lines of Python."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gamlib.lab.config import ATTENTION_OPTIONS, ConfigError, RunConfig, one_line, unknown_name
+from gamlib.lab.places import runs_root, write_whole
+
+
+class PaperRow(BaseModel):
+    """The printed row that an arm repeats (on ImageNet, where the paper ran it)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    table: int
+    attention: str
+    variant: str = ""
+
+
+class Arm(BaseModel):
+    """One configuration of an ablation, all seeds of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    values: dict[str, Any] = Field(default={}, description="values of RunConfig that make this arm")
+    paper: PaperRow | None = Field(default=None, description="the row of the paper: table, attention, variant")
+
+
+class Study(BaseModel):
+    """Arms that answer one question, by name.
+
+    Raises:
+        ConfigError: unknown keys, a name that is no file name, no arms.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", description="letters, digits, - and _")
+    question: str = Field("", description="a sentence")
+    arms: dict[str, Arm] = Field(min_length=1, description="at least one arm: a name and its values")
+    base: dict[str, Any] = Field({}, description="values of RunConfig that hold for every arm")
+    compare: list[tuple[str, str]] = Field(
+        [], description="pairs of an arm and its reference; by default every arm and the first"
+    )
+    notebook: str = Field("", description="the file name of a notebook in notebooks/")
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(one_line(error, type(self))) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_arms(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """An arm may be given by its values alone."""
+        if not isinstance(given.get("arms"), Mapping):
+            return given
+        arms = {}
+        for label, arm in given["arms"].items():
+            long = isinstance(arm, Arm) or (isinstance(arm, Mapping) and set(arm) & {"values", "paper"})
+            arms[str(label)] = arm if long else {"values": arm if arm is not None else {}}
+        compare = given.get("compare") or [(label, next(iter(arms))) for label in list(arms)[1:]]
+        return {**given, "arms": arms, "compare": compare}
+
+    @model_validator(mode="after")
+    def _compares_its_arms(self) -> Self:
+        for label in (label for pair in self.compare for label in pair):
+            if label not in self.arms:
+                raise ValueError(f"compare={label!r}: allowed: {', '.join(self.arms)}")
+        return self
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """A study of the user's own.
+
+        Raises:
+            ConfigError: the file is missing, is not YAML, or is not a study.
+        """
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(cls.model_fields)}")
+        return cls(**{"name": path.stem, **content})
+
+    def plan(self, dataset: str = "digits", seeds: Iterable[int] | int | str = "0-2", **overrides: Any) -> "Plan":
+        """The runs of this study, resolved and checked, all of them before anything starts.
+
+        Args:
+            dataset: where to run it.
+            seeds: whole numbers, or a text such as "0-4" or "0,3,7".
+            overrides: values for every arm whose mechanism has them, e.g. `epochs=3`.
+
+        Raises:
+            ConfigError: a value is refused, or is one that the arms of this study set themselves.
+        """
+        numbers = parse_seeds(seeds)
+        overrides = {key: value for key, value in overrides.items() if value is not None}
+        for key, value in overrides.items():
+            if key == "seed":
+                raise ConfigError(f"seed={value}: a study has several; give --seeds")
+            if key not in RunConfig.model_fields:
+                raise ConfigError(unknown_name(key, RunConfig.model_fields))
+            if any(key in arm.values for arm in self.arms.values()):
+                raise ConfigError(f"{key}={value}: the arms of {self.name} set {key} themselves")
+        arms: dict[str, list[RunConfig]] = {}
+        taken: set[str] = set()
+        for label, arm in self.arms.items():
+            values = {**self.base, **overrides, "dataset": dataset, **arm.values}
+            fitting = _of_mechanism(values, set(arm.values))
+            taken |= fitting.keys()
+            arms[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]
+        for key in overrides.keys() - taken:
+            raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
+        return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=arms)
+
+
+class Plan(BaseModel):
+    """A study on a data set with seeds: what `gamlib status` and `report` read back later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    study: Study
+    dataset: str
+    seeds: list[int]
+    overrides: dict[str, Any]
+    arms: dict[str, list[RunConfig]]
+
+    @property
+    def name(self) -> str:
+        """`<study>-<dataset>`: the name of its figures."""
+        return f"{self.study.name}-{self.dataset}"
+
+    @property
+    def configs(self) -> list[RunConfig]:
+        """All runs, seed by seed, so that a study that is stopped half-way has whole seeds."""
+        return [configs[index] for index in range(len(self.seeds)) for configs in self.arms.values()]
+
+    def save(self) -> None:
+        """Remember what was asked for, in `runs/studies/`: a definition, not a state."""
+        write_whole(_plans() / f"{self.name}.json", self.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, study: str, dataset: str | None = None) -> Self:
+        """The plan of a study that was last submitted.
+
+        Raises:
+            ConfigError: there is none; the message lists those that exist.
+        """
+        saved = {}
+        for path in sorted(_plans().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+            content = json.loads(path.read_text())
+            saved[path.stem] = content
+            if content["study"]["name"] == study and dataset in (None, content["dataset"]):
+                arms = {label: [RunConfig.trusted(run) for run in runs] for label, runs in content["arms"].items()}
+                return cls.model_construct(**{**content, "study": Study(**content["study"]), "arms": arms})
+        there = f"submitted were {', '.join(saved)}" if saved else "none was submitted yet, see `gamlib study --help`"
+        raise ConfigError(f"study {study!r}{f' on {dataset}' if dataset else ''}: {there}")
+
+
+def _plans() -> Path:
+    return runs_root() / "studies"
+
+
+def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
+    """Without the options that the mechanism of these values lacks, but with all that the arm itself sets."""
+    from gamlib.attention import options
+
+    attention = values.get("attention", "gam")
+    try:
+        lacking = ATTENTION_OPTIONS.keys() - options(attention)
+    except ValueError:
+        lacking = set()  # RunConfig refuses the name
+    return {key: value for key, value in values.items() if key in own or key not in lacking}
+
+
+def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
+    """Seeds as a list, each once: from numbers, or from a text such as "0-4" or "0,3,7".
+
+    Raises:
+        ConfigError: anything else, or no seed at all.
+    """
+    refused = ConfigError(f"seeds={seeds!r}: allowed: whole numbers from 0, like 0-4 or 0,3,7")
+    found: list[int] = []
+    texts = seeds.split(",") if isinstance(seeds, str) else [str(seeds)] if isinstance(seeds, int) else map(str, seeds)
+    for text in texts:
+        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
+        if not match:
+            raise refused
+        first, last = int(match[1]), int(match[2] or match[1])
+        found += range(first, last + 1)
+    if not found:
+        raise refused
+    return list(dict.fromkeys(found))
+
+
+def _gam(table: int, variant: str = "", **values: Any) -> Arm:
+    return Arm(values={"attention": "gam", **values}, paper=PaperRow(table=table, attention="gam", variant=variant))
+
+
+def _cbam(table: int, variant: str = "", **values: Any) -> Arm:
+    return Arm(values={"attention": "cbam", **values}, paper=PaperRow(table=table, attention="cbam", variant=variant))
+
+
+_BASELINE = {"attention": "none"}
+
+STUDIES = {
+    "submodules": Study(
+        name="submodules",
+        question="Which submodule of GAM helps: channel attention, spatial attention, or both? (Table 3)",
+        notebook="2_submodules.ipynb",
+        arms={
+            "baseline": Arm(values=_BASELINE, paper=PaperRow(table=3, attention="none")),
+            "ch": _gam(3, "ch", submodules="ch"),
+            "sp": _gam(3, "sp", submodules="sp"),
+            "ch+sp": _gam(3, "ch+sp", submodules="ch+sp"),
+        },
+    ),
+    "max_pooling": Study(
+        name="max_pooling",
+        question="What does the stem's max-pooling do to the plain network, to CBAM and to GAM? (Table 4)",
+        notebook="3_max_pooling.ipynb",
+        base={"stem": "imagenet"},
+        compare=[("baseline wmp", "baseline"), ("CBAM wmp", "CBAM"), ("GAM wmp", "GAM"), ("GAM", "CBAM")],
+        arms={
+            "baseline": Arm(values=_BASELINE | {"max_pool": True}, paper=PaperRow(table=2, attention="none")),
+            "baseline wmp": Arm(values=_BASELINE | {"max_pool": False}),
+            "CBAM": _cbam(4, max_pool=True),
+            "CBAM wmp": _cbam(4, "wmp", max_pool=False),
+            "GAM": _gam(4, max_pool=True),
+            "GAM wmp": _gam(4, "wmp", max_pool=False),
+        },
+    ),
+}
+
+
+def find_study(name: str) -> Study:
+    """A study of this project by its name, or the user's own from a YAML file.
+
+    Raises:
+        ConfigError: neither; the message lists the names.
+    """
+    if name in STUDIES:
+        return STUDIES[name]
+    if name.endswith((".yaml", ".yml")):
+        return Study.from_yaml(Path(name))
+    raise ConfigError(f"study {name!r}: allowed: {', '.join(STUDIES)}, or a YAML file")

@@ -1,0 +1,127 @@
+"""Tables: the runs of a study as a frame, and the summary that goes into a paper, beside what the paper prints."""
+
+import math
+
+import pandas as pd
+
+from gamlib import paper
+from gamlib.lab.runs import Result, Run
+from gamlib.lab.statistics import mean_interval
+from gamlib.lab.studies import Plan
+
+
+def outcomes(plan: Plan) -> pd.DataFrame:
+    """The runs of a study, one row each: arm, seed, state, and the fields of `Result`, NaN where a run is not done."""
+    rows = []
+    for arm, configs in plan.arms.items():
+        for run in map(Run, configs):
+            result = run.result()
+            row = {"arm": arm, "seed": run.config.seed, "state": "done" if result else run.status().state}
+            rows.append(row | (result.model_dump() if result else {}))
+    return pd.DataFrame(rows, columns=["arm", "seed", "state", *Result.model_fields])
+
+
+def histories(plan: Plan) -> pd.DataFrame:
+    """The epochs of the finished runs of a study: arm, seed, and the columns of `metrics.jsonl`."""
+    frames = [
+        run.metrics().assign(arm=arm, seed=run.config.seed)
+        for arm, configs in plan.arms.items()
+        for run in map(Run, configs)
+        if run.result() is not None
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "epoch"])
+
+
+def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm: errors in percent as mean and half of the 95 % interval over seeds, and the paper's numbers.
+
+    Columns: arm, done and runs (numbers of runs), parameters, top1_error, top1_half, top5_error, top5_half,
+    paper_top1_error, paper_top5_error (ImageNet-1K, one run; NaN where the paper has no such row).
+    """
+    rows = []
+    for label, arm in plan.study.arms.items():
+        of_arm = frame[frame["arm"] == label]
+        top1, top1_half = mean_interval(of_arm["top1_error"])
+        top5, top5_half = mean_interval(of_arm["top5_error"])
+        row = {
+            "arm": label,
+            "done": int(of_arm["top1_error"].notna().sum()),
+            "runs": len(of_arm),
+            "parameters": of_arm["parameters"].max(),
+            "top1_error": top1,
+            "top1_half": top1_half,
+            "top5_error": top5,
+            "top5_half": top5_half,
+        }
+        printed = None
+        if arm.paper is not None:
+            printed = paper.row(arm.paper.table, "resnet18", arm.paper.attention, arm.paper.variant)
+        for key in ("top1_error", "top5_error"):
+            row[f"paper_{key}"] = math.nan if printed is None else printed[key]
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def note(plan: Plan, frame: pd.DataFrame) -> str:
+    """The line under a table or a figure: what was run, and what made the numbers."""
+    config = next(iter(plan.arms.values()))[0]
+    sources = sorted(frame["source"].dropna().unique())
+    code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
+    overrides = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "epochs")
+    where = {"test": "", "validation": ", measured on validation images"}[config.evaluate_on]
+    return (
+        f"{config.dataset}, {config.backbone} at width {config.width:g}, {config.epochs} epochs{overrides}{where}; "
+        f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}. "
+        "Paper: full width, ImageNet-1K, one run each."
+    )
+
+
+def label(plan: Plan, frame: pd.DataFrame) -> str:
+    """What stands under the axis of a figure: the data set, the number of seeds, and what is missing."""
+    done = int(frame["top1_error"].notna().sum())
+    missing = "" if done == len(frame) else f", {done} of {len(frame)} runs"
+    return f"{plan.dataset}, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{missing}"
+
+
+def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:
+    """A summary with every cell as the text that people read."""
+
+    def cell(mean: float, half: float) -> str:
+        if math.isnan(mean):
+            return "–"
+        return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} {plus_minus} {half:.2f}"
+
+    def printed(value: float) -> str:
+        return "–" if math.isnan(value) else f"{value:.2f}"
+
+    texts = {
+        "Arm": table["arm"],
+        "Runs": [f"{done} of {runs}" for done, runs in zip(table["done"], table["runs"], strict=True)],
+        "Parameters": ["–" if math.isnan(n) else f"{n / 1e6:.3f}M" for n in table["parameters"]],
+        "Top-1 error": list(map(cell, table["top1_error"], table["top1_half"])),
+        "Top-5 error": list(map(cell, table["top5_error"], table["top5_half"])),
+        "Paper top-1": list(map(printed, table["paper_top1_error"])),
+        "Paper top-5": list(map(printed, table["paper_top5_error"])),
+    }
+    return pd.DataFrame(texts)
+
+
+def latex(table: pd.DataFrame, caption: str, label: str) -> str:
+    """A summary as a LaTeX table (packages booktabs and graphicx), no wider than a page's text."""
+    texts = for_reading(table, plus_minus="PLUSMINUS")
+    styler = texts.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
+    body = styler.to_latex(
+        hrules=True,
+        column_format="lrrrrrr",
+        caption=_escaped(caption),
+        label=f"tab:{label}",
+        position_float="centering",
+    )
+    body = body.replace(r"\begin{tabular}", "\\resizebox{\\linewidth}{!}{\n\\begin{tabular}")
+    return body.replace(r"\end{tabular}", "\\end{tabular}\n}").replace("PLUSMINUS", r"$\pm$").replace("–", "--")
+
+
+def _escaped(text: str) -> str:
+    for mark in "&%$#_{}":
+        text = text.replace(mark, "\\" + mark)
+    return text.replace("±", r"$\pm$")

@@ -1,0 +1,1 @@
+"""Training: the data, the recipes, and one loop for every network."""
