@@ -48,7 +48,7 @@ def fit(
         torch.use_deterministic_algorithms(True)
     generator = torch.Generator().manual_seed(seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]
     forward: Callable[[Tensor], Tensor] = torch.compile(model) if compile else model
     std, mean = torch.std_mean(images.train.float(), dim=(0, 2, 3))
     optimizer = torch.optim.SGD(
@@ -71,7 +71,7 @@ def fit(
             predicted = scores(augment(images.train[picked], pad, flip, generator)).float()
             loss = F.cross_entropy(predicted, labels, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             loss_sum += loss.detach() * len(labels)
             wrong += (predicted.argmax(1) != labels).sum()

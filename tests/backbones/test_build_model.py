@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from gamlib import GAM, build_model, paper
+
+PRINTED = [  # table, attention, variant, and the arguments that make it
+    (2, "none", "", {"attention": "none"}),
+    (2, "cbam", "", {"attention": "cbam"}),
+    (2, "gam", "", {"attention": "gam"}),
+    (3, "gam", "sp", {"attention": "gam", "submodules": "sp"}),
+    (3, "gam", "ch", {"attention": "gam", "submodules": "ch"}),
+    (4, "cbam", "wmp", {"attention": "cbam", "max_pool": False}),
+    (4, "gam", "wmp", {"attention": "gam", "max_pool": False}),
+]
+
+
+@pytest.mark.parametrize(("table", "attention", "variant", "arguments"), PRINTED)
+def test_resnet18_has_the_printed_parameters(table: int, attention: str, variant: str, arguments: dict[str, str]) -> None:
+    with torch.device("meta"):
+        model = build_model("resnet18", **arguments)  # type: ignore[arg-type]
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert f"{millions:.2f}" == f"{paper.row(table, 'resnet18', attention, variant).params_m:.2f}"
+
+
+def test_without_attention_it_is_torchvisions_network() -> None:
+    theirs, ours = resnet18().eval(), build_model("resnet18", attention="none").eval()
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
+
+
+def test_the_block_stands_between_the_last_norm_and_the_addition() -> None:
+    block = build_model("resnet18", attention="gam", width=0.5).eval().layer1[0]  # type: ignore[index, operator]
+    x = torch.randn(2, 32, 8, 8).relu()
+    norm, attention = block.bn2
+    assert isinstance(attention, GAM)
+    inner = norm(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+    torch.testing.assert_close(block(x), torch.relu(attention(inner) + x))
+
+
+def test_every_residual_block_has_one() -> None:
+    model = build_model("resnet18", attention="gam")
+    assert sum(isinstance(module, GAM) for module in model.modules()) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first_map"),
+    [
+        ({"stem": "imagenet"}, 8),
+        ({"stem": "imagenet", "max_pool": False}, 8),
+        ({"stem": "cifar"}, 32),
+    ],
+)
+def test_size_of_the_maps_of_stage_1(arguments: dict[str, object], first_map: int) -> None:
+    model = build_model("resnet18", width=0.25, **arguments)  # type: ignore[arg-type]
+    sizes: list[torch.Size] = []
+    model.layer1.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape))  # type: ignore[union-attr]
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 1000)
+    assert sizes == [(2, 16, first_map, first_map)]
+
+
+def test_initial_weights_are_those_of_cbams_authors() -> None:
+    model = build_model("resnet18", attention="gam")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.out_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
+            assert float(module.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+        if isinstance(module, nn.BatchNorm2d):
+            assert bool((module.weight == 1).all()) and bool((module.bias == 0).all()), name
+        if isinstance(module, nn.Linear):
+            assert not module.bias.any(), name
+    gates = [m.norm.weight for m in build_model("resnet18", attention="cbam").modules() if type(m).__name__ == "CBAM"]
+    assert len(gates) == 8 and not any(weight.any() for weight in gates)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet19"}, "backbone='resnet19': allowed: resnet18"),
+        ({"attention": "games"}, "attention='games': .* none, cbam, gam"),
+        ({"stem": "vgg"}, "stem='vgg': allowed: imagenet, cifar"),
+        ({"num_classes": 0}, "num_classes=0"),
+        ({"width": -1.0}, "width=-1.0"),
+        ({"reduction": 3}, "reduction=3 does not divide the 64 channels"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_model(**{"backbone": "resnet18", **arguments})  # type: ignore[arg-type]

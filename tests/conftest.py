@@ -1,0 +1,47 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gamlib.lab.config import RunConfig
+from gamlib.lab.runs import Run
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs and figures of a test lie in its own folder, whatever the repository holds."""
+    monkeypatch.setenv("GAM_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("GAM_FIGURES", str(tmp_path / "figures"))
+    return tmp_path
+
+
+@pytest.fixture
+def finish() -> Callable[..., Run]:
+    """Leave the files of a finished run without training it: the machinery's tests need outcomes, not networks."""
+
+    def finished(config: RunConfig, error: float, **changes: Any) -> Run:
+        run = Run(config)
+        run.queue()
+        values = {
+            "signature": run.signature,
+            "epochs": 2,
+            "top1_error": error,
+            "top5_error": error / 4,
+            "test_loss": 0.5,
+            "train_loss": 0.25,
+            "train_top1_error": 1.0,
+            "parameters": 2_800_000,
+            "seconds": 3.0,
+            "source": "0123456789abcdef",
+        }
+        from gamlib.lab.runs import Result
+
+        epochs = [{"epoch": e, "top1_error": error + 20 / e, "train_loss": 1 / e, "test_loss": 1 / e} for e in (1, 2)]
+        import json
+
+        run.write("metrics.jsonl", "".join(json.dumps(epoch | {"train_top1_error": 1.0}) + "\n" for epoch in epochs))
+        run.write("result.json", Result.model_validate(values | changes).model_dump_json())
+        return run
+
+    return finished

@@ -1,0 +1,100 @@
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from gamlib.lab.config import ConfigError, RunConfig, key_values, notebook_parameters
+
+
+def test_everything_is_resolved_and_survives_json() -> None:
+    config = RunConfig(attention="gam")
+    values = config.model_dump()
+    assert [key for key, value in values.items() if value is None] == ["weights"]
+    again = RunConfig(**json.loads(json.dumps(values)))
+    assert again == config and again.signature == config.signature
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [("amp", "false", False), ("amp", "True", True), ("lr", "1e-3", 0.001), ("epochs", "7", 7), ("weights", "none", None)],
+)
+def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str, value: Any) -> None:
+    expected = RunConfig(**{field: value})
+    from_shell = RunConfig(**key_values([f"{field}={text}"]))
+    from_yaml = RunConfig(**yaml.safe_load(f"{field}: {text}"))
+    assert from_shell == from_yaml == expected
+    assert getattr(from_shell, field) is value or getattr(from_shell, field) == value != text
+    assert from_shell.signature == expected.signature
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"atention": "gam"}, "atention is not a parameter: did you mean attention?"),
+        ({"epochs": "many"}, "epochs='many': allowed: a whole number from 1"),
+        ({"epochs": 2.5}, "epochs=2.5: allowed"),
+        ({"epochs": True}, "epochs=True: allowed"),
+        ({"seed": -1}, "seed=-1: allowed: a whole number from 0"),
+        ({"lr": float("nan")}, "lr=nan: allowed: a number above 0"),
+        ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
+        ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
+        ({"groups": 3, "width": 1}, "groups=3 does not divide the 4 hidden channels (64 / reduction 16); allowed: 1, 2, 4"),
+        ({"backbone": "resnet19"}, "backbone='resnet19': allowed: resnet18"),
+        ({"attention": "games"}, "attention='games': allowed: none, cbam, gam"),
+        ({"dataset": "mnist"}, "dataset='mnist': allowed: digits"),
+        ({"attention": "cbam", "groups": 4}, "groups=4: attention=cbam has none, only gam"),
+        ({"stem": "cifar", "max_pool": False}, "max_pool=False: the stem 'cifar' has no max-pooling"),
+        ({"devices": 4}, "devices=4: allowed: 1"),
+        ({"weights": "x.pt"}, "weights='x.pt': allowed: none"),
+        ({"train_fraction": 0.001}, "train_fraction=0.001: allowed for digits: 0.05 to 1"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_it(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        RunConfig(**values)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_all_bad_values_are_named_at_once() -> None:
+    with pytest.raises(ConfigError, match="epochs=0.*lr=-1"):
+        RunConfig(epochs=0, lr=-1)
+
+
+def test_every_field_but_none_changes_the_signature() -> None:
+    other: dict[str, Any] = {
+        "attention": "cbam", "submodules": "sp", "reduction": 8, "groups": 2, "max_pool": False, "stem": "cifar", "width": 1,
+        "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1, "amp": True,
+        "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5, "evaluate_on": "validation",
+    }  # fmt: skip
+    only_one_value_yet = {"dataset", "backbone", "weights", "recipe", "devices", "workers"}
+    assert other.keys() | only_one_value_yet == RunConfig.model_fields.keys()
+    configs = [RunConfig(), *(RunConfig(**{key: value}) for key, value in other.items())]
+    assert len({config.signature for config in configs}) == len({config.name for config in configs}) == len(configs)
+
+
+def test_what_is_left_out_and_what_is_said_are_one_run() -> None:
+    assert RunConfig().signature == RunConfig(submodules="ch+sp", reduction=16, width=0.5, epochs=30).signature
+
+
+def test_the_name_says_what_is_special() -> None:
+    assert RunConfig().name == "resnet18-gam-s0"
+    assert RunConfig(submodules="sp", max_pool=False, seed=3).name == "resnet18-gam-sp-no_max_pool-s3"
+
+
+@pytest.mark.parametrize("texts", [["epochs"], ["=3"], ["epochs="], ["epochs=3", "epochs=4"]])
+def test_what_is_no_key_and_value_is_refused(texts: list[str]) -> None:
+    with pytest.raises(ConfigError, match="-p "):
+        key_values(texts)
+
+
+def test_parameters_of_a_notebook_are_what_its_parameter_cells_assign() -> None:
+    cells = ["# parameters\nepochs = 1\nlr = None", "# Parameters\nepochs = 5", "scratch = 3"]
+    namespace = {"In": ["", *cells], "epochs": 5, "lr": None, "scratch": 3}
+    assert notebook_parameters(namespace) == {"epochs": 5, "lr": None}
+
+
+def test_a_mistyped_parameter_of_a_notebook_is_refused() -> None:
+    namespace = {"In": ["# Parameters\natention = 'gam'"], "atention": "gam"}
+    with pytest.raises(ConfigError, match="atention is not a parameter"):
+        notebook_parameters(namespace)

@@ -1,0 +1,94 @@
+"""Tables, figures and their export, from runs whose outcomes are known."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from gamlib.lab import report, tables
+from gamlib.lab.runs import Run, RunFailed
+from gamlib.lab.studies import STUDIES, Plan
+
+Finish = Callable[..., Run]
+ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [5.0, 5.5, 6.0], "sp": [4.0, 4.5, 5.0], "ch+sp": [3.0, 3.5, 4.0]}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return STUDIES["submodules"].plan(seeds="0-2")
+
+
+def finish_all(plan: Plan, finish: Finish) -> None:
+    for arm, configs in plan.arms.items():
+        for config, error in zip(configs, ERRORS[arm], strict=True):
+            finish(config, error)
+
+
+def test_the_summary_is_mean_interval_and_the_papers_row(plan: Plan, finish: Finish) -> None:
+    finish_all(plan, finish)
+    table = tables.summary(plan, tables.outcomes(plan)).set_index("arm")
+    assert table["top1_error"].tolist() == [7.0, 5.5, 4.5, 3.5]
+    assert table.loc["baseline", "top1_half"] == pytest.approx(4.302652729911275 / math.sqrt(3))
+    assert table["paper_top1_error"].tolist() == [30.91, 30.25, 29.61, 29.34]
+    assert table["done"].tolist() == [3, 3, 3, 3]
+
+
+def test_an_arm_that_the_paper_lacks_has_no_number_of_it(finish: Finish) -> None:
+    pooling = STUDIES["max_pooling"].plan(seeds="0")
+    table = tables.summary(pooling, tables.outcomes(pooling)).set_index("arm")
+    assert math.isnan(table.loc["baseline wmp", "paper_top1_error"])
+    assert table.loc["GAM wmp", "paper_top1_error"] == 28.57
+
+
+def test_failed_and_partial_runs_stay_out(plan: Plan, finish: Finish) -> None:
+    finish_all(plan, finish)
+    failed = Run(plan.arms["sp"][1])
+    (failed.folder / "result.json").unlink()
+    failed.write_status(state="failed", error="lost power")
+    frame = tables.outcomes(plan)
+    assert frame.set_index(["arm", "seed"]).loc[("sp", 1), "state"] == "failed"
+    table = tables.summary(plan, frame).set_index("arm")
+    assert (table.loc["sp", "done"], table.loc["sp", "top1_error"]) == (2, 4.5)
+    assert len(tables.histories(plan)) == 11 * 2
+    assert tables.label(plan, frame) == "digits, 3 seeds, 11 of 12 runs"
+
+
+def test_the_same_data_give_the_same_bytes(plan: Plan, finish: Finish) -> None:
+    finish_all(plan, finish)
+    paths = report.export(plan)
+    first = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in report.export(plan)] == first
+    assert sorted(path.suffix for path in paths) == [".csv", ".pdf", ".pdf", ".png", ".png", ".tex"]
+
+
+def test_figures_have_the_width_of_a_column_and_embedded_fonts(plan: Plan, finish: Finish) -> None:
+    finish_all(plan, finish)
+    for path in report.export(plan):
+        if path.suffix == ".png":
+            assert imread(path).shape[1] == 1005  # 85 mm at 300 dots an inch
+        if path.suffix == ".pdf":
+            assert b"FontFile2" in path.read_bytes()
+
+
+def test_tables_are_read_back_as_they_were(plan: Plan, finish: Finish, places: Path) -> None:
+    finish_all(plan, finish)
+    report.export(plan)
+    read = pd.read_csv(places / "figures" / "submodules-digits.csv")
+    pd.testing.assert_frame_equal(read, tables.summary(plan, tables.outcomes(plan)), check_dtype=False)
+    tex = (places / "figures" / "submodules-digits.tex").read_text()
+    assert r"\toprule" in tex and r"3.50 $\pm$ 1.24" in tex and "ch+sp" in tex
+    assert "%" not in tex.replace(r"\%", "")
+
+
+def test_nothing_done_is_nothing_to_report(plan: Plan) -> None:
+    with pytest.raises(RunFailed, match="no run of submodules-digits is done"):
+        report.report(plan)
+
+
+def test_a_study_without_a_notebook_is_exported(plan: Plan, finish: Finish, places: Path) -> None:
+    finish_all(plan, finish)
+    own = plan.model_copy(update={"study": plan.study.model_copy(update={"name": "own", "notebook": ""})})
+    assert {path.name for path in report.report(own)} >= {"own-digits.png", "own-digits-curves.pdf", "own-digits.tex"}

@@ -1,0 +1,102 @@
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gamlib.lab.config import RunConfig
+from gamlib.lab.places import write_whole
+from gamlib.lab.runs import Run, RunFailed, all_runs
+
+Finish = Callable[..., Run]
+
+
+def test_a_run_is_done_only_with_a_whole_result_of_its_own(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    assert run.status().state == "done"
+    whole = (run.folder / "result.json").read_text()
+    for damaged in ("", whole[: len(whole) // 2], "{}", whole.replace(run.signature, "f" * 64)):
+        (run.folder / "result.json").write_text(damaged)
+        assert run.result() is None and run.status().state != "done"
+
+
+def test_a_run_that_says_done_without_a_result_has_failed(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    run.write_status(state="done")
+    (run.folder / "result.json").unlink()
+    assert run.status().state == "failed"
+    assert "result.json" in run.status().error
+
+
+def test_an_exception_leaves_failed_and_one_line() -> None:
+    run = Run(RunConfig())
+    with pytest.raises(ZeroDivisionError), run.claim():
+        raise ZeroDivisionError("first line\nsecond")
+    status = run.status()
+    assert (status.state, status.error, status.attempts) == ("failed", "ZeroDivisionError: first line", 1)
+
+
+def test_an_end_without_a_result_is_a_failure() -> None:
+    run = Run(RunConfig())
+    with pytest.raises(RunFailed), run.claim():
+        pass
+    assert run.status().state == "failed"
+
+
+def test_ctrl_c_leaves_preempted() -> None:
+    run = Run(RunConfig())
+    with pytest.raises(KeyboardInterrupt), run.claim():
+        assert run.status().state == "running"
+        raise KeyboardInterrupt
+    assert run.status().state == "preempted"
+
+
+def test_a_run_whose_owner_is_gone_is_lost() -> None:
+    run = Run(RunConfig())
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for state in ("running", "queued"):
+        run.write_status(state=state, host=os.uname().nodename, pid=gone.pid)
+        assert run.status().state == "lost"
+    run.write_status(state="running", host="elsewhere", pid=gone.pid)
+    assert run.status().state == "running"
+    stale = json.loads((run.folder / "status.json").read_text()) | {"heartbeat": "2020-01-01T00:00:00+00:00"}
+    (run.folder / "status.json").write_text(json.dumps(stale))
+    assert run.status().state == "lost"
+
+
+def test_what_is_done_is_not_owned_again(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    with run.claim() as mine:
+        assert not mine
+
+
+def test_a_damaged_status_does_not_hide_a_result(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    (run.folder / "status.json").write_text("{")
+    assert run.status().state == "done"
+
+
+def test_foreign_folders_are_named_and_left_out(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    for name, text in (("damaged", "{"), ("moved", (run.folder / "config.json").read_text()), ("list", "[]")):
+        write_whole(run.folder.parent / name / "config.json", text)
+    runs, foreign = all_runs()
+    assert [found.folder for found in runs] == [run.folder]
+    assert [folder.name for folder in foreign] == ["damaged", "list", "moved"]
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, "new")
+    assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["file"]

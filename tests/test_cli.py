@@ -1,0 +1,82 @@
+"""The command as its user meets it: what is refused, how it exits, and what it prints."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gamlib.cli import app
+from gamlib.lab.runs import Run
+from gamlib.lab.studies import STUDIES
+
+
+def gamlib(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "-p", "atention=gam"), "atention is not a parameter: did you mean attention?"),
+        (("run", "-p", "epochs=many"), "epochs='many': allowed: a whole number from 1"),
+        (("run", "-p", "backbone=resnet19"), "backbone='resnet19': allowed: resnet18"),
+        (("run", "-p", "width=1", "-p", "groups=3"), "groups=3 does not divide the 4 hidden channels"),
+        (("run", "-p", "epochs"), "-p epochs: allowed: texts like epochs=3"),
+        (("run", "--cluster", "cloud"), "cluster='cloud': allowed: local, slurm, debug"),
+        (("run", "--no-wait"), "wait=False"),
+        (("study", "submodules", "--seeds=-1"), "seeds='-1': allowed: whole numbers from 0"),
+        (("study", "submodules", "-p", "seed=1"), "give --seeds"),
+        (("study", "submodules", "--workers", "0"), "workers=0: allowed: a whole number from 1"),
+        (("study", "submodules", "--dataset", "mnist"), "dataset='mnist': allowed: digits"),
+        (("study", "nothing"), "study 'nothing': allowed: submodules, max_pooling"),
+        (("status", "nothing"), "study 'nothing': none was submitted yet"),
+        (("report", "submodules"), "none was submitted yet"),
+    ],
+)
+def test_bad_input_is_refused_with_code_2_before_anything_is_written(
+    arguments: tuple[str, ...], message: str, places: Path
+) -> None:
+    code, output = gamlib(*arguments)
+    assert (code, message in output) == (2, True), output
+    assert not (places / "runs").exists()
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_a_dry_run_shows_what_would_run_and_starts_nothing(finish: Callable[..., Run], places: Path) -> None:
+    done = finish(STUDIES["submodules"].plan(seeds="0").arms["sp"][0], 4.0)
+    code, output = gamlib("study", "submodules", "--seeds", "0", "--dry-run")
+    assert code == 0
+    assert f"done  {done.folder.name}" in output and output.count("would run (is missing)") == 3
+    assert "submodules=ch+sp" in output and "epochs=30" in output
+    assert not (places / "runs" / "studies").exists()
+
+
+def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> None:
+    plan = STUDIES["submodules"].plan(seeds="0-1")
+    plan.save()
+    finish(plan.arms["ch"][1], 4.5)
+    code, output = gamlib("status", "submodules", "--json")
+    rows = json.loads(output)
+    assert (code, len(rows)) == (0, 8)
+    (done,) = [row for row in rows if row["state"] == "done"]
+    assert (done["arm"], done["seed"], done["top1_error"]) == ("ch", 1, 4.5)
+    assert {row["state"] for row in rows} == {"done", "missing"}
+    assert len(json.loads(gamlib("status", "--json")[1])) == 1
+
+
+def test_a_finished_run_is_not_run_again(finish: Callable[..., Run]) -> None:
+    from gamlib.lab.config import RunConfig
+
+    run = finish(RunConfig(), 4.25)
+    code, output = gamlib("run")
+    assert code == 0
+    assert "already done: top-1 error 4.25 %" in output and run.folder.name in output
+
+
+@pytest.mark.parametrize("command", ["run", "study", "status", "report"])
+def test_every_command_has_help(command: str) -> None:
+    code, output = gamlib(command, "--help")
+    assert code == 0 and "Usage" in output

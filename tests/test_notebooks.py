@@ -1,0 +1,55 @@
+"""Every notebook runs top to bottom, and refuses a parameter that does not exist."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from gamlib.lab.config import RunConfig
+from gamlib.lab.execute import execute_notebook
+from gamlib.lab.places import NOTEBOOKS
+from gamlib.lab.runs import Run
+from gamlib.lab.studies import STUDIES
+
+pytestmark = pytest.mark.slow
+
+
+def execute(name: str, folder: Path, **parameters: object) -> str:
+    """Execute a notebook; the text of all its outputs."""
+    with (folder / "log.txt").open("w", buffering=1) as log:
+        execute_notebook(NOTEBOOKS / name, folder / name, parameters, log, {})
+    cells = nbformat.read(folder / name, as_version=4).cells
+    outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+    return "\n".join(str(output.get("text") or output.get("data")) for output in outputs)
+
+
+def test_a_run_in_jupyter_owns_itself(places: Path) -> None:
+    """Without a job around it, with values as a shell would give them."""
+    text = execute("run.ipynb", places, epochs="1", width="0.25", amp="false", train_fraction=0.2)
+    run = Run(RunConfig(epochs=1, width=0.25, train_fraction=0.2))
+    assert (run.status().state, run.status().attempts) == ("done", 1)
+    assert "image/png" in text and run.folder.name in text
+    assert "image/png" in execute("run.ipynb", places, epochs=1, width=0.25, train_fraction=0.2)
+    assert run.status().attempts == 1
+
+
+def test_a_mistyped_parameter_is_refused_in_the_notebook(places: Path) -> None:
+    with pytest.raises(PapermillExecutionError, match="atention is not a parameter: did you mean attention"):
+        execute("run.ipynb", places, atention="cbam")
+    with pytest.raises(PapermillExecutionError, match="seed is not a parameter: did you mean seeds"):
+        execute("2_submodules.ipynb", places, seed=3)
+    assert not list((places / "runs").glob("digits/*"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: Callable[..., Run]) -> None:
+    plan = STUDIES[study].plan(seeds="0-2")
+    for number, configs in enumerate(plan.arms.values()):
+        for config in configs:
+            finish(config, 5.0 + number + config.seed / 2)
+    text = execute(plan.study.notebook, places, cluster=None)
+    assert text.count("image/png") == 2
+    assert f"{len(plan.configs)} of {len(plan.configs)} runs are done" in text and "(95 % interval" in text
+    assert (places / "figures" / f"{plan.name}.pdf").exists()

@@ -1,0 +1,173 @@
+"""The whole path with real jobs, real kernels and real signals: what a run leaves when things go well, and when not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+
+from gamlib.lab.config import RunConfig
+from gamlib.lab.runs import Run
+
+pytestmark = pytest.mark.slow
+SMALL = ["-p", "epochs=1", "-p", "width=0.25", "-p", "train_fraction=0.2"]
+ENDLESS = ["-p", "epochs=100000", "-p", "width=0.25", "-p", "train_fraction=0.2"]
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "gamlib.cli", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=dict(os.environ)
+    )
+
+
+def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def kernels() -> list[psutil.Process]:
+    """The kernels that train for this test: those whose runs lie in its folder."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:
+            if "ipykernel_launcher" in (process.info["cmdline"] or []):
+                if process.environ().get("GAM_RUNS") == os.environ["GAM_RUNS"]:
+                    found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def small(**values: object) -> Run:
+    return Run(RunConfig(epochs=1, width=0.25, train_fraction=0.2, **values))  # type: ignore[arg-type]
+
+
+def endless(**values: object) -> Run:
+    return Run(RunConfig(epochs=100000, width=0.25, train_fraction=0.2, **values))  # type: ignore[arg-type]
+
+
+def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -> None:
+    code, output = finished(start("study", "submodules", "--seeds", "0", *SMALL, "--report"))
+    assert code == 0, output
+    assert "4 of 4 runs done, 0 of them before" in output
+    for kind in ("pdf", "png", "csv", "tex"):
+        assert (places / "figures" / f"submodules-digits.{kind}").stat().st_size > 100
+    run = small(submodules="sp")
+    notebook = nbformat.read(run.folder / "run.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
+    provenance = json.loads((run.folder / "provenance.json").read_text())
+    assert provenance["interpreter"] == sys.executable
+    assert provenance["threads"] == max(1, len(os.sched_getaffinity(0)) // min(4, len(os.sched_getaffinity(0))))
+    assert (run.folder / "log.txt").read_text().count("epoch ") == 1
+    before = [path.stat().st_mtime_ns for path in (places / "runs").rglob("*.json*")]
+    code, output = finished(start("study", "submodules", "--seeds", "0", *SMALL, "--report"))
+    assert (code, "4 of 4 runs done, 4 of them before" in output) == (0, True), output
+    after = [path.stat().st_mtime_ns for path in (places / "runs" / "digits").rglob("*.json*")]
+    assert set(after) <= set(before)
+
+
+def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = []
+    for folder in ("first", "second"):
+        monkeypatch.setenv("GAM_RUNS", str(places / folder))
+        code, output = finished(start("run", "--cluster", "debug", *SMALL, "-p", "seed=5"))
+        assert code == 0, output
+        curves.append(small(seed=5).metrics().drop(columns=["seconds", "images_per_second"]))
+    pd.testing.assert_frame_equal(curves[0], curves[1], check_exact=True)
+
+
+def test_a_run_that_diverges_fails_alone(tmp_path: Path) -> None:
+    study = tmp_path / "two.yaml"
+    study.write_text("arms:\n  wild: {lr: 1e30}\n  tame: {}\n")
+    code, output = finished(start("study", str(study), "--seeds", "0", "--workers", "1", *SMALL))
+    wild, tame = small(lr=1e30), small()
+    assert code == 1 and tame.status().state == "done"
+    assert (wild.status().state, wild.status().error[:38]) == ("failed", "FloatingPointError: training diverged:")
+    assert "1 of 2 runs done" in output and str(wild.folder / "log.txt") in output
+    assert "FloatingPointError" in (wild.folder / "log.txt").read_text()
+    assert "FloatingPointError" in (wild.folder / "run.ipynb").read_text()
+
+
+def test_a_killed_kernel_is_a_failure_and_not_a_success() -> None:
+    process = start("run", *ENDLESS)
+    run = endless()
+    wait_for(lambda: not run.metrics().empty)
+    assert run.status().state == "running"
+    (kernel,) = kernels()
+    kernel.kill()
+    code, output = finished(process)
+    assert (code, run.status().state) == (1, "failed"), output
+    assert "the kernel died by signal 9 (killed, or out of memory)" in run.status().error
+    assert run.status().error in output and run.result() is None
+    nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path: Path) -> None:
+    study = tmp_path / "three.yaml"
+    study.write_text("arms:\n  short: {epochs: 1}\n  long: {epochs: 100000}\n  never: {epochs: 100001}\n")
+    rest = SMALL[2:]
+    process = start("study", str(study), "--seeds", "0", "--workers", "1", *rest)
+    wait_for(lambda: not endless().metrics().empty)
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # as a terminal does: to every process of the command
+    else:
+        process.send_signal(how)
+    code, output = finished(process)
+    assert code == 130, output
+    states = [Run(RunConfig(epochs=e, width=0.25, train_fraction=0.2)).status().state for e in (1, 100000, 100001)]
+    assert states == ["done", "preempted", "missing"]
+    wait_for(lambda: not kernels(), 15)
+
+
+def test_a_killed_command_leaves_its_job_in_peace_and_the_rest_to_the_next() -> None:
+    process = start("run", *SMALL, "-p", "seed=1")
+    run = small(seed=1)
+    wait_for(lambda: run.status().state == "running")
+    process.kill()
+    process.wait()
+    code, output = finished(start("run", *SMALL, "-p", "seed=1"))  # waits for the job of the first, then finds it done
+    assert code == 0, output
+    assert (run.status().state, run.status().attempts) == ("done", 1)
+
+
+def test_two_commands_at_once_train_a_run_once() -> None:
+    processes = [start("run", *SMALL, "-p", "seed=2") for _ in range(2)]
+    assert [finished(process)[0] for process in processes] == [0, 0]
+    assert small(seed=2).status().attempts == 1
+
+
+def test_a_full_disk_fails_the_run_and_room_lets_it_finish(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = places / "full"
+    full.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", full]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        monkeypatch.setenv("GAM_RUNS", str(full))
+        (full / "filler").write_bytes(b"0" * 200_000)
+        code, output = finished(start("run", "--cluster", "debug", *SMALL))
+        assert code == 1, output
+        assert small().result() is None
+        assert "No space left" in output + small().status().error
+        (full / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=16m", full], check=True)
+        code, output = finished(start("run", "--cluster", "debug", *SMALL))
+        assert (code, small().status().state) == (0, "done"), output
+    finally:
+        subprocess.run(["umount", "-l", full], check=True)

@@ -1,0 +1,82 @@
+"""The habits of the repository: floors, notebooks, dependencies."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from gamlib.lab.config import RunConfig
+from gamlib.lab.places import NOTEBOOKS, ROOT
+
+FLOORS = ["attention", "backbones", "training", "lab", "cli"]
+NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of gamlib that a file imports, at its head or late."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("gamlib.")}
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_nothing_looks_up(floor: str) -> None:
+    above = set(FLOORS[FLOORS.index(floor) + 1 :])
+    package = ROOT / "gamlib"
+    for path in [*(package / floor).rglob("*.py")] or [package / f"{floor}.py"]:
+        assert not imported(path) & above, path
+
+
+def test_a_room_is_read_in_one_sitting() -> None:
+    for path in (ROOT / "gamlib").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.name)
+def test_a_notebook_is_committed_clean_and_opens_with_its_question(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert notebook.cells[0].cell_type == "markdown" and "?" in notebook.cells[0].source
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1 and tagged[0].source.startswith("# parameters")
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+
+
+def test_the_parameters_of_the_run_notebook_are_the_fields_of_a_configuration() -> None:
+    notebook = nbformat.read(NOTEBOOKS / "run.ipynb", as_version=4)
+    (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    namespace: dict[str, object] = {}
+    exec(cell.source, {}, namespace)
+    assert namespace == {name: field.default for name, field in RunConfig.model_fields.items()} | {"attention": "gam"}
+    assert RunConfig(**namespace) == RunConfig()  # type: ignore[arg-type]
+
+
+def test_the_lock_pins_every_dependency_and_names_no_address() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = dict(line.split("==") for line in lock.split() if "==" in line)
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    for requirement in wanted:
+        name, exact = re.match(r"([\w-]+)(?:==(.+))?", requirement).groups()  # type: ignore[union-attr]
+        assert name.lower() in pinned, requirement
+        assert exact in (None, pinned[name.lower()]), requirement
+    assert "http" not in lock and "--index" not in lock
+
+
+def test_conda_makes_the_environment_of_the_lock() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python, pip, by_pip = environment["dependencies"]
+    assert pip == "pip" and by_pip == {"pip": ["-r requirements.lock", "--no-deps -e ."]}
+    floor, ceiling = re.match(r">=(3\.\d+),<(3\.\d+)", project["requires-python"]).groups()  # type: ignore[union-attr]
+    assert python == f"python={floor}" and int(ceiling[2:]) == int(floor[2:]) + 1
