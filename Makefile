@@ -27,7 +27,7 @@ study: env ## the two ablations of the paper on embedded data, with figures
 
 test: env ## lint, types and all tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2
 
 lint: env ## correct what ruff can, then show the rest
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/mypy

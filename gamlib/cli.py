@@ -275,8 +275,7 @@ def _slurm(partition: str | None, gpus: int | None, cpus: int | None, timeout: i
 
 def _end(tally: "Tally") -> None:
     """Name what failed, why, and where its log is; the exit code says that something did."""
-    for failed in tally.failed:
-        reason = failed.status().error
+    for failed, reason in tally.failed.items():
         err.print(f"{failed.folder.name} failed: {reason}; see {failed.folder / 'log.txt'}", style="red", markup=False)
     if tally.failed:
         raise typer.Exit(FAILED)

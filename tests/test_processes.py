@@ -25,7 +25,12 @@ ENDLESS = ["-p", "epochs=100000", "-p", "width=0.25", "-p", "train_fraction=0.2"
 def start(*arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "gamlib.cli", *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=dict(os.environ)
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=dict(os.environ),
     )
 
 
@@ -43,23 +48,22 @@ def wait_for(happened: Callable[[], object], seconds: float = 120) -> None:
 
 def kernels() -> list[psutil.Process]:
     """The kernels that train for this test: those whose runs lie in its folder."""
-    found = []
+    found: list[tuple[psutil.Process, str | None]] = []
     for process in psutil.process_iter(["cmdline"]):
         try:
             if "ipykernel_launcher" in (process.info["cmdline"] or []):
-                if process.environ().get("GAM_RUNS") == os.environ["GAM_RUNS"]:
-                    found.append(process)
+                found.append((process, process.environ().get("GAM_RUNS")))
         except psutil.Error:
             continue
-    return found
+    return [process for process, runs in found if runs == os.environ["GAM_RUNS"]]
 
 
 def small(**values: object) -> Run:
-    return Run(RunConfig(epochs=1, width=0.25, train_fraction=0.2, **values))  # type: ignore[arg-type]
+    return Run(RunConfig(epochs=1, width=0.25, train_fraction=0.2, **values))
 
 
 def endless(**values: object) -> Run:
-    return Run(RunConfig(epochs=100000, width=0.25, train_fraction=0.2, **values))  # type: ignore[arg-type]
+    return Run(RunConfig(epochs=100000, width=0.25, train_fraction=0.2, **values))
 
 
 def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -> None:
@@ -104,18 +108,24 @@ def test_a_run_that_diverges_fails_alone(tmp_path: Path) -> None:
     assert "FloatingPointError" in (wild.folder / "run.ipynb").read_text()
 
 
-def test_a_killed_kernel_is_a_failure_and_not_a_success() -> None:
+@pytest.mark.parametrize(
+    ("victim", "reason"),
+    [("kernel", "the kernel died by signal 9 (killed, or out of memory)"), ("job", "its job ended without a word")],
+)
+def test_a_killed_process_is_a_failure_and_not_a_success(victim: str, reason: str) -> None:
     process = start("run", *ENDLESS)
     run = endless()
     wait_for(lambda: not run.metrics().empty)
     assert run.status().state == "running"
     (kernel,) = kernels()
-    kernel.kill()
+    (kernel if victim == "kernel" else psutil.Process(run.status().pid)).kill()
     code, output = finished(process)
     assert (code, run.status().state) == (1, "failed"), output
-    assert "the kernel died by signal 9 (killed, or out of memory)" in run.status().error
+    assert reason in run.status().error
     assert run.status().error in output and run.result() is None
-    nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
+    wait_for(lambda: not kernels(), 15)
+    if victim == "kernel":
+        nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -160,7 +170,7 @@ def test_a_full_disk_fails_the_run_and_room_lets_it_finish(places: Path, monkeyp
         pytest.skip("mounting a small file system needs root")
     try:
         monkeypatch.setenv("GAM_RUNS", str(full))
-        (full / "filler").write_bytes(b"0" * 200_000)
+        (full / "filler").write_bytes(b"0" * 240_000)
         code, output = finished(start("run", "--cluster", "debug", *SMALL))
         assert code == 1, output
         assert small().result() is None

@@ -6,8 +6,8 @@ Liu, Shao, Hoffmann 2021, https://arxiv.org/abs/2112.05561, equations 1 and 2:
     F3 = Ms(F2) * F2        spatial attention: two 7x7 convolutions, no pooling
 
 The text leaves biases, normalisation and the place of the sigmoid open. The paper's Parameters and FLOPs columns do
-not: the MLP has biases, the convolutions have neither bias nor BatchNorm, and each submodule ends in a sigmoid. Code that
-circulates under this paper's name (r = 4, biases, BatchNorm) prints other numbers than the paper does.
+not: the MLP has biases, the convolutions have neither bias nor BatchNorm, and each submodule ends in a sigmoid. Code
+that circulates under this paper's name (r = 4, biases, BatchNorm) prints other numbers than the paper does.
 """
 
 from torch import Tensor, nn

@@ -82,6 +82,7 @@ def initialise(model: nn.Module) -> None:
             nn.init.ones_(module.weight)
         if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             nn.init.zeros_(bias)
+    for module in model.modules():
         own_way = getattr(module, "init_weights", None)
         if callable(own_way):
             own_way()

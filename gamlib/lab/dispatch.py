@@ -17,7 +17,7 @@ from rich.table import Column
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.execute import execute
 from gamlib.lab.places import runs_root
-from gamlib.lab.runs import JOB, Run, unique
+from gamlib.lab.runs import JOB, Run, first_line, unique
 
 CLUSTERS = ("local", "slurm", "debug")
 POLL_SECONDS = 0.2
@@ -32,7 +32,7 @@ class Tally:
     runs: list[Run]
     done_before: int = 0
     done: list[Run] = field(default_factory=list)
-    failed: list[Run] = field(default_factory=list)
+    failed: dict[Run, str] = field(default_factory=dict)  # with the reason, in one line
     running: int = 0
     seconds: list[float] = field(default_factory=list)
 
@@ -80,13 +80,16 @@ class Board:
 
     last_end = 0.0
 
-    def ended(self, run: Run, seconds: float) -> None:
-        """One run has ended; say how."""
+    def ended(self, run: Run, seconds: float, reason: str) -> None:
+        """One run has ended; say how, with the reason where it failed."""
         tally, result = self.tally, run.result()
-        (tally.done if result else tally.failed).append(run)
+        if result:
+            tally.done.append(run)
+        else:
+            tally.failed[run] = reason
         tally.seconds.append(seconds)
         self.last_end = time.monotonic() - self.began
-        what = f"top-1 error {result.top1_error:.2f} %" if result else f"FAILED: {run.status().error}"
+        what = f"top-1 error {result.top1_error:.2f} %" if result else f"FAILED: {reason}"
         self.console.print(
             f"{run.folder.name}  {what}  ({seconds:.0f} s)  [{self.counts()}]", markup=False, highlight=False
         )
@@ -152,10 +155,13 @@ def _in_process(todo: list[Run], board: Board) -> None:
     for run in todo:
         began, board.tally.running = time.monotonic(), 1
         board.refresh()
-        with suppress(Exception):  # the run's own status and log say what it was
+        reason = ""
+        try:
             execute(run, {})
+        except Exception as error:  # the other runs go on
+            reason = first_line(error)
         board.tally.running = 0
-        board.ended(run, time.monotonic() - began)
+        board.ended(run, time.monotonic() - began, reason)
 
 
 def _local_queue(todo: list[Run], board: Board, workers: int, cores: int) -> None:
@@ -182,20 +188,25 @@ def _local_queue(todo: list[Run], board: Board, workers: int, cores: int) -> Non
                     del active[slot]
                     free.append(slot)
                     board.tally.running = len(active)
-                    _settle(run, job)
-                    board.ended(run, time.monotonic() - began)
+                    board.ended(run, time.monotonic() - began, _settle(run, job))
     except KeyboardInterrupt:
         _stop(active, list(waiting))
         raise
 
 
-def _settle(run: Run, job: submitit.Job[None]) -> None:
-    """A job that ended without having written the end of its run was killed: say so. Remove what a good one leaves."""
+def _settle(run: Run, job: submitit.Job[None]) -> str:
+    """Why the run of a job that has ended failed, or nothing. One that wrote no end to its run was killed: say so."""
     if run.result() is not None:
         for path in (job.paths.submitted_pickle, job.paths.result_pickle, job.paths.stdout, job.paths.stderr):
             path.unlink(missing_ok=True)
-    elif run.status().state not in ("failed", "preempted"):
-        run.write_status(state="failed", error=f"its job ended without a word; see {job.paths.stdout}")
+        return ""
+    status = run.status()
+    if status.state in ("failed", "preempted"):
+        return status.error
+    reason = f"its job ended without a word; see {job.paths.stdout}"
+    with suppress(OSError):
+        run.write_status(state="failed", error=reason)
+    return reason
 
 
 def _stop(active: dict[int, tuple[Run, submitit.Job[None], float]], waiting: list[Run]) -> None:
@@ -231,8 +242,7 @@ def _slurm_jobs(todo: list[Run], board: Board, wait: bool, parameters: Mapping[s
             run, job, began = entry
             if run.result() is not None or job.done():
                 active.remove(entry)
-                _settle(run, job)
-                board.ended(run, time.monotonic() - began)
+                board.ended(run, time.monotonic() - began, _settle(run, job))
 
 
 def _gpus() -> list[str]:

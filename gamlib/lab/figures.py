@@ -74,6 +74,9 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
         axes.set(xlabel=about, ylabel="Top-1 test error (%)")
         axes.set_xlim(-0.5, len(arms) - 0.3)
         axes.set_ylim(bottom=0)
+        axes.plot([], [], "o", color="0.55", label="one seed")
+        axes.errorbar([], [], yerr=[], fmt="D", color="black", markersize=3.5, capsize=2.5, label="mean, 95 % interval")
+        figure.legend(loc="outside upper center", ncols=2)
     return figure
 
 
@@ -99,7 +102,7 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
             style_order=arms,
             palette=[f"C{index}" for index in range(len(arms))],
             errorbar=("pi", 100),
-            err_kws={"alpha": 0.15, "lw": 0},
+            err_kws={"alpha": 0.12, "lw": 0},
             ax=axes,
         )
         axes.set(xlabel="Epoch", ylabel="Top-1 test error", yscale="log")
@@ -107,7 +110,9 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
         axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), title=None, borderaxespad=0)
+        handles, names = axes.get_legend_handles_labels()
+        axes.legend().remove()
+        figure.legend(handles, names, loc="outside upper center", ncols=3, handlelength=2.2, columnspacing=1)
     return figure
 
 

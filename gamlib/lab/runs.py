@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -161,7 +161,8 @@ class Run:
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            self.write_status()
+            with suppress(OSError):  # a full disk must not end a run that has nothing to write just now
+                self.write_status()
 
 
 def first_line(error: BaseException) -> str:

@@ -71,9 +71,8 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     where = {"test": "", "validation": ", measured on validation images"}[config.evaluate_on]
     return (
         f"{config.dataset}, {config.backbone} at width {config.width:g}, {config.epochs} epochs{overrides}{where}; "
-        f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}. "
-        "Paper: full width, ImageNet-1K, one run each."
-    )
+        f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}."
+    ) + (" Paper: full width, ImageNet-1K, one run each." if any(arm.paper for arm in plan.study.arms.values()) else "")
 
 
 def label(plan: Plan, frame: pd.DataFrame) -> str:
@@ -103,6 +102,8 @@ def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:
         "Paper top-1": list(map(printed, table["paper_top1_error"])),
         "Paper top-5": list(map(printed, table["paper_top5_error"])),
     }
+    if table["paper_top1_error"].isna().all():
+        del texts["Paper top-1"], texts["Paper top-5"]
     return pd.DataFrame(texts)
 
 
@@ -112,7 +113,7 @@ def latex(table: pd.DataFrame, caption: str, label: str) -> str:
     styler = texts.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     body = styler.to_latex(
         hrules=True,
-        column_format="lrrrrrr",
+        column_format="l" + "r" * (texts.shape[1] - 1),
         caption=_escaped(caption),
         label=f"tab:{label}",
         position_float="centering",

@@ -11,7 +11,7 @@ def test_values_and_gradients_are_those_of_the_equations(size: tuple[int, int]) 
     torch.manual_seed(0)
     block = CBAM(16, reduction=4).double().eval()
     torch.nn.init.normal_(block.norm.weight)
-    block.norm.running_mean, block.norm.running_var = torch.tensor([0.3]).double(), torch.tensor([2.0]).double()
+    block.norm.running_mean, block.norm.running_var = torch.full((1,), 0.3).double(), torch.full((1,), 2.0).double()
     x = torch.randn(3, 16, *size, dtype=torch.float64, requires_grad=True)
     weights = dict(block.named_parameters())
 
@@ -31,7 +31,9 @@ def test_values_and_gradients_are_those_of_the_equations(size: tuple[int, int]) 
         for column in range(7):
             part = padded[:, :, row : row + height, column : column + width]
             scores = scores + torch.einsum("c,nchw->nhw", weights["conv.weight"][0, :, row, column], part)
-    normed = (scores - 0.3) / (2.0 + block.norm.eps) ** 0.5 * weights["norm.weight"] + weights["norm.bias"]
+    normed = (scores - block.norm.running_mean) / (2.0 + block.norm.eps) ** 0.5 * weights["norm.weight"] + weights[
+        "norm.bias"
+    ]
     wanted = refined / (1 + torch.exp(-normed))[:, None]
 
     found = block(x)
@@ -45,7 +47,9 @@ def test_values_and_gradients_are_those_of_the_equations(size: tuple[int, int]) 
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("values", "message"), [({"reduction": 3}, "reduction=3"), ({"kernel_size": 4}, "kernel_size=4")])
+@pytest.mark.parametrize(
+    ("values", "message"), [({"reduction": 3}, "reduction=3"), ({"kernel_size": 4}, "kernel_size=4")]
+)
 def test_a_bad_value_is_refused_by_name(values: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CBAM(16, **{"reduction": 4, **values})

@@ -1,9 +1,12 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 
 from gamlib import GAM, build_model, paper
+from gamlib.attention import CBAM
 
 PRINTED = [  # table, attention, variant, and the arguments that make it
     (2, "none", "", {"attention": "none"}),
@@ -17,7 +20,9 @@ PRINTED = [  # table, attention, variant, and the arguments that make it
 
 
 @pytest.mark.parametrize(("table", "attention", "variant", "arguments"), PRINTED)
-def test_resnet18_has_the_printed_parameters(table: int, attention: str, variant: str, arguments: dict[str, str]) -> None:
+def test_resnet18_has_the_printed_parameters(
+    table: int, attention: str, variant: str, arguments: dict[str, str]
+) -> None:
     with torch.device("meta"):
         model = build_model("resnet18", **arguments)  # type: ignore[arg-type]
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
@@ -32,7 +37,8 @@ def test_without_attention_it_is_torchvisions_network() -> None:
 
 
 def test_the_block_stands_between_the_last_norm_and_the_addition() -> None:
-    block = build_model("resnet18", attention="gam", width=0.5).eval().layer1[0]  # type: ignore[index, operator]
+    model: Any = build_model("resnet18", attention="gam", width=0.5).eval()
+    block = model.layer1[0]
     x = torch.randn(2, 32, 8, 8).relu()
     norm, attention = block.bn2
     assert isinstance(attention, GAM)
@@ -66,13 +72,14 @@ def test_initial_weights_are_those_of_cbams_authors() -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-            assert float(module.weight.std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
         if isinstance(module, nn.BatchNorm2d):
             assert bool((module.weight == 1).all()) and bool((module.bias == 0).all()), name
         if isinstance(module, nn.Linear):
             assert not module.bias.any(), name
-    gates = [m.norm.weight for m in build_model("resnet18", attention="cbam").modules() if type(m).__name__ == "CBAM"]
-    assert len(gates) == 8 and not any(weight.any() for weight in gates)
+    gates = [m.norm.weight for m in build_model("resnet18", attention="cbam").modules() if isinstance(m, CBAM)]
+    assert len(gates) == 8
+    assert not any(weight.detach().any() for weight in gates)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,13 @@ def test_everything_is_resolved_and_survives_json() -> None:
 
 @pytest.mark.parametrize(
     ("field", "text", "value"),
-    [("amp", "false", False), ("amp", "True", True), ("lr", "1e-3", 0.001), ("epochs", "7", 7), ("weights", "none", None)],
+    [
+        ("amp", "false", False),
+        ("amp", "True", True),
+        ("lr", "1e-3", 0.001),
+        ("epochs", "7", 7),
+        ("weights", "none", None),
+    ],
 )
 def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str, value: Any) -> None:
     expected = RunConfig(**{field: value})
@@ -39,7 +45,10 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"lr": float("nan")}, "lr=nan: allowed: a number above 0"),
         ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
         ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
-        ({"groups": 3, "width": 1}, "groups=3 does not divide the 4 hidden channels (64 / reduction 16); allowed: 1, 2, 4"),
+        (
+            {"groups": 3, "width": 1},
+            "groups=3 does not divide the 4 hidden channels (64 / reduction 16); allowed: 1, 2, 4",
+        ),
         ({"backbone": "resnet19"}, "backbone='resnet19': allowed: resnet18"),
         ({"attention": "games"}, "attention='games': allowed: none, cbam, gam"),
         ({"dataset": "mnist"}, "dataset='mnist': allowed: digits"),
@@ -57,15 +66,16 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(values: dict[str, Any]
 
 
 def test_all_bad_values_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match="epochs=0.*lr=-1"):
+    with pytest.raises(ConfigError, match=r"epochs=0.*lr=-1"):
         RunConfig(epochs=0, lr=-1)
 
 
 def test_every_field_but_none_changes_the_signature() -> None:
     other: dict[str, Any] = {
-        "attention": "cbam", "submodules": "sp", "reduction": 8, "groups": 2, "max_pool": False, "stem": "cifar", "width": 1,
-        "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1, "amp": True,
-        "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5, "evaluate_on": "validation",
+        "attention": "cbam", "submodules": "sp", "reduction": 8, "groups": 2, "max_pool": False, "stem": "cifar",
+        "width": 1, "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1,
+        "amp": True, "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5,
+        "evaluate_on": "validation",
     }  # fmt: skip
     only_one_value_yet = {"dataset", "backbone", "weights", "recipe", "devices", "workers"}
     assert other.keys() | only_one_value_yet == RunConfig.model_fields.keys()

@@ -50,5 +50,7 @@ def test_only_seeds_of_both_arms_are_compared() -> None:
 
 def test_the_reading_says_how_much_is_done() -> None:
     text = reading(frame(base=[6.0, 6.2, 6.1], arm=[4.0, math.nan, 4.2]), [("arm", "base")])
-    assert text.startswith("5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %. arm against base: -1.95")
+    assert text.startswith(
+        "5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %. arm against base: -1.95"
+    )
     assert reading(frame(base=[math.nan]), []) == "0 of 1 runs are done."

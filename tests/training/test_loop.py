@@ -45,7 +45,7 @@ def test_every_option_trains(options: dict[str, Any]) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    with pytest.raises(FloatingPointError, match="training diverged: the loss is .* in epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"training diverged: the loss is .* in epoch 1"):
         train(recipe=replace(RECIPE, lr=1e30))
 
 
