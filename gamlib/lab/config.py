@@ -81,8 +81,8 @@ class RunConfig(BaseModel):
         from gamlib.backbones import build_model
 
         values = {key: value for key, value in given.items() if value is not None}
-        # A shell can only say None in words; for `attention` the word is a name.
-        values = {key: value for key, value in values.items() if key == "attention" or value not in ("none", "None")}
+        if values.get("weights") in ("none", "None"):  # as a shell must say it
+            del values["weights"]
         dataset = _known("dataset", values.get("dataset", "digits"), DATASETS)
         recipe = _known("recipe", values.get("recipe", DATASETS[dataset].recipe), RECIPES)
         defaults = _usual(dataset, recipe)
