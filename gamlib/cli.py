@@ -74,8 +74,8 @@ def speaks_plainly(command: Callable[..., None]) -> Callable[..., None]:
             _complain(str(error), FAILED)
         except OSError as error:
             _complain(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
-        except KeyboardInterrupt:
-            _complain("stopped; what is done stays done, and the same command goes on from here", STOPPED)
+        except KeyboardInterrupt as stop:
+            _complain(str(stop) or "stopped; what is done stays done, and the same command goes on from here", STOPPED)
 
     return wrapper
 
@@ -107,11 +107,13 @@ def run(
         out.print(f"{Run(config).status().state}: {Run(config).folder}", markup=False, highlight=False)
         return
     before = Run(config).result()
-    tally = dispatch([config], cluster, 1, not no_wait, _slurm(partition, gpus, cpus, timeout))
+    tally = dispatch([config], cluster, None, not no_wait, _slurm(partition, gpus, cpus, timeout))
     if before is not None:
         out.print(f"already done: top-1 error {before.top1_error:.2f} %", highlight=False)
     out.print(str(Run(config).folder), markup=False, highlight=False)
-    _end(tally)
+    _name_failures(tally)
+    if tally.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -133,6 +135,7 @@ def study(
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from gamlib.lab.dispatch import dispatch
+    from gamlib.lab.runs import RunFailed
     from gamlib.lab.studies import find_study
 
     overrides = key_values(parameter or [])
@@ -157,12 +160,16 @@ def study(
         return
     done = len(tally.runs) - len(tally.failed)
     out.print(f"{done} of {len(tally.runs)} runs done, {tally.done_before} of them before", highlight=False)
-    if and_report:
-        for plan in plans:
-            _report(plan, force=False)
-    else:
+    _name_failures(tally)
+    if not and_report:
         out.print(f"see `gamlib report {names}`", markup=False, highlight=False)
-    _end(tally)
+    for plan in plans if and_report else ():
+        try:
+            _report(plan, force=False)
+        except RunFailed as error:  # the other studies are reported all the same
+            err.print(str(error), style="red", markup=False, highlight=False)
+    if tally.failed:
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -273,12 +280,10 @@ def _slurm(partition: str | None, gpus: int | None, cpus: int | None, timeout: i
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _end(tally: "Tally") -> None:
-    """Name what failed, why, and where its log is; the exit code says that something did."""
+def _name_failures(tally: "Tally") -> None:
+    """What failed, why, and where its log is."""
     for failed, reason in tally.failed.items():
         err.print(f"{failed.folder.name} failed: {reason}; see {failed.folder / 'log.txt'}", style="red", markup=False)
-    if tally.failed:
-        raise typer.Exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,12 @@ def gamlib(*arguments: str) -> tuple[int, str]:
         (("run", "-p", "width=1", "-p", "groups=3"), "groups=3 does not divide the 4 hidden channels"),
         (("run", "-p", "epochs"), "-p epochs: allowed: texts like epochs=3"),
         (("run", "--cluster", "cloud"), "cluster='cloud': allowed: local, slurm, debug"),
-        (("run", "--no-wait"), "wait=False"),
+        (("run", "--no-wait"), "wait=False: allowed with cluster='slurm' only"),
+        (("run", "--partition", "gpu"), "slurm_partition: allowed with cluster='slurm' only"),
+        (
+            ("study", "submodules", "--cluster", "debug", "--workers", "3"),
+            "workers=3: allowed with cluster='local' only",
+        ),
         (("study", "submodules", "--seeds=-1"), "seeds='-1': allowed: whole numbers from 0"),
         (("study", "submodules", "-p", "seed=1"), "give --seeds"),
         (("study", "submodules", "--workers", "0"), "workers=0: allowed: a whole number from 1"),

@@ -40,7 +40,15 @@ def test_a_mistyped_parameter_is_refused_in_the_notebook(places: Path) -> None:
         execute("run.ipynb", places, atention="cbam")
     with pytest.raises(PapermillExecutionError, match="seed is not a parameter: did you mean seeds"):
         execute("2_submodules.ipynb", places, seed=3)
+    with pytest.raises(PapermillExecutionError, match="epochs='many': allowed: a whole number from 1"):
+        execute("run.ipynb", places, epochs="many")
     assert not list((places / "runs").glob("digits/*"))
+
+
+def test_a_study_notebook_trains_what_is_missing(places: Path) -> None:
+    overrides = {"epochs": 1, "width": 0.25, "train_fraction": 0.2, "lr": "1e-3"}
+    text = execute("2_submodules.ipynb", places, seeds=[4], overrides=overrides, cluster="local")
+    assert "4 of 4 runs are done" in text and "nothing can be said of one seed" in text
 
 
 @pytest.mark.parametrize("study", STUDIES)

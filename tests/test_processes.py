@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from gamlib.lab.config import RunConfig
+from gamlib.lab.places import share_of_cores, write_whole
 from gamlib.lab.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -77,8 +78,9 @@ def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     provenance = json.loads((run.folder / "provenance.json").read_text())
     assert provenance["interpreter"] == sys.executable
-    assert provenance["threads"] == max(1, len(os.sched_getaffinity(0)) // min(4, len(os.sched_getaffinity(0))))
+    assert provenance["threads"] == share_of_cores()
     assert (run.folder / "log.txt").read_text().count("epoch ") == 1
+    assert len(run.metrics()) == 1
     before = [path.stat().st_mtime_ns for path in (places / "runs").rglob("*.json*")]
     code, output = finished(start("study", "submodules", "--seeds", "0", *SMALL, "--report"))
     assert (code, "4 of 4 runs done, 4 of them before" in output) == (0, True), output
@@ -87,12 +89,23 @@ def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -
 
 
 def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone or beside another run of a study, and whatever kernel specifications the machine has."""
+    broken = {"argv": ["/bin/false", "{connection_file}"], "display_name": "broken", "language": "python"}
+    write_whole(places / "jupyter" / "kernels" / "python3" / "kernel.json", json.dumps(broken))
+    monkeypatch.setenv("JUPYTER_PATH", str(places / "jupyter"))
+    values = ["-p", "epochs=2", *SMALL[2:]]
+    study = places / "beside.yaml"
+    study.write_text("arms:\n  this: {}\n  other: {attention: none}\n")
+    run = Run(RunConfig(epochs=2, width=0.25, train_fraction=0.2, seed=5))
     curves = []
-    for folder in ("first", "second"):
+    for folder, command in (("alone", ["run", "-p", "seed=5"]), ("beside", ["study", str(study), "--seeds", "5"])):
         monkeypatch.setenv("GAM_RUNS", str(places / folder))
-        code, output = finished(start("run", "--cluster", "debug", *SMALL, "-p", "seed=5"))
+        code, output = finished(start(*command, *values))
         assert code == 0, output
-        curves.append(small(seed=5).metrics().drop(columns=["seconds", "images_per_second"]))
+        run = Run(run.config)
+        result = run.result()
+        assert result is not None and result.top1_error == run.metrics()["top1_error"].iloc[-1]
+        curves.append(run.metrics().drop(columns=["seconds", "images_per_second"]))
     pd.testing.assert_frame_equal(curves[0], curves[1], check_exact=True)
 
 
@@ -144,6 +157,22 @@ def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path
     states = [Run(RunConfig(epochs=e, width=0.25, train_fraction=0.2)).status().state for e in (1, 100000, 100001)]
     assert states == ["done", "preempted", "missing"]
     wait_for(lambda: not kernels(), 15)
+
+
+def test_a_second_command_leaves_a_running_run_alone() -> None:
+    """It queues the same runs and is stopped; the first's run is still the first's."""
+    first = start("run", *ENDLESS)
+    run = endless()
+    wait_for(lambda: run.status().state == "running")
+    second = start("run", *ENDLESS)
+    time.sleep(8)
+    assert run.status().state == "running"
+    second.send_signal(signal.SIGINT)
+    assert finished(second)[0] == 130
+    assert run.status().state == "running"
+    first.send_signal(signal.SIGINT)
+    assert finished(first)[0] == 130
+    assert run.status().state == "preempted"
 
 
 def test_a_killed_command_leaves_its_job_in_peace_and_the_rest_to_the_next() -> None:

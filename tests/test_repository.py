@@ -77,6 +77,6 @@ def test_conda_makes_the_environment_of_the_lock() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     python, pip, by_pip = environment["dependencies"]
-    assert pip == "pip" and by_pip == {"pip": ["-r requirements.lock", "--no-deps -e ."]}
+    assert pip == "pip" and by_pip == {"pip": ["-r requirements.lock", "-e ."]}
     floor, ceiling = re.match(r">=(3\.\d+),<(3\.\d+)", project["requires-python"]).groups()  # type: ignore[union-attr]
     assert python == f"python={floor}" and int(ceiling[2:]) == int(floor[2:]) + 1

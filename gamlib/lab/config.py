@@ -42,7 +42,7 @@ class RunConfig(BaseModel):
     groups: int | None = Field(None, ge=1, description="a whole number that divides channels / reduction")
     max_pool: bool = Field(True, description="true, false")
     stem: str = Field(RESOLVED, description="imagenet, cifar")
-    width: float = Field(RESOLVED, gt=0, description="a number above 0")
+    width: float = Field(RESOLVED, gt=0, le=16, description="a number above 0, up to 16")
     weights: None = Field(None, description="none: pretrained weights are not built yet")
     recipe: str = Field(RESOLVED, description=", ".join(RECIPES))
     epochs: int = Field(RESOLVED, ge=1, description="a whole number from 1")
@@ -80,7 +80,7 @@ class RunConfig(BaseModel):
         from gamlib.attention import options
         from gamlib.backbones import build_model
 
-        values = {key: value for key, value in given.items() if value is not None}
+        values = {key: value for key, value in given.items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
         dataset = _known("dataset", values.get("dataset", "digits"), DATASETS)
@@ -215,15 +215,24 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
         known: names that are allowed; by default the fields of `RunConfig`.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name, or no such cell.
     """
     names = list(RunConfig.model_fields if known is None else known)
-    found: dict[str, Any] = {}
+    latest: dict[str, str] = {}  # a cell that was corrected and run again stands in `In` twice
     for source in namespace.get("In", ()):
-        if source.strip().lower().startswith("# parameters"):
-            for node in ast.walk(ast.parse(source)):
-                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    if node.id not in names:
-                        raise ConfigError(unknown_name(node.id, names))
-                    found[node.id] = namespace[node.id]
+        heading = source.strip().partition("\n")[0].strip()
+        if heading.lower() == "# parameters":
+            latest[heading] = source
+    if not latest:
+        raise ConfigError("no cell headed `# parameters` was run in this notebook")
+    found: dict[str, Any] = {}
+    for node in (node for source in latest.values() for node in ast.parse(source).body):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id not in names:
+                raise ConfigError(unknown_name(target.id, names))
+            if isinstance(target, ast.Name):
+                found[target.id] = namespace[target.id]
     return found

@@ -14,7 +14,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 
 from gamlib.lab.places import NOTEBOOKS
-from gamlib.lab.runs import JOB, Run, RunFailed
+from gamlib.lab.runs import BATCH, JOB, Run, RunFailed
 
 
 def execute(run: Run, environment: Mapping[str, str]) -> None:
@@ -54,7 +54,8 @@ def execute_notebook(
         papermill.exceptions.PapermillExecutionError: a cell raised.
     """
     exit_codes: list[int | None] = []
-    with tempfile.TemporaryDirectory(prefix="gam-", ignore_cleanup_errors=True) as sockets:
+    short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # the path of a socket ends at 107 bytes
+    with tempfile.TemporaryDirectory(prefix="gam-", dir=short, ignore_cleanup_errors=True) as sockets:
 
         class ThisInterpreter(AsyncKernelManager):
             """Starts this Python as the kernel. Sockets in a folder of its own: no two kernels meet on a TCP port."""
@@ -69,7 +70,7 @@ def execute_notebook(
                 return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-                env = {**os.environ, **environment}
+                env = {**os.environ, BATCH: "1", **environment}
                 await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
 
             async def is_alive(self) -> bool:  # type: ignore[override]

@@ -27,6 +27,7 @@ def learning_curve(metrics: pd.DataFrame) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_yscale("log")
         right.legend()
+    plt.close(figure)  # a notebook shows it as the value of its cell, once
     return figure
 
 
@@ -77,6 +78,7 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
         axes.plot([], [], "o", color="0.55", label="one seed")
         axes.errorbar([], [], yerr=[], fmt="D", color="black", markersize=3.5, capsize=2.5, label="mean, 95 % interval")
         figure.legend(loc="outside upper center", ncols=2)
+    plt.close(figure)
     return figure
 
 
@@ -113,6 +115,7 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
         handles, names = axes.get_legend_handles_labels()
         axes.legend().remove()
         figure.legend(handles, names, loc="outside upper center", ncols=3, handlelength=2.2, columnspacing=1)
+    plt.close(figure)
     return figure
 
 

@@ -18,6 +18,21 @@ def figures_root() -> Path:
     return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
 
 
+def cores() -> int:
+    """Cores that this process may use, by its affinity and by the quota of its container."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def share_of_cores(workers: int | None = None) -> int:
+    """Threads of a run: its share of the cores beside `workers - 1` others, by default one for each core, four at most.
+
+    The bits of a result depend on it, so it does not depend on how many runs there happen to be.
+    """
+    return max(1, cores() // (workers or min(cores(), 4)))
+
+
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write a file under another name in its folder, flush it to the disk, and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,7 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
     paths = [figures_root() / f"{plan.name}{part}.{kind}" for part in ("", "-curves") for kind in ("pdf", "png")]
     paths += [figures_root() / f"{plan.name}.{kind}" for kind in ("csv", "tex")]
     output = runs_root() / "studies" / f"{plan.name}.ipynb"
-    inputs = _inputs(plan)
-    if not force and _inputs_of(output) == inputs and all(path.exists() for path in paths):
+    if not force and _noted(output) == _fingerprint(plan, paths):
         return paths
     log_path = output.with_suffix(".txt")
     parameters = {"dataset": plan.dataset, "seeds": plan.seeds, "overrides": plan.overrides, "cluster": None}
@@ -62,25 +61,27 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
             execute_notebook(NOTEBOOKS / plan.study.notebook, output, parameters, log, {})
         except Exception as error:
             raise RunFailed(f"{plan.study.notebook}: {first_line(error)}; see {output} and {log_path}") from None
-    _note_inputs(output, inputs)
+    _note(output, _fingerprint(plan, paths))
     return paths
 
 
-def _inputs(plan: Plan) -> str:
-    """Hash of all that a report depends on: the plan, the results, the notebook and the code."""
+def _fingerprint(plan: Plan, paths: list[Path]) -> str:
+    """Hash of all that a report depends on (the plan, the results, the notebook, the code) and of what it wrote."""
     results = [(config.signature, repr(Run(config).result())) for config in plan.configs]
     notebook = (NOTEBOOKS / plan.study.notebook).read_text()
-    return hashlib.sha256(json.dumps([plan.model_dump(), results, notebook, source_hash()]).encode()).hexdigest()
+    written = [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None for path in paths]
+    everything = [plan.model_dump(), results, notebook, source_hash(), written]
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
 
 
-def _inputs_of(executed: Path) -> str | None:
+def _noted(executed: Path) -> str | None:
     try:
-        return json.loads(executed.read_text())["metadata"].get("gamlib_inputs")
+        return json.loads(executed.read_text())["metadata"].get("gamlib_report")
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _note_inputs(executed: Path, inputs: str) -> None:
+def _note(executed: Path, fingerprint: str) -> None:
     notebook = nbformat.read(executed, as_version=4)
-    notebook.metadata["gamlib_inputs"] = inputs
+    notebook.metadata["gamlib_report"] = fingerprint
     write_whole(executed, nbformat.writes(notebook))

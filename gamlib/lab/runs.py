@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 JOB = "GAM_JOB"  # in the environment of a kernel: the signature of the run that a job around it owns
+BATCH = "GAM_BATCH"  # in the environment of a kernel: nobody watches, print lines and no bars
 HEARTBEAT_SECONDS = 10
 LOST_AFTER_SECONDS = 120
 
@@ -113,15 +114,21 @@ class Run:
         """Write one file of the folder so that a reader sees all of it or what was there before."""
         write_whole(self.folder / name, text)
 
-    def queue(self, job_id: str = "") -> None:
-        """Say that the run waits for its turn, owned by this process."""
-        self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
-        self.write_status(state="queued", host=socket.gethostname(), pid=os.getpid(), job_id=job_id, error="")
+    def queue(self, here: bool = True) -> None:
+        """Say that the run waits, in this process or in a cluster's queue. One that runs is left alone."""
+        if self.status().state != "running":
+            self._describe()
+            host, pid = (socket.gethostname(), os.getpid()) if here else ("", 0)
+            self.write_status(state="queued", host=host, pid=pid, job_id="", error="")
 
     def unqueue(self) -> None:
-        """Take back that the run waits: it never began."""
-        if (_read(Status, self.folder / "status.json") or Status()).state == "queued":
+        """Take back that the run waits in this process: it never began."""
+        status = self.status()
+        if (status.state, status.host, status.pid) == ("queued", socket.gethostname(), os.getpid()):
             self.write_status(state="missing", pid=0)
+
+    def _describe(self) -> None:
+        self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
 
     @contextmanager
     def claim(self, job_id: str = "") -> Iterator[bool]:
@@ -137,9 +144,9 @@ class Run:
             if self.result() is not None:
                 yield False
                 return
-            self.queue(job_id)
-            attempts = self.status().attempts + 1
-            self.write_status(state="running", attempts=attempts, started=_now())
+            self._describe()
+            mine = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id, "error": ""}
+            self.write_status(state="running", attempts=self.status().attempts + 1, started=_now(), **mine)
             ended = threading.Event()
             heart = threading.Thread(target=self._beat, args=(ended,), daemon=True)
             heart.start()
@@ -185,8 +192,11 @@ def _now() -> str:
 
 def _alive(status: Status) -> bool:
     if status.host == socket.gethostname():
-        return psutil.pid_exists(status.pid)
-    if status.state == "queued":
+        try:
+            return bool(psutil.Process(status.pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+    if status.state == "queued":  # on another machine, or in a cluster's queue
         return True
     return time.time() - datetime.fromisoformat(status.heartbeat).timestamp() < LOST_AFTER_SECONDS
 

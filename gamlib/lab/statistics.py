@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import pandas as pd
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -14,6 +13,8 @@ def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
     clean = values.dropna().to_numpy(dtype=float)
     if len(clean) < 2:
         return (float(clean[0]) if len(clean) else math.nan), math.nan
+    from scipy import stats  # late: a report that is current is shown without
+
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(clean) - 1) * stats.sem(clean)
     return float(clean.mean()), float(half)
 

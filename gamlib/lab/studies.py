@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gamlib.lab.config import ATTENTION_OPTIONS, ConfigError, RunConfig, one_line, unknown_name
 from gamlib.lab.places import runs_root, write_whole
+from gamlib.lab.provenance import source_hash
 
 
 class PaperRow(BaseModel):
@@ -70,7 +71,11 @@ class Study(BaseModel):
         return {**given, "arms": arms, "compare": compare}
 
     @model_validator(mode="after")
-    def _compares_its_arms(self) -> Self:
+    def _is_sound(self) -> Self:
+        for values in (self.base, *(arm.values for arm in self.arms.values())):
+            for key in ("seed", "dataset"):
+                if key in values:
+                    raise ValueError(f"{key}={values[key]!r}: a study gets it when it is run, not from base or an arm")
         for label in (label for pair in self.compare for label in pair):
             if label not in self.arms:
                 raise ValueError(f"compare={label!r}: allowed: {', '.join(self.arms)}")
@@ -91,7 +96,10 @@ class Study(BaseModel):
             raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(cls.model_fields)}")
-        return cls(**{"name": path.stem, **content})
+        study = cls(**{"name": path.stem, **content})
+        if study.name in STUDIES:
+            raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
+        return study
 
     def plan(self, dataset: str = "digits", seeds: Iterable[int] | int | str = "0-2", **overrides: Any) -> "Plan":
         """The runs of this study, resolved and checked, all of them before anything starts.
@@ -113,6 +121,8 @@ class Study(BaseModel):
                 raise ConfigError(unknown_name(key, RunConfig.model_fields))
             if any(key in arm.values for arm in self.arms.values()):
                 raise ConfigError(f"{key}={value}: the arms of {self.name} set {key} themselves")
+        if (checked := Plan.checked(self, dataset, numbers, overrides)) is not None:
+            return checked
         arms: dict[str, list[RunConfig]] = {}
         taken: set[str] = set()
         for label, arm in self.arms.items():
@@ -122,7 +132,7 @@ class Study(BaseModel):
             arms[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]
         for key in overrides.keys() - taken:
             raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
-        return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=arms)
+        return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=arms, source=source_hash())
 
 
 class Plan(BaseModel):
@@ -135,6 +145,7 @@ class Plan(BaseModel):
     seeds: list[int]
     overrides: dict[str, Any]
     arms: dict[str, list[RunConfig]]
+    source: str  # hash of the code that checked it
 
     @property
     def name(self) -> str:
@@ -157,15 +168,31 @@ class Plan(BaseModel):
         Raises:
             ConfigError: there is none; the message lists those that exist.
         """
-        saved = {}
-        for path in sorted(_plans().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-            content = json.loads(path.read_text())
-            saved[path.stem] = content
-            if content["study"]["name"] == study and dataset in (None, content["dataset"]):
-                arms = {label: [RunConfig.trusted(run) for run in runs] for label, runs in content["arms"].items()}
-                return cls.model_construct(**{**content, "study": Study(**content["study"]), "arms": arms})
-        there = f"submitted were {', '.join(saved)}" if saved else "none was submitted yet, see `gamlib study --help`"
+        paths = sorted(_plans().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in paths:
+            plan = cls._read(path)
+            if plan is not None and plan.study.name == study and dataset in (None, plan.dataset):
+                return plan
+        names = ", ".join(f"{plan.study.name} on {plan.dataset}" for plan in map(cls._read, paths) if plan is not None)
+        there = f"submitted were {names}" if names else "none was submitted yet, see `gamlib study --help`"
         raise ConfigError(f"study {study!r}{f' on {dataset}' if dataset else ''}: {there}")
+
+    @classmethod
+    def checked(cls, study: Study, dataset: str, seeds: list[int], overrides: dict[str, Any]) -> Self | None:
+        """The same plan as last submitted, if this very code checked it: that spares the import of torch."""
+        plan = cls._read(_plans() / f"{study.name}-{dataset}.json")
+        wanted = (study, dataset, seeds, overrides, source_hash())
+        same = plan is not None and (plan.study, plan.dataset, plan.seeds, plan.overrides, plan.source) == wanted
+        return plan if same else None
+
+    @classmethod
+    def _read(cls, path: Path) -> Self | None:
+        try:
+            content = {key: json.loads(path.read_text())[key] for key in cls.model_fields}
+            arms = {label: [RunConfig.trusted(run) for run in runs] for label, runs in content["arms"].items()}
+            return cls.model_construct(**{**content, "study": Study(**content["study"]), "arms": arms})
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return None
 
 
 def _plans() -> Path:
@@ -192,7 +219,8 @@ def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
     """
     refused = ConfigError(f"seeds={seeds!r}: allowed: whole numbers from 0, like 0-4 or 0,3,7")
     found: list[int] = []
-    texts = seeds.split(",") if isinstance(seeds, str) else [str(seeds)] if isinstance(seeds, int) else map(str, seeds)
+    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str)
+    texts = [str(seed) for seed in seeds] if listed else str(seeds).split(",")  # type: ignore[union-attr]
     for text in texts:
         match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
         if not match:

@@ -29,14 +29,16 @@ def histories(plan: Plan) -> pd.DataFrame:
         for run in map(Run, configs)
         if run.result() is not None
     ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "epoch"])
+    return (
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "epoch", "top1_error"])
+    )
 
 
 def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     """One row an arm: errors in percent as mean and half of the 95 % interval over seeds, and the paper's numbers.
 
     Columns: arm, done and runs (numbers of runs), parameters, top1_error, top1_half, top5_error, top5_half,
-    paper_top1_error, paper_top5_error (ImageNet-1K, one run; NaN where the paper has no such row).
+    paper_imagenet_top1_error, paper_imagenet_top5_error (one run; NaN where the paper has no such row).
     """
     rows = []
     for label, arm in plan.study.arms.items():
@@ -57,7 +59,7 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
         if arm.paper is not None:
             printed = paper.row(arm.paper.table, "resnet18", arm.paper.attention, arm.paper.variant)
         for key in ("top1_error", "top5_error"):
-            row[f"paper_{key}"] = math.nan if printed is None else printed[key]
+            row[f"paper_imagenet_{key}"] = math.nan if printed is None else printed[key]
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -99,10 +101,10 @@ def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:
         "Parameters": ["–" if math.isnan(n) else f"{n / 1e6:.3f}M" for n in table["parameters"]],
         "Top-1 error": list(map(cell, table["top1_error"], table["top1_half"])),
         "Top-5 error": list(map(cell, table["top5_error"], table["top5_half"])),
-        "Paper top-1": list(map(printed, table["paper_top1_error"])),
-        "Paper top-5": list(map(printed, table["paper_top5_error"])),
+        "Paper top-1": list(map(printed, table["paper_imagenet_top1_error"])),
+        "Paper top-5": list(map(printed, table["paper_imagenet_top5_error"])),
     }
-    if table["paper_top1_error"].isna().all():
+    if table["paper_imagenet_top1_error"].isna().all():
         del texts["Paper top-1"], texts["Paper top-5"]
     return pd.DataFrame(texts)
 

@@ -9,8 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from gamlib.backbones import build_model
+from gamlib.lab.places import share_of_cores
 from gamlib.lab.provenance import provenance, source_hash
-from gamlib.lab.runs import JOB, Result, Run
+from gamlib.lab.runs import BATCH, JOB, Result, Run
 from gamlib.training import data, loop
 from gamlib.training.recipes import DATASETS
 
@@ -24,9 +25,11 @@ def train(run: Run) -> Run:
         FloatingPointError: the loss is not finite.
     """
     owned = os.environ.get(JOB) == run.signature
+    if not owned:  # as a job would: one share of the cores, and so the same bits
+        torch.set_num_threads(share_of_cores())
     with nullcontext(True) if owned else run.claim() as mine:
         if mine:
-            _train(run, quiet=JOB in os.environ)
+            _train(run, quiet=BATCH in os.environ)
     return run
 
 

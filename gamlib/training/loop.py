@@ -41,7 +41,7 @@ def fit(
         on_step: called after every step.
 
     Raises:
-        FloatingPointError: the training loss of an epoch is not finite.
+        FloatingPointError: a loss of an epoch is not finite.
     """
     device = images.train.device
     if device.type == "cpu":
@@ -79,10 +79,11 @@ def fit(
             on_step()
         train_loss, train_error = float(loss_sum) / seen, 100 * float(wrong) / seen
         seconds = time.perf_counter() - began
-        if not math.isfinite(train_loss):
-            raise FloatingPointError(f"training diverged: the loss is {train_loss} in epoch {epoch + 1}")
         model.eval()
         test_loss, top1_error, top5_error = evaluate(scores, images.test, images.test_labels)
+        for name, value in (("training", train_loss), ("test", test_loss)):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"training diverged: the {name} loss is {value} in epoch {epoch + 1}")
         yield {
             "epoch": epoch + 1,
             "lr": recipe.lr_at(epoch),

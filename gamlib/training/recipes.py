@@ -19,7 +19,7 @@ class Recipe:
 
     def lr_at(self, epoch: int) -> float:
         """Learning rate of an epoch, counted from 0; a run of other length has its drops in proportion."""
-        return self.lr * self.drop_factor ** sum(epoch >= round(drop * self.epochs) for drop in self.drops)
+        return self.lr * self.drop_factor ** sum(epoch >= drop * self.epochs for drop in self.drops)
 
 
 RECIPES = {

@@ -44,6 +44,8 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"seed": -1}, "seed=-1: allowed: a whole number from 0"),
         ({"lr": float("nan")}, "lr=nan: allowed: a number above 0"),
         ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
+        ({"attention": None}, "attention=None: allowed: none, cbam, gam"),
+        ({"width": 1e300}, "width=1e+300: allowed: a number above 0, up to 16"),
         ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
         (
             {"groups": 3, "width": 1},
@@ -70,7 +72,7 @@ def test_all_bad_values_are_named_at_once() -> None:
         RunConfig(epochs=0, lr=-1)
 
 
-def test_every_field_but_none_changes_the_signature() -> None:
+def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name() -> None:
     other: dict[str, Any] = {
         "attention": "cbam", "submodules": "sp", "reduction": 8, "groups": 2, "max_pool": False, "stem": "cifar",
         "width": 1, "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1,
@@ -102,6 +104,13 @@ def test_parameters_of_a_notebook_are_what_its_parameter_cells_assign() -> None:
     cells = ["# parameters\nepochs = 1\nlr = None", "# Parameters\nepochs = 5", "scratch = 3"]
     namespace = {"In": ["", *cells], "epochs": 5, "lr": None, "scratch": 3}
     assert notebook_parameters(namespace) == {"epochs": 5, "lr": None}
+
+
+def test_a_parameter_that_was_corrected_is_accepted_and_one_cell_is_needed() -> None:
+    namespace = {"In": ["# parameters\natention = 1", "# parameters\nepochs = [e for e in (1,)]"], "epochs": [1]}
+    assert notebook_parameters(namespace) == {"epochs": [1]}
+    with pytest.raises(ConfigError, match="no cell headed `# parameters`"):
+        notebook_parameters({"In": ["epochs = 1"], "epochs": 1})
 
 
 def test_a_mistyped_parameter_of_a_notebook_is_refused() -> None:

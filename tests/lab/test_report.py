@@ -32,15 +32,15 @@ def test_the_summary_is_mean_interval_and_the_papers_row(plan: Plan, finish: Fin
     table = tables.summary(plan, tables.outcomes(plan)).set_index("arm")
     assert table["top1_error"].tolist() == [7.0, 5.5, 4.5, 3.5]
     assert table.loc["baseline", "top1_half"] == pytest.approx(4.302652729911275 / math.sqrt(3))
-    assert table["paper_top1_error"].tolist() == [30.91, 30.25, 29.61, 29.34]
+    assert table["paper_imagenet_top1_error"].tolist() == [30.91, 30.25, 29.61, 29.34]
     assert table["done"].tolist() == [3, 3, 3, 3]
 
 
 def test_an_arm_that_the_paper_lacks_has_no_number_of_it(finish: Finish) -> None:
     pooling = STUDIES["max_pooling"].plan(seeds="0")
     table = tables.summary(pooling, tables.outcomes(pooling)).set_index("arm")
-    assert table["paper_top1_error"].isna().tolist() == [False, True, False, False, False, False]
-    assert table.loc["GAM wmp", "paper_top1_error"] == 28.57
+    assert table["paper_imagenet_top1_error"].isna().tolist() == [False, True, False, False, False, False]
+    assert table.loc["GAM wmp", "paper_imagenet_top1_error"] == 28.57
 
 
 def test_failed_and_partial_runs_stay_out(plan: Plan, finish: Finish) -> None:

@@ -44,7 +44,7 @@ def test_seeds(seeds: str, numbers: list[int]) -> None:
     assert parse_seeds(seeds) == numbers
 
 
-@pytest.mark.parametrize("seeds", ["-1", "a", "", "1.5", "3-1", [], [-1], -1])
+@pytest.mark.parametrize("seeds", ["-1", "a", "", "1.5", "3-1", [], [-1], -1, None])
 def test_what_is_no_seed_is_refused(seeds: str) -> None:
     with pytest.raises(ConfigError, match="seeds="):
         parse_seeds(seeds)
@@ -62,7 +62,7 @@ def test_an_unknown_plan_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="none was submitted yet"):
         Plan.load("submodules")
     STUDIES["submodules"].plan(seeds="0").save()
-    with pytest.raises(ConfigError, match="submitted were submodules-digits"):
+    with pytest.raises(ConfigError, match="submitted were submodules on digits"):
         Plan.load("max_pooling")
 
 
@@ -84,6 +84,9 @@ def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
         ("arms: {}", "arms={}: allowed: at least one arm"),
         ("arms: {x: {}}\narm: 1", "arm is not a parameter: did you mean arms?"),
         ("arms: {x: {}}\ncompare: [[x, y]]", "compare='y': allowed: x"),
+        ("arms: {x: {seed: 7}}", "seed=7: a study gets it when it is run"),
+        ("base: {dataset: digits}\narms: {x: {}}", "dataset='digits': a study gets it when it is run"),
+        ("name: submodules\narms: {x: {}}", "name='submodules': that is a study of this project"),
     ],
 )
 def test_a_bad_yaml_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -104,3 +107,13 @@ def test_an_unknown_study_lists_the_known(tmp_path: Path) -> None:
 def test_three_lines_define_a_study() -> None:
     study = Study(name="reduction", arms={f"r = {r}": {"attention": "gam", "reduction": r} for r in (4, 8, 16)})
     assert [config.reduction for config in study.plan(seeds=0).configs] == [4, 8, 16]
+
+
+def test_a_plan_of_other_code_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = STUDIES["submodules"].plan(seeds="0", epochs=2)
+    plan.save()
+    assert Plan.checked(plan.study, "digits", [0], {"epochs": 2}) == plan
+    assert Plan.checked(plan.study, "digits", [0], {"epochs": 3}) is None
+    assert Plan.checked(plan.study, "digits", [0, 1], {"epochs": 2}) is None
+    monkeypatch.setattr("gamlib.lab.studies.source_hash", lambda: "other")
+    assert Plan.checked(plan.study, "digits", [0], {"epochs": 2}) is None

@@ -9,7 +9,7 @@ from gamlib import build_model
 from gamlib.training import data, loop
 from gamlib.training.recipes import RECIPES
 
-RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=32)
+RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=32, lr=0.05)
 
 
 def train(seed: int = 0, **options: Any) -> list[dict[str, float]]:
@@ -37,6 +37,26 @@ def test_the_test_images_change_nothing_in_training() -> None:
     assert [epoch["train_loss"] for epoch in other] == [epoch["train_loss"] for epoch in train(0)]
 
 
+def test_the_test_images_are_looked_at_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, calls = loop.evaluate, []
+
+    def counted(*arguments: Any) -> tuple[float, float, float]:
+        calls.append(1)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", counted)
+    assert len(train()) == len(calls) == 2
+
+
+@pytest.mark.slow
+def test_the_baseline_is_neither_at_a_ceiling_nor_untrained() -> None:
+    """At a test error of 3 to 20 % an ablation can say something."""
+    torch.manual_seed(0)
+    model = build_model("resnet18", attention="none", num_classes=10, width=0.5)
+    *_, last = loop.fit(model, data.load("digits"), RECIPES["digits"], seed=0, pad=2, channels_last=True)
+    assert 3 < last["top1_error"] < 20
+
+
 @pytest.mark.parametrize("options", [{"amp": True}, {"channels_last": False}, {"flip": True}, {"pad": 0}])
 def test_every_option_trains(options: dict[str, Any]) -> None:
     metrics = train(**options)
@@ -45,7 +65,7 @@ def test_every_option_trains(options: dict[str, Any]) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    with pytest.raises(FloatingPointError, match=r"training diverged: the loss is .* in epoch 1"):
+    with pytest.raises(FloatingPointError, match=r"training diverged: the .* loss is .* in epoch 1"):
         train(recipe=replace(RECIPE, lr=1e30))
 
 
@@ -75,3 +95,4 @@ def test_every_image_is_seen_once_an_epoch_but_for_a_last_one_alone() -> None:
 def test_the_learning_rate_drops_in_proportion_to_the_length() -> None:
     recipe = replace(RECIPES["digits"], epochs=10, lr=1.0, drops=(0.5, 0.8), drop_factor=0.1)
     assert [recipe.lr_at(epoch) for epoch in (0, 4, 5, 7, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    assert replace(recipe, epochs=1).lr_at(0) == 1.0
