@@ -42,7 +42,7 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
 
     from gamlib.lab.statistics import mean_interval
 
-    done = frame.dropna(subset="top1_error")
+    done = _drawable(frame)
     arms = [arm for arm in frame["arm"].unique() if arm in set(done["arm"])]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots()
@@ -91,6 +91,7 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
     """
     import seaborn as sns
 
+    curves = _drawable(curves)
     arms = [arm for arm in arms if arm in set(curves["arm"])]
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(figsize=(3.35, 2.8))
@@ -117,6 +118,13 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
         figure.legend(handles, names, loc="outside upper center", ncols=3, handlelength=2.2, columnspacing=1)
     plt.close(figure)
     return figure
+
+
+def _drawable(frame: pd.DataFrame) -> pd.DataFrame:
+    done = frame.dropna(subset="top1_error")
+    if done.empty:
+        raise ValueError("no run of this study is done: there is nothing to draw; `gamlib status` says why")
+    return done
 
 
 def export(figure: Figure, name: str) -> list[Path]:

@@ -64,10 +64,8 @@ def reading(frame: pd.DataFrame, comparisons: list[tuple[str, str]]) -> str:
         means = done.groupby("arm")["top1_error"].mean()
         sentences.append(f"The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %.")
         sentences += [f"{difference(frame, arm, reference)}." for arm, reference in comparisons]
-        seeds = int(done.groupby("arm")["seed"].nunique().min())
         sentences.append(
-            f"Intervals are by Student's t over {seeds} or more seeds, each comparison by itself (not "
-            "corrected for their number); they cover chance in the initial weights and in the order of the images, "
-            "not the choice of test images."
+            "Intervals are by Student's t over seeds, each comparison by itself (not corrected for their number); they "
+            "cover chance in the initial weights and in the order of the images, not the choice of test images."
         )
     return " ".join(sentences)

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from gamlib.lab import report, tables
+from gamlib.lab import figures, report, tables
 from gamlib.lab.runs import Run, RunFailed
 from gamlib.lab.studies import STUDIES, Plan
 
@@ -92,3 +92,10 @@ def test_a_study_without_a_notebook_is_exported(plan: Plan, finish: Finish, plac
     finish_all(plan, finish)
     own = plan.model_copy(update={"study": plan.study.model_copy(update={"name": "own", "notebook": ""})})
     assert {path.name for path in report.report(own)} >= {"own-digits.png", "own-digits-curves.pdf", "own-digits.tex"}
+
+
+def test_nothing_done_is_nothing_to_draw(plan: Plan) -> None:
+    with pytest.raises(ValueError, match="no run of this study is done"):
+        figures.error_by_arm(tables.outcomes(plan), "")
+    with pytest.raises(ValueError, match="no run of this study is done"):
+        figures.learning_curves(tables.histories(plan), list(plan.arms))
