@@ -73,7 +73,8 @@ def initialise(model: nn.Module) -> None:
     """Initial weights as CBAM's authors set them, in place.
 
     Kaiming-normal by fan-out for convolutions, Kaiming-normal for the classifier, one and zero for BatchNorm, zero for
-    every bias. Linear layers inside a block keep torch's weights. What they do differently for a block of their own stands in that block's `init_weights`.
+    every bias. Linear layers inside a block keep torch's weights. What they do differently for a block of their own
+    stands in that block's `init_weights`.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
