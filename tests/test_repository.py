@@ -6,9 +6,11 @@ import tomllib
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
 
+from gamlib.lab import tables
 from gamlib.lab.config import RunConfig
 from gamlib.lab.places import NOTEBOOKS, ROOT
 
@@ -80,3 +82,15 @@ def test_conda_makes_the_environment_of_the_lock() -> None:
     assert pip == "pip" and by_pip == {"pip": ["-r requirements.lock", "-e ."]}
     floor, ceiling = re.match(r">=(3\.\d+),<(3\.\d+)", project["requires-python"]).groups()  # type: ignore[union-attr]
     assert python == f"python={floor}" and int(ceiling[2:]) == int(floor[2:]) + 1
+
+
+def test_the_table_of_the_readme_is_the_exported_one() -> None:
+    texts = tables.for_reading(pd.read_csv(ROOT / "figures" / "submodules-digits.csv")).drop(columns="Runs")
+    readme = (ROOT / "README.md").read_text().replace("`", "")
+    for row in texts.itertuples(index=False):
+        assert f"| {' | '.join(row)} |" in readme
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for path in re.findall(r"\]\(([^)h#][^)]*)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / path).exists(), path

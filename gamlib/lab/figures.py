@@ -115,7 +115,14 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
         handles, names = axes.get_legend_handles_labels()
         axes.legend().remove()
-        figure.legend(handles, names, loc="outside upper center", ncols=3, handlelength=2.2, columnspacing=1)
+        figure.legend(
+            handles,
+            names,
+            loc="outside upper center",
+            ncols=4 if len(arms) <= 4 else 3,
+            handlelength=2.2,
+            columnspacing=1,
+        )
     plt.close(figure)
     return figure
 
