@@ -30,7 +30,7 @@ app = typer.Typer(
     help="Ablations of the Global Attention Mechanism (arXiv 2112.05561): run them, watch them, report them.\n\n"
     "Begin with [bold]gamlib study submodules --dry-run[/bold].",
 )
-WIDTH = None if sys.stdout.isatty() else 120  # a file or a pipe has no width of its own
+WIDTH = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
 out = Console(soft_wrap=True, width=WIDTH)
 err = Console(stderr=True, soft_wrap=True, width=WIDTH)
 

@@ -137,13 +137,14 @@ def dispatch(
     before()
     if not todo:
         return tally
-    environment = dict.fromkeys(THREAD_VARIABLES, str(share_of_cores(workers)))
+    threads = (slurm or {}).get("cpus_per_task", share_of_cores(workers))
+    environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if cluster == "debug":
         with Board(tally) as board:
             _in_process(todo, board, environment)
         return tally
     if cluster == "slurm":
-        slots: list[dict[str, str]] = [{} for _ in todo]
+        slots = [environment if "cpus_per_task" in (slurm or {}) else {} for _ in todo]
     else:
         gpus = _gpus()
         at_once = min(workers or min(cores(), 4), len(todo))

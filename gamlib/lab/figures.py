@@ -32,7 +32,7 @@ def learning_curve(metrics: pd.DataFrame) -> Figure:
 
 
 def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
-    """Top-1 test error by arm: every seed a dot, beside it the mean with its 95 % interval.
+    """Top-1 error by arm: every seed a dot, beside it the mean with its 95 % interval.
 
     Args:
         frame: of `tables.outcomes`.
@@ -72,7 +72,7 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
                 zorder=3,
             )
         axes.set_xticks(range(len(arms)), [arm.replace(" ", "\n") for arm in arms])
-        axes.set(xlabel=about, ylabel="Top-1 test error (%)")
+        axes.set(xlabel=about, ylabel="Top-1 error (%)")
         axes.set_xlim(-0.5, len(arms) - 0.3)
         axes.set_ylim(bottom=0)
         axes.plot([], [], "o", color="0.55", label="one seed")
@@ -83,7 +83,7 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
 
 
 def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
-    """Top-1 test error by epoch, a line an arm: the mean over seeds, and a band from the lowest seed to the highest.
+    """Top-1 error by epoch, a line an arm: the mean over seeds, and a band from the lowest seed to the highest.
 
     Args:
         curves: of `tables.histories`.
@@ -108,7 +108,7 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
             err_kws={"alpha": 0.12, "lw": 0},
             ax=axes,
         )
-        axes.set(xlabel="Epoch", ylabel="Top-1 test error", yscale="log")
+        axes.set(xlabel="Epoch", ylabel="Top-1 error", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))

@@ -78,10 +78,11 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
 
 
 def label(plan: Plan, frame: pd.DataFrame) -> str:
-    """What stands under the axis of a figure: the data set, the number of seeds, and what is missing."""
+    """What stands under the axis of a figure: the data set and its part, the number of seeds, and what is missing."""
     done = int(frame["top1_error"].notna().sum())
     missing = "" if done == len(frame) else f", {done} of {len(frame)} runs"
-    return f"{plan.dataset}, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{missing}"
+    images = next(iter(plan.arms.values()))[0].evaluate_on
+    return f"{plan.dataset}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{missing}"
 
 
 def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:

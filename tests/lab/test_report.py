@@ -53,7 +53,7 @@ def test_failed_and_partial_runs_stay_out(plan: Plan, finish: Finish) -> None:
     table = tables.summary(plan, frame).set_index("arm")
     assert (table.loc["sp", "done"], table.loc["sp", "top1_error"]) == (2, 4.5)
     assert len(tables.histories(plan)) == 11 * 2
-    assert tables.label(plan, frame) == "digits, 3 seeds, 11 of 12 runs"
+    assert tables.label(plan, frame) == "digits, test images, 3 seeds, 11 of 12 runs"
 
 
 def test_the_same_data_give_the_same_bytes(plan: Plan, finish: Finish) -> None:
