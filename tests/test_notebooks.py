@@ -1,5 +1,7 @@
 """Every notebook runs top to bottom, and refuses a parameter that does not exist."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +63,17 @@ def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: 
     assert text.count("image/png") == 2
     assert f"{len(plan.configs)} of {len(plan.configs)} runs are done" in text and "(95 % interval" in text
     assert (places / "figures" / f"{plan.name}.pdf").exists()
+
+
+def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import sys; print('from', sys.executable)")])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, places / "hello.ipynb")
+    program = (
+        "import sys; from pathlib import Path; from gamlib.lab.execute import execute_notebook\n"
+        "folder = Path(sys.argv[1]); execute_notebook(folder / 'hello.ipynb', folder / sys.argv[2], {}, sys.stdout, {})"
+    )
+    names = [f"{number}.ipynb" for number in range(8)]
+    processes = [subprocess.Popen([sys.executable, "-c", program, str(places), name]) for name in names]
+    assert [process.wait(timeout=300) for process in processes] == [0] * 8
+    assert all(f"from {sys.executable}" in (places / name).read_text() for name in names)
