@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gamlib.training.recipes import DATASETS, RECIPES, Recipe, training_size
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
+RECIPE_VALUES = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
 ATTENTION_OPTIONS = {"submodules": "ch+sp", "reduction": 16, "groups": 1}
 
 
@@ -121,8 +122,7 @@ class RunConfig(BaseModel):
 
     def training_recipe(self) -> Recipe:
         """The recipe with the values of this run."""
-        keys = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
-        return replace(RECIPES[self.recipe], **{key: getattr(self, key) for key in keys})
+        return replace(RECIPES[self.recipe], **{key: getattr(self, key) for key in RECIPE_VALUES})
 
     @property
     def signature(self) -> str:
@@ -144,8 +144,7 @@ class RunConfig(BaseModel):
 
 def _usual(dataset: str, recipe: str) -> dict[str, Any]:
     """What a data set and a recipe prescribe."""
-    keys = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
-    prescribed = {key: getattr(RECIPES[recipe], key) for key in keys}
+    prescribed = {key: getattr(RECIPES[recipe], key) for key in RECIPE_VALUES}
     return {"recipe": recipe, "stem": DATASETS[dataset].stem, "width": DATASETS[dataset].width} | prescribed
 
 
