@@ -62,20 +62,20 @@ def speaks_plainly(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        from gamlib.lab.runs import RunFailed
-
         # A terminated command stops as one that got Ctrl-C: it stops its jobs and says where every run stands.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
+            from gamlib.lab.runs import RunFailed  # takes a second or two, in which Ctrl-C must end as plainly
+
             command(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            _complain(str(stop) or "stopped; what is done stays done, and the same command goes on from here", STOPPED)
         except ConfigError as error:
             _complain(str(error), BAD_INPUT)
         except RunFailed as error:
             _complain(str(error), FAILED)
         except OSError as error:
             _complain(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
-        except KeyboardInterrupt as stop:
-            _complain(str(stop) or "stopped; what is done stays done, and the same command goes on from here", STOPPED)
 
     return wrapper
 

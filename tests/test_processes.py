@@ -159,13 +159,14 @@ def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path
     wait_for(lambda: not kernels(), 15)
 
 
-def test_a_second_command_leaves_a_running_run_alone() -> None:
+def test_a_second_command_leaves_a_running_run_alone(places: Path) -> None:
     """It queues the same runs and is stopped; the first's run is still the first's."""
     first = start("run", *ENDLESS)
     run = endless()
     wait_for(lambda: run.status().state == "running")
     second = start("run", *ENDLESS)
-    time.sleep(8)
+    wait_for(lambda: len(list((places / "runs" / "submitit").glob("*_log.out"))) == 2)  # its job has begun
+    time.sleep(2)
     assert run.status().state == "running"
     second.send_signal(signal.SIGINT)
     assert finished(second)[0] == 130
