@@ -1,16 +1,16 @@
 """Ablations of the Global Attention Mechanism (GAM, arXiv 2112.05561).
 
-`GAM` is the block, `build_model` a network with it (or a rival) in every slot. Both are imported on first use,
-so that a command which needs no network does not wait for torch.
+`GAM` is the block, `build_model` a network with it (or a rival) in every slot, `attach` puts it into a network of your
+own. They are imported on first use, so that a command which needs no network does not wait for torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gamlib.attention import GAM
-    from gamlib.backbones import build_model
+    from gamlib.backbones import attach, build_model
 
-__all__ = ["GAM", "build_model"]
+__all__ = ["GAM", "attach", "build_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,8 +18,8 @@ def __getattr__(name: str) -> Any:
         from gamlib.attention import GAM
 
         return GAM
-    if name == "build_model":
-        from gamlib.backbones import build_model
+    if name in ("attach", "build_model"):
+        from gamlib import backbones
 
-        return build_model
+        return getattr(backbones, name)
     raise AttributeError(f"module 'gamlib' has no attribute {name!r}; it has {', '.join(__all__)}")

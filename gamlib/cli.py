@@ -3,20 +3,17 @@
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from gamlib.lab import screen
 from gamlib.lab.config import ConfigError, RunConfig, key_values
+from gamlib.lab.screen import err, out
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from gamlib.lab.dispatch import Tally
     from gamlib.lab.studies import Plan
 
@@ -30,9 +27,6 @@ app = typer.Typer(
     help="Ablations of the Global Attention Mechanism (arXiv 2112.05561): run them, watch them, report them.\n\n"
     "Begin with [bold]gamlib study submodules --dry-run[/bold].",
 )
-WIDTH = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
-out = Console(soft_wrap=True, width=WIDTH)
-err = Console(stderr=True, soft_wrap=True, width=WIDTH)
 
 Parameters = Annotated[
     list[str] | None,
@@ -103,7 +97,7 @@ def run(
 
     config = RunConfig(**key_values(parameter or []))
     if dry_run:
-        _show_values(config)
+        screen.show_values(config)
         out.print(f"{Run(config).status().state}: {Run(config).folder}", markup=False, highlight=False)
         return
     before = Run(config).result()
@@ -144,7 +138,7 @@ def study(
     plans = [find_study(name).plan(dataset, seeds, **overrides) for name in dict.fromkeys(studies)]
     if dry_run:
         for plan in plans:
-            _show_plan(plan)
+            screen.show_plan(plan)
         return
     configs = [config for plan in plans for config in plan.configs]
     slurm = _slurm(partition, gpus, cpus, timeout)
@@ -196,24 +190,7 @@ def status(
     if json_:
         print(json.dumps(rows, indent=2))
         return
-    if not rows:
-        out.print("no runs yet; see `gamlib study --help`", markup=False)
-        return
-    table = Table(box=None, header_style="bold")
-    shown = [key for key in ("arm", "seed", "state", "attempts", "top1_error", "error", "name") if key in rows[0]]
-    for key in shown:
-        table.add_column(
-            key.replace("top1_error", "top-1 error (%)"), justify="right" if key == "top1_error" else "left"
-        )
-    for entry in rows:
-        table.add_row(
-            *(f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in map(entry.get, shown))
-        )
-    out.print(table)
-    counts = {
-        state: sum(entry["state"] == state for entry in rows) for state in dict.fromkeys(e["state"] for e in rows)
-    }
-    out.print(", ".join(f"{number} {state}" for state, number in counts.items()), highlight=False)
+    screen.show_statuses(rows)
 
 
 @app.command()
@@ -230,6 +207,24 @@ def report(
         _report(plan, force)
 
 
+@app.command()
+@speaks_plainly
+def audit(json_: AsJson = False) -> None:
+    """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
+    from gamlib import audit as audits
+
+    frame = audits.audit()
+    if json_:
+        print(frame[list(audits.COLUMNS)].to_json(orient="records", indent=2))
+    else:
+        screen.print_frame(audits.for_reading(frame))
+        for number, note in enumerate(audits.notes(frame), 1):
+            out.print(f"[{number}] {note}", markup=False, highlight=False)
+        out.print(audits.verdict(frame), highlight=False)
+    if audits.differences(frame):
+        raise typer.Exit(FAILED)
+
+
 def _report(plan: "Plan", force: bool) -> None:
     import pandas as pd
 
@@ -239,40 +234,10 @@ def _report(plan: "Plan", force: bool) -> None:
     paths = reports.report(plan, force)
     table = pd.read_csv(next(path for path in paths if path.suffix == ".csv"))
     out.print(f"\n{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
-    _print_frame(for_reading(table))
+    screen.print_frame(for_reading(table))
     out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
     for path in paths:
         out.print(os.path.relpath(path), markup=False, highlight=False)
-
-
-def _print_frame(frame: "pd.DataFrame") -> None:
-    table = Table(box=None, header_style="bold")
-    for index, column in enumerate(frame.columns):
-        table.add_column(str(column), justify="right" if index else "left", no_wrap=True)
-    for values in frame.itertuples(index=False):
-        table.add_row(*map(str, values))
-    out.print(table)
-
-
-def _show_values(config: RunConfig) -> None:
-    out.print("  ".join(f"{key}={value}" for key, value in config.model_dump().items()), markup=False, highlight=False)
-
-
-def _show_plan(plan: "Plan") -> None:
-    """Which runs exist, which would run, and with which values: first what all share, then what makes each arm."""
-    from gamlib.lab.runs import Run
-
-    every = [config.model_dump(exclude={"seed"}) for configs in plan.arms.values() for config in configs]
-    shared = {key: value for key, value in every[0].items() if all(values[key] == value for values in every)}
-    out.print(f"{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
-    out.print("all runs: " + "  ".join(f"{k}={v}" for k, v in shared.items()), markup=False, highlight=False)
-    for arm, configs in plan.arms.items():
-        own = "  ".join(f"{k}={v}" for k, v in configs[0].model_dump(exclude={"seed"}).items() if k not in shared)
-        out.print(f"{arm}: {own}", markup=False, highlight=False)
-        for run in map(Run, configs):
-            state = run.status().state
-            what = "done" if state == "done" else f"would run (is {state})"
-            out.print(f"    seed {run.config.seed}: {what}  {run.folder.name}", markup=False, highlight=False)
 
 
 def _slurm(partition: str | None, gpus: int | None, cpus: int | None, timeout: int | None) -> dict[str, Any]:

@@ -3,9 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gamlib.lab.config import RunConfig
 from gamlib.lab.runs import Run
+
+torch.set_num_threads(1)  # tests run side by side; threads that wait for each other's cores take ten times as long
 
 
 @pytest.fixture(autouse=True)

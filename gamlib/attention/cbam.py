@@ -13,7 +13,7 @@ statistics would still be half initial values, and CBAM would be judged by that.
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides
+from gamlib.attention.checks import divides, odd
 
 
 class CBAM(nn.Module):
@@ -23,19 +23,20 @@ class CBAM(nn.Module):
         channels: C of the map.
         reduction: ratio r of the MLP; divides `channels`.
         kernel_size: of the spatial convolution, odd.
+        gate_max_pool: False takes the max-pooled descriptors out of both gates, and leaves the averages.
 
     Raises:
         ValueError: a value outside of these; the message names it.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7) -> None:
+    def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7, gate_max_pool: bool = True) -> None:
         super().__init__()
         divides("reduction", reduction, channels, "channels")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size}: allowed: odd numbers")
+        odd("kernel_size", kernel_size)
+        self.gate_max_pool = gate_max_pool
         hidden = channels // reduction
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(1 + gate_max_pool, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1)
 
     def init_weights(self) -> None:
@@ -43,7 +44,11 @@ class CBAM(nn.Module):
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
-        x = gate[:, :, None, None] * x
-        descriptors = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)
+        scores = self.mlp(x.mean((2, 3)))
+        if self.gate_max_pool:
+            scores = scores + self.mlp(x.amax((2, 3)))
+        x = scores.sigmoid()[:, :, None, None] * x
+        descriptors = x.mean(1, keepdim=True)
+        if self.gate_max_pool:
+            descriptors = torch.cat([x.amax(1, keepdim=True), descriptors], dim=1)
         return self.norm(self.conv(descriptors)).sigmoid() * x

@@ -35,16 +35,22 @@ class SpatialAttention(nn.Module):
     With `groups` > 1 (the paper's gc) both convolutions are grouped and the channels are shuffled between them.
     """
 
-    def __init__(self, channels: int, reduction: int, groups: int) -> None:
+    def __init__(self, channels: int, reduction: int, groups: int, max_pool: bool) -> None:
         super().__init__()
         hidden = channels // reduction
-        self.squeeze = nn.Conv2d(channels, hidden, 7, padding=3, groups=groups, bias=False)
+        self.pool = nn.MaxPool2d(3, stride=1, padding=1) if max_pool else nn.Identity()
+        self.squeeze = self.convolution(channels, hidden, groups)
         self.relu = nn.ReLU()
         self.shuffle = nn.ChannelShuffle(groups) if groups > 1 else nn.Identity()
-        self.expand = nn.Conv2d(hidden, channels, 7, padding=3, groups=groups, bias=False)
+        self.expand = self.convolution(hidden, channels, groups)
+
+    @staticmethod
+    def convolution(inputs: int, outputs: int, groups: int) -> nn.Module:
+        """The 7x7 convolution, which variants of GAM replace by cheaper ones of the same window."""
+        return nn.Conv2d(inputs, outputs, 7, padding=3, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.expand(self.shuffle(self.relu(self.squeeze(x)))).sigmoid()
+        return self.expand(self.shuffle(self.relu(self.squeeze(self.pool(x))))).sigmoid()
 
 
 class GAM(nn.Module):
@@ -55,19 +61,34 @@ class GAM(nn.Module):
         reduction: the paper's r, of the MLP and of the convolutions; divides `channels`.
         submodules: "ch+sp" for both, "ch" or "sp" for one alone (the paper's Table 3).
         groups: the paper's gc, groups of both 7x7 convolutions; divides `channels / reduction`.
+        gate_max_pool: a 3x3 max-pooling of stride 1 in front of the 7x7 convolutions. Our interpretation of what the
+            text says of max-pooling in the submodule; the printed numbers speak of the stem's.
 
     Raises:
         ValueError: a value outside of these; the message names it and what is allowed.
     """
 
-    def __init__(self, channels: int, reduction: int = 16, submodules: str = "ch+sp", groups: int = 1) -> None:
+    spatial_attention = SpatialAttention
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        submodules: str = "ch+sp",
+        groups: int = 1,
+        gate_max_pool: bool = False,
+    ) -> None:
         super().__init__()
         if submodules not in SUBMODULES:
             raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
+        if gate_max_pool and submodules == "ch":
+            raise ValueError("gate_max_pool=True: submodules='ch' has no spatial convolutions to pool for")
         divides("reduction", reduction, channels, "channels")
         divides("groups", groups, channels // reduction, f"hidden channels ({channels} / reduction {reduction})")
         self.channel = ChannelAttention(channels, reduction) if "ch" in submodules else None
-        self.spatial = SpatialAttention(channels, reduction, groups) if "sp" in submodules else None
+        self.spatial = (
+            self.spatial_attention(channels, reduction, groups, gate_max_pool) if "sp" in submodules else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel is not None:

@@ -1,13 +1,26 @@
-"""Backbones: torchvision's networks with an attention block in every slot."""
+"""Backbones: torchvision's networks with an attention block in every slot.
+
+A network maps [N, 3, H, W] to scores [N, num_classes]. In training mode it may give a tuple of them (ABN does): the
+first predict, and the loss is the sum of the losses of all.
+"""
+
+import os
+from typing import Any
 
 from torch import nn
+from torchvision.models import WeightsEnum
 
-from gamlib.attention import MECHANISMS, build_attention, options
-from gamlib.backbones import resnet
+from gamlib.attention import MECHANISMS, options
+from gamlib.backbones.attention_branch import AttentionBranchNetwork
+from gamlib.backbones.initial import initialise, load_weights
+from gamlib.backbones.mobilenet_v2 import MobileNetV2
+from gamlib.backbones.resnet import BLOCKS, ResNet
+from gamlib.backbones.slots import attach
 
-__all__ = ["STEMS", "build_model"]
+__all__ = ["STEMS", "attach", "build_model"]
 
 STEMS = ("imagenet", "cifar")
+OPTIONS = ("submodules", "reduction", "groups", "gate_max_pool")  # of mechanisms, as far as build_model takes them
 
 
 class _BuildModel:
@@ -15,11 +28,27 @@ class _BuildModel:
 
     def backbones(self) -> tuple[str, ...]:
         """Names that `backbone` may take."""
-        return tuple(resnet.BLOCKS)
+        return (*BLOCKS, "mobilenet_v2")
 
     def attentions(self) -> tuple[str, ...]:
-        """Names that `attention` may take."""
-        return ("none", *MECHANISMS)
+        """Names that `attention` may take, the paper's first, in its order."""
+        own = ("gam_separable", "gam_low_rank")
+        return ("none", "se", "bam", "cbam", "tam", "abn", "gam", *own)
+
+    def options(self, attention: str) -> dict[str, Any]:
+        """The options in `build_model` that a mechanism has, with their defaults.
+
+        Raises:
+            ValueError: an unknown mechanism; the message lists the known ones.
+        """
+        if attention not in self.attentions():
+            raise ValueError(f"attention={attention!r}: allowed: {', '.join(self.attentions())}")
+        known = options(attention) if attention in MECHANISMS else {}
+        return {key: known[key] for key in OPTIONS if key in known}
+
+    def has_max_pool(self, backbone: str, stem: str) -> bool:
+        """Whether there is a max-pooling that `max_pool=False` can take out."""
+        return backbone in BLOCKS and stem == "imagenet"
 
     def __call__(
         self,
@@ -32,18 +61,26 @@ class _BuildModel:
         submodules: str = "ch+sp",
         reduction: int = 16,
         groups: int = 1,
+        gate_max_pool: bool | None = None,
+        weights: str | os.PathLike[str] | WeightsEnum | None = None,
     ) -> nn.Module:
-        """A backbone with an attention block in every slot, initialised: [N, 3, H, W] -> [N, num_classes] scores.
+        """A backbone with attention, initialised: [N, 3, H, W] -> [N, num_classes] scores.
+
+        With "abn" it gives two tensors of scores in training mode, see `AttentionBranchNetwork`.
 
         Args:
             backbone: a name from `build_model.backbones()`.
             attention: a name from `build_model.attentions()`; "none" is the plain backbone.
             num_classes: outputs.
-            stem: "imagenet" (7x7 stride 2, then max-pooling) or "cifar" (3x3 stride 1, no max-pooling).
+            stem: "imagenet", or "cifar" for small images: stride 1 and no max-pooling, see the backbones.
             max_pool: False takes the ImageNet stem's max-pooling out (the paper's wmp) and gives its stride to stage 1.
-                The CIFAR stem has none, whatever is said here.
+                Without effect where there is none: in the CIFAR stem and in MobileNetV2.
             width: factor on all channels of the backbone.
             submodules, reduction, groups: options of the mechanism, see `GAM`; without effect where it has none.
+            gate_max_pool: max-pooling inside the block, see `GAM` and `CBAM`; None is what the mechanism's paper says.
+            weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
+                or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1". The classifier keeps
+                its initial weights where the number of classes differs.
 
         Raises:
             ValueError: an unknown name or a value that does not fit; the message names it and what is allowed.
@@ -56,39 +93,29 @@ class _BuildModel:
             raise ValueError(f"num_classes={num_classes}: allowed: whole numbers from 1")
         if width <= 0:
             raise ValueError(f"width={width}: allowed: numbers above 0")
-        options(attention)  # an unknown name ends here, before anything is built
-        model = resnet.ResNet(backbone, num_classes, stem, max_pool, width)
-        if attention != "none":
-            resnet.fill_slots(
-                model,
-                lambda channels: build_attention(
-                    attention, channels, submodules=submodules, reduction=reduction, groups=groups
-                ),
-            )
+        known = self.options(attention)
+        if gate_max_pool is not None and "gate_max_pool" not in known:
+            raise ValueError(f"gate_max_pool={gate_max_pool}: attention={attention} has none")
+        model: ResNet | MobileNetV2
+        if backbone == "mobilenet_v2":
+            model = MobileNetV2(num_classes, stem, width)
+        else:
+            model = ResNet(backbone, num_classes, stem, max_pool, width)
         initialise(model)
-        return model
-
-
-def initialise(model: nn.Module) -> None:
-    """Initial weights as CBAM's authors set them, in place.
-
-    Kaiming-normal by fan-out for convolutions, Kaiming-normal for the classifier, one and zero for BatchNorm, zero for
-    every bias. Linear layers inside a block keep torch's weights. What they do differently for a block of their own
-    stands in that block's `init_weights`.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-        if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
-            nn.init.zeros_(bias)
-    for module in model.modules():
-        own_way = getattr(module, "init_weights", None)
-        if callable(own_way):
-            own_way()
-    if isinstance(classifier := getattr(model, "fc", None), nn.Linear):
-        nn.init.kaiming_normal_(classifier.weight)
+        nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
+        if weights is not None:
+            load_weights(model, backbone, weights, model.classifier_name)
+        if attention == "none":
+            return model
+        if attention == "abn":
+            network = AttentionBranchNetwork(model, num_classes)
+            branch = network.attention_branch
+            for part in branch.children():
+                if weights is None or part is not branch.stage:  # pretrained, the copied stage starts as its original
+                    initialise(part)
+            return network
+        given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
+        return attach(model, attention, **{key: given[key] for key in known if given[key] is not None})
 
 
 build_model = _BuildModel()

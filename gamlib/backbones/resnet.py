@@ -1,21 +1,25 @@
-"""ResNet (He et al. 2016, https://arxiv.org/abs/1512.03385): torchvision's own, with a slot for attention.
+"""ResNet (He et al. 2016, https://arxiv.org/abs/1512.03385): torchvision's own, with a choice of stem and width."""
 
-The attention block sits in every residual block after the last BatchNorm and before the addition, CBAM's place and the
-one that the paper's parameter counts imply.
-"""
-
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from torchvision.models import resnet as tv
 
-BLOCKS: dict[str, tuple[type[tv.BasicBlock | tv.Bottleneck], list[int]]] = {"resnet18": (tv.BasicBlock, [2, 2, 2, 2])}
+BLOCKS: dict[str, tuple[type[tv.BasicBlock | tv.Bottleneck], list[int]]] = {
+    "resnet18": (tv.BasicBlock, [2, 2, 2, 2]),
+    "resnet34": (tv.BasicBlock, [3, 4, 6, 3]),
+    "resnet50": (tv.Bottleneck, [3, 4, 6, 3]),
+    "resnet101": (tv.Bottleneck, [3, 4, 23, 3]),
+}
 
 
 class ResNet(tv.ResNet):
-    """torchvision's ResNet with a choice of stem, a `width` factor on all channels, and with or without pooling."""
+    """torchvision's ResNet with a choice of stem, a `width` factor on all channels, and with or without pooling.
+
+    The CIFAR stem is 3x3 of stride 1 without max-pooling, so that the last maps of a 32x32 image are 4x4.
+    """
+
+    classifier_name = "fc"
 
     def __init__(self, backbone: str, num_classes: int, stem: str, max_pool: bool, width: float) -> None:
         self._width = width
@@ -42,12 +46,7 @@ class ResNet(tv.ResNet):
             self.inplanes, stride = self._scaled(64), self._first_stride
         return super()._make_layer(block, self._scaled(planes), blocks, stride, dilate)
 
-
-def fill_slots(model: nn.Module, attention: Callable[[int], nn.Module]) -> None:
-    """Put `attention(channels)` behind the last BatchNorm of every residual block, in place."""
-    for block in model.modules():
-        if isinstance(block, tv.BasicBlock | tv.Bottleneck):
-            last = "bn2" if isinstance(block, tv.BasicBlock) else "bn3"
-            norm = getattr(block, last)
-            slot = OrderedDict(norm=norm, attention=attention(norm.num_features))
-            setattr(block, last, nn.Sequential(slot))
+    def split(self) -> tuple[nn.Sequential, nn.Sequential, nn.Sequential]:
+        """The same modules in three parts: up to stage 3, stage 4, and the classifier."""
+        trunk = nn.Sequential(self.conv1, self.bn1, self.relu, self.maxpool, self.layer1, self.layer2, self.layer3)
+        return trunk, self.layer4, nn.Sequential(self.avgpool, nn.Flatten(), self.fc)

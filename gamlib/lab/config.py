@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,7 +16,7 @@ from gamlib.training.recipes import DATASETS, RECIPES, Recipe, training_size
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
 RECIPE_VALUES = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
-ATTENTION_OPTIONS = {"submodules": "ch+sp", "reduction": 16, "groups": 1}
+ATTENTION_OPTIONS = ("submodules", "reduction", "groups", "gate_max_pool")
 
 
 class ConfigError(ValueError):
@@ -41,10 +42,11 @@ class RunConfig(BaseModel):
     submodules: str | None = Field(None, description="ch+sp, ch, sp")
     reduction: int | None = Field(None, ge=1, description="a whole number that divides the channels")
     groups: int | None = Field(None, ge=1, description="a whole number that divides channels / reduction")
+    gate_max_pool: bool | None = Field(None, description="true, false")
     max_pool: bool = Field(True, description="true, false")
     stem: str = Field(RESOLVED, description="imagenet, cifar")
     width: float = Field(RESOLVED, gt=0, le=16, description="a number above 0, up to 16")
-    weights: None = Field(None, description="none: pretrained weights are not built yet")
+    weights: str | None = Field(None, description="none, a file, or a name of torchvision's such as IMAGENET1K_V1")
     recipe: str = Field(RESOLVED, description=", ".join(RECIPES))
     epochs: int = Field(RESOLVED, ge=1, description="a whole number from 1")
     batch_size: int = Field(RESOLVED, ge=2, description="a whole number from 2")
@@ -78,28 +80,30 @@ class RunConfig(BaseModel):
     @classmethod
     def _resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Fill in what was left out. torch comes in here: who only reads configurations need not wait."""
-        from gamlib.attention import options
         from gamlib.backbones import build_model
+        from gamlib.backbones.initial import is_file
 
         values = {key: value for key, value in given.items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
+        if isinstance(weights := values.get("weights"), str) and is_file(weights):
+            values["weights"] = str(Path(weights).expanduser().absolute())
         dataset = _known("dataset", values.get("dataset", "digits"), DATASETS)
         recipe = _known("recipe", values.get("recipe", DATASETS[dataset].recipe), RECIPES)
         defaults = _usual(dataset, recipe)
         _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
         attention = _known("attention", values.get("attention", "gam"), build_model.attentions())
-        for key in ATTENTION_OPTIONS.keys() - options(attention):
-            if key in values:
-                having = [name for name in build_model.attentions() if key in options(name)]
+        options = build_model.options(attention)
+        for key in ATTENTION_OPTIONS:
+            if key in values and key not in options:
+                having = [name for name in build_model.attentions() if key in build_model.options(name)]
                 raise ValueError(f"{key}={values[key]!r}: attention={attention} has none, only {', '.join(having)}")
-        defaults |= {key: value for key, value in ATTENTION_OPTIONS.items() if key in options(attention)}
-        return defaults | values
+        return defaults | options | values
 
     @field_validator("*", mode="before")
     @classmethod
     def _bool_is_no_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
             raise ValueError("a bool is not a number or name")
         if isinstance(value, str) and info.field_name in ("devices", "workers"):
             return int(value)
@@ -107,15 +111,20 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.stem == "cifar" and not self.max_pool:
-            raise ValueError("max_pool=False: the stem 'cifar' has no max-pooling to leave out; use stem=imagenet")
+        from gamlib.backbones import build_model
+
+        if not self.max_pool and not build_model.has_max_pool(self.backbone, self.stem):
+            raise ValueError(
+                f"max_pool=False: {self.backbone} with stem={self.stem} has no max-pooling to leave out; "
+                "the ResNets with stem=imagenet have"
+            )
         training_size(self.dataset, self.train_fraction)
         _network_exists(json.dumps(self.architecture()))
         return self
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
-        keys = ("backbone", "attention", "stem", "max_pool", "width")
+        keys = ("backbone", "attention", "stem", "max_pool", "width", "weights")
         chosen = {key: getattr(self, key) for key in ATTENTION_OPTIONS if getattr(self, key) is not None}
         num_classes = DATASETS[self.dataset].num_classes
         return {key: getattr(self, key) for key in keys} | chosen | {"num_classes": num_classes}
@@ -132,11 +141,14 @@ class RunConfig(BaseModel):
     @property
     def name(self) -> str:
         """Backbone, mechanism, what differs from their defaults, and the seed: "resnet18-gam-sp-s0"."""
-        usual = _usual(self.dataset, self.recipe) | ATTENTION_OPTIONS | {"recipe": DATASETS[self.dataset].recipe}
+        usual = _usual(self.dataset, self.recipe) | {"recipe": DATASETS[self.dataset].recipe}
+        # As the mechanisms have it (a test compares); asking them would make every reader of names wait for torch.
+        usual |= {"submodules": "ch+sp", "reduction": 16, "groups": 1, "gate_max_pool": self.attention == "cbam"}
         usual |= {key: field.default for key, field in type(self).model_fields.items() if key not in usual}
         parts = [self.backbone, self.attention]
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
+                value = Path(value).stem if key == "weights" else value
                 word = ("" if value else "no_") + key
                 parts.append(word if isinstance(value, bool) else value if isinstance(value, str) else f"{key}{value}")
         return "-".join(["-".join(parts)[:100], f"s{self.seed}"])

@@ -44,6 +44,7 @@ class Study(BaseModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", description="letters, digits, - and _")
     question: str = Field("", description="a sentence")
+    note: str = Field("", description="a sentence that stands under its tables")
     arms: dict[str, Arm] = Field(min_length=1, description="at least one arm: a name and its values")
     base: dict[str, Any] = Field({}, description="values of RunConfig that hold for every arm")
     compare: list[tuple[str, str]] = Field(
@@ -201,11 +202,11 @@ def _plans() -> Path:
 
 def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
     """Without the options that the mechanism of these values lacks, but with all that the arm itself sets."""
-    from gamlib.attention import options
+    from gamlib.backbones import build_model
 
     attention = values.get("attention", "gam")
     try:
-        lacking = ATTENTION_OPTIONS.keys() - options(attention)
+        lacking = set(ATTENTION_OPTIONS) - build_model.options(attention).keys()
     except ValueError:
         lacking = set()  # RunConfig refuses the name
     return {key: value for key, value in values.items() if key in own or key not in lacking}
@@ -256,10 +257,18 @@ STUDIES = {
     ),
     "max_pooling": Study(
         name="max_pooling",
-        question="What does the stem's max-pooling do to the plain network, to CBAM and to GAM? (Table 4)",
+        question="What does max-pooling do to the plain network, to CBAM and to GAM? (Table 4)",
         notebook="3_max_pooling.ipynb",
+        note="(ours): our interpretation, max-pooling inside the gates, without (wmp) or with (mp).",
         base={"stem": "imagenet"},
-        compare=[("baseline wmp", "baseline"), ("CBAM wmp", "CBAM"), ("GAM wmp", "GAM"), ("GAM", "CBAM")],
+        compare=[
+            ("baseline wmp", "baseline"),
+            ("CBAM wmp", "CBAM"),
+            ("GAM wmp", "GAM"),
+            ("GAM", "CBAM"),
+            ("CBAM gate wmp (ours)", "CBAM"),
+            ("GAM", "GAM gate mp (ours)"),
+        ],
         arms={
             "baseline": Arm(values=_BASELINE | {"max_pool": True}, paper=PaperRow(table=2, attention="none")),
             "baseline wmp": Arm(values=_BASELINE | {"max_pool": False}),
@@ -267,6 +276,8 @@ STUDIES = {
             "CBAM wmp": _cbam(4, "wmp", max_pool=False),
             "GAM": _gam(4, max_pool=True),
             "GAM wmp": _gam(4, "wmp", max_pool=False),
+            "CBAM gate wmp (ours)": Arm(values={"attention": "cbam", "max_pool": True, "gate_max_pool": False}),
+            "GAM gate mp (ours)": Arm(values={"attention": "gam", "max_pool": True, "gate_max_pool": True}),
         },
     ),
 }

@@ -71,10 +71,12 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
     overrides = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "epochs")
     where = {"test": "", "validation": ", measured on validation images"}[config.evaluate_on]
-    return (
+    made = (
         f"{config.dataset}, {config.backbone} at width {config.width:g}, {config.epochs} epochs{overrides}{where}; "
         f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}."
-    ) + (" Paper: full width, ImageNet-1K, one run each." if any(arm.paper for arm in plan.study.arms.values()) else "")
+    )
+    printed = any(arm.paper for arm in plan.study.arms.values())
+    return " ".join(filter(None, (made, "Paper: full width, ImageNet-1K, one run each." * printed, plan.study.note)))
 
 
 def label(plan: Plan, frame: pd.DataFrame) -> str:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ def fit(
     threads the losses and errors are the same to the last bit; on a GPU as far as its kernels are deterministic.
 
     Args:
-        model: [N, 3, H, W] float -> [N, num_classes], on the device of the images.
+        model: [N, 3, H, W] float -> scores [N, num_classes], on the device of the images. In training mode it may give
+            a tuple of them: the first predict and are what the metrics speak of, the loss is the sum over all.
         seed: of the order of the images and of their augmentation (not of the initial weights).
         pad, flip: see `augment`.
         amp: bfloat16 autocast.
@@ -49,13 +51,13 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model = model.to(memory_format=layout)  # type: ignore[call-overload]
-    forward: Callable[[Tensor], Tensor] = torch.compile(model) if compile else model
+    forward: Callable[[Tensor], Any] = torch.compile(model) if compile else model
     std, mean = torch.std_mean(images.train.float(), dim=(0, 2, 3))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
 
-    def scores(batch: Tensor) -> Tensor:
+    def scores(batch: Tensor) -> Any:
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             return forward(normalise(batch, mean, std).contiguous(memory_format=layout))
 
@@ -68,13 +70,16 @@ def fit(
         for picked in steps(len(images.train), recipe.batch_size, generator):
             picked = picked.to(device)
             labels = images.train_labels[picked]
-            predicted = scores(augment(images.train[picked], pad, flip, generator)).float()
-            loss = F.cross_entropy(predicted, labels, label_smoothing=recipe.label_smoothing)
+            outputs = scores(augment(images.train[picked], pad, flip, generator))
+            branches = outputs if isinstance(outputs, tuple) else (outputs,)
+            losses = [
+                F.cross_entropy(branch.float(), labels, label_smoothing=recipe.label_smoothing) for branch in branches
+            ]
             optimizer.zero_grad()
-            loss.backward()
+            torch.stack(losses).sum().backward()
             optimizer.step()
-            loss_sum += loss.detach() * len(labels)
-            wrong += (predicted.argmax(1) != labels).sum()
+            loss_sum += losses[0].detach() * len(labels)
+            wrong += (branches[0].argmax(1) != labels).sum()
             seen += len(labels)
             on_step()
         train_loss, train_error = float(loss_sum) / seen, 100 * float(wrong) / seen

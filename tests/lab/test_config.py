@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
-from gamlib.lab.config import ConfigError, RunConfig, key_values, notebook_parameters
+from gamlib import build_model
+from gamlib.lab.config import ATTENTION_OPTIONS, ConfigError, RunConfig, key_values, notebook_parameters
 
 
 def test_everything_is_resolved_and_survives_json() -> None:
@@ -44,20 +47,44 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"seed": -1}, "seed=-1: allowed: a whole number from 0"),
         ({"lr": float("nan")}, "lr=nan: allowed: a number above 0"),
         ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
-        ({"attention": None}, "attention=None: allowed: none, cbam, gam"),
+        (
+            {"attention": None},
+            "attention=None: allowed: none, se, bam, cbam, tam, abn, gam, gam_separable, gam_low_rank",
+        ),
         ({"width": 1e300}, "width=1e+300: allowed: a number above 0, up to 16"),
         ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
         (
             {"groups": 3, "width": 1},
             "groups=3 does not divide the 4 hidden channels (64 / reduction 16); allowed: 1, 2, 4",
         ),
-        ({"backbone": "resnet19"}, "backbone='resnet19': allowed: resnet18"),
-        ({"attention": "games"}, "attention='games': allowed: none, cbam, gam"),
+        (
+            {"backbone": "resnet19"},
+            "backbone='resnet19': allowed: resnet18, resnet34, resnet50, resnet101, mobilenet_v2",
+        ),
+        (
+            {"attention": "games"},
+            "attention='games': allowed: none, se, bam, cbam, tam, abn, gam, gam_separable, gam_low_rank",
+        ),
         ({"dataset": "mnist"}, "dataset='mnist': allowed: digits"),
-        ({"attention": "cbam", "groups": 4}, "groups=4: attention=cbam has none, only gam"),
-        ({"stem": "cifar", "max_pool": False}, "max_pool=False: the stem 'cifar' has no max-pooling"),
+        (
+            {"attention": "cbam", "groups": 4},
+            "groups=4: attention=cbam has none, only gam, gam_separable, gam_low_rank",
+        ),
+        ({"attention": "abn", "reduction": 8}, "reduction=8: attention=abn has none, only se, bam, cbam, gam"),
+        ({"attention": "se", "gate_max_pool": True}, "gate_max_pool=True: attention=se has none, only cbam, gam"),
+        ({"gate_max_pool": 3}, "gate_max_pool=3: allowed: true, false"),
+        ({"stem": "cifar", "max_pool": False}, "max_pool=False: resnet18 with stem=cifar has no max-pooling"),
+        ({"backbone": "mobilenet_v2", "max_pool": "no"}, "max_pool=False: mobilenet_v2 with stem=imagenet has no"),
+        (
+            {"backbone": "mobilenet_v2", "reduction": 7},
+            "reduction=7 divides none of the channels 8, 16, 32, 48, 80, 160",
+        ),
         ({"devices": 4}, "devices=4: allowed: 1"),
-        ({"weights": "x.pt"}, "weights='x.pt': allowed: none"),
+        ({"weights": "x.pt"}, "x.pt' cannot be read: [Errno 2] No such file or directory"),
+        (
+            {"weights": "IMAGENET1K_V9"},
+            "weights='IMAGENET1K_V9': allowed for resnet18: a file, or of torchvision IMAGENET1K_V1",
+        ),
         ({"train_fraction": 0.001}, "train_fraction=0.001: allowed for digits: 0.05 to 1"),
     ],
 )
@@ -72,14 +99,16 @@ def test_all_bad_values_are_named_at_once() -> None:
         RunConfig(epochs=0, lr=-1)
 
 
-def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name() -> None:
+def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(tmp_path: Path) -> None:
+    weights = tmp_path / "pretrained.pth"
+    torch.save(build_model("resnet18", "none", width=0.5).state_dict(), weights)
     other: dict[str, Any] = {
         "attention": "cbam", "submodules": "sp", "reduction": 8, "groups": 2, "max_pool": False, "stem": "cifar",
         "width": 1, "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1,
         "amp": True, "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5,
-        "evaluate_on": "validation",
+        "evaluate_on": "validation", "backbone": "resnet34", "gate_max_pool": True, "weights": str(weights),
     }  # fmt: skip
-    only_one_value_yet = {"dataset", "backbone", "weights", "recipe", "devices", "workers"}
+    only_one_value_yet = {"dataset", "recipe", "devices", "workers"}
     assert other.keys() | only_one_value_yet == RunConfig.model_fields.keys()
     configs = [RunConfig(), *(RunConfig(**{key: value}) for key, value in other.items())]
     assert len({config.signature for config in configs}) == len({config.name for config in configs}) == len(configs)
@@ -87,6 +116,13 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
 
 def test_what_is_left_out_and_what_is_said_are_one_run() -> None:
     assert RunConfig().signature == RunConfig(submodules="ch+sp", reduction=16, width=0.5, epochs=30).signature
+
+
+def test_options_that_a_mechanism_lacks_stay_none_and_others_get_its_defaults() -> None:
+    for attention in build_model.attentions():
+        config, options = RunConfig(attention=attention), build_model.options(attention)
+        assert {key: getattr(config, key) for key in ATTENTION_OPTIONS} == dict.fromkeys(ATTENTION_OPTIONS) | options
+        assert config.name == f"resnet18-{attention}-s0"  # so what is usual in a name is what the mechanism has
 
 
 def test_the_name_says_what_is_special() -> None:

@@ -64,6 +64,30 @@ def test_every_option_trains(options: dict[str, Any]) -> None:
     assert without_times(metrics) != without_times(train())
 
 
+def test_a_network_with_two_branches_learns_by_the_sum_of_both_losses() -> None:
+    """One step of plain SGD goes along the gradient of the sum; the metrics are of the branch that predicts."""
+    images = data.load("digits", 0.1)
+    torch.manual_seed(0)
+    model: Any = build_model("resnet18", "abn", num_classes=10, width=0.25).double()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    (picked,) = loop.steps(20, 20, torch.Generator().manual_seed(3))
+    std, mean = torch.std_mean(images.train.float(), dim=(0, 2, 3))
+    batch = data.normalise(images.train[picked], mean, std).double()
+    perception, attention = (
+        nn.functional.cross_entropy(scores.float(), images.train_labels[picked]) for scores in model.train()(batch)
+    )
+    gradients = torch.autograd.grad(perception + attention, list(model.parameters()))
+    recipe = replace(RECIPE, epochs=1, batch_size=20, lr=0.1, momentum=0.0, weight_decay=0.0)
+    model = model.float()
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.copy_(before[name])
+    (metrics,) = loop.fit(model, images, recipe, seed=3)
+    assert metrics["train_loss"] == pytest.approx(perception.item(), abs=1e-4)
+    for (name, value), gradient in zip(model.named_parameters(), gradients, strict=True):
+        torch.testing.assert_close(value.double(), before[name] - 0.1 * gradient, rtol=0, atol=2e-4, msg=name)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(FloatingPointError, match=r"training diverged: the .* loss is .* in epoch 1"):
         train(recipe=replace(RECIPE, lr=1e30))

@@ -1,0 +1,105 @@
+"""The audit: Parameters and FLOPs of the paper's 34 printed rows, computed from our networks, against the print."""
+
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+
+import pandas as pd
+import torch
+
+from gamlib import paper
+from gamlib.backbones import build_model
+from gamlib.complexity import Complexity, complexity
+
+COLUMNS = (
+    "table",
+    "dataset",
+    "backbone",
+    "attention",
+    "variant",
+    "params",
+    "flops",
+    "params_printed",
+    "flops_printed",
+    "params_match",
+    "flops_match",
+)
+
+UNITS = {"params": 10**6, "flops": 10**9}
+
+# Cells that no reading of the paper reproduces: table, row, column.
+EXPLAINED = {
+    (1, 6, "params"): "57.044M is printed as 57.05M; a bias in the first grouped convolution would give 57.045M",
+    (2, 7, "flops"): "2.461G is printed as 2.45G here and in Table 3, and as 2.46G in Table 4",
+    (2, 16, "params"): "3.505M (3,504,872) is the usual value, and papers print it as 3.50M or 3.51M",
+    (2, 17, "flops"): "0.3147G is printed as 0.32G; it would have to be 0.315G",
+    (3, 4, "flops"): "2.461G again, the network of Table 2, row 7",
+}
+
+
+def audit() -> pd.DataFrame:
+    """Every printed row with its computed numbers, in the order of print.
+
+    Columns: those of `COLUMNS`, and row, params_note, flops_note. `params` and `flops` are exact counts (FLOPs of one
+    image, by the rule of `gamlib.complexity`); `params_printed` (millions) and `flops_printed` (10^9) are the paper's.
+    A cell matches if the count, rounded to the digits printed, is the number printed. A note explains a difference.
+    """
+    rows = []
+    for _, printed in paper.table().iterrows():
+        found = _count(tuple(paper.arguments(printed).items()), paper.IMAGE_SIZE[printed["dataset"]])
+        entry = {key: printed[key] for key in ("table", "row", "dataset", "backbone", "attention", "variant")}
+        for cell, count in (("params", found.parameters), ("flops", found.flops)):
+            digits = printed[f"{cell}_printed"]
+            match = rounded(cell, count, digits) == digits
+            note = "" if match else EXPLAINED.get((printed["table"], printed["row"], cell), "")
+            entry |= {cell: count, f"{cell}_printed": float(digits), f"{cell}_match": match, f"{cell}_note": note}
+        rows.append(entry)
+    return pd.DataFrame(rows)
+
+
+def rounded(cell: str, count: int, printed: str) -> str:
+    """A count of "params" or "flops" in the paper's unit, with as many digits as are printed: 23705252 as "23.71"."""
+    return str((Decimal(count) / UNITS[cell]).quantize(Decimal(printed), ROUND_HALF_UP))
+
+
+def differences(frame: pd.DataFrame) -> int:
+    """Number of cells of an audit that differ from the print and have no explanation."""
+    return sum(int((~frame[f"{cell}_match"] & (frame[f"{cell}_note"] == "")).sum()) for cell in ("params", "flops"))
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """An audit in one line: how many cells are as printed, how many are explained, and how many differ."""
+    cells, matches = 2 * len(frame), int(frame[["params_match", "flops_match"]].to_numpy().sum())
+    different = differences(frame)
+    return f"{matches} of {cells} cells as printed, {cells - matches - different} explained, {different} different"
+
+
+def for_reading(frame: pd.DataFrame) -> pd.DataFrame:
+    """An audit with every cell as the text that people read, and behind each number what became of it."""
+    texts = {
+        "Table": [f"{table}.{row}" for table, row in zip(frame["table"], frame["row"], strict=True)],
+        "Data": frame["dataset"],
+        "Backbone": frame["backbone"],
+        "Attention": (frame["attention"] + " " + frame["variant"]).str.strip(),
+    }
+    marks = {"": "DIFFERS"} | {note: f"[{number}]" for number, note in enumerate(notes(frame), 1)}
+    for cell, title, letter in (("params", "Parameters", "M"), ("flops", "FLOPs", "G")):
+        cells = zip(frame[f"{cell}_match"], frame[f"{cell}_note"], strict=True)
+        texts |= {
+            title: [f"{count / UNITS[cell]:.3f}{letter}" for count in frame[cell]],
+            f"printed{' ' * len(texts)}": [f"{number:g}{letter}" for number in frame[f"{cell}_printed"]],
+            " " * len(texts): ["✓" if match else marks[note] for match, note in cells],
+        }
+    return pd.DataFrame(texts)
+
+
+def notes(frame: pd.DataFrame) -> list[str]:
+    """The explanations that an audit refers to, in the order in which its cells do."""
+    return list(dict.fromkeys(note for row in frame[["params_note", "flops_note"]].to_numpy() for note in row if note))
+
+
+@cache
+def _count(arguments: tuple[tuple[str, object], ...], size: int) -> Complexity:
+    """Tables repeat networks; each is counted once."""
+    with torch.device("meta"):
+        model = build_model(**dict(arguments))  # type: ignore[arg-type]
+    return complexity(model, (1, 3, size, size))

@@ -1,0 +1,111 @@
+"""Attention in a network of the user's own."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import densenet121, mobilenet_v2, resnext50_32x4d
+
+from gamlib import GAM, attach
+from gamlib.attention import CBAM
+from gamlib.lab.places import ROOT
+
+
+class Own(nn.Module):
+    """A small residual network as a user writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"conv": nn.Conv2d(32, 32, 3, padding=1), "norm": nn.GroupNorm(4, 32)}) for _ in range(3)
+        )
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block["norm"](block["conv"](x)).relu()  # type: ignore[index]
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_network_of_ones_own_gets_it_where_one_says() -> None:
+    model = Own().double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert attach(model, "gam", after="blocks.*.norm", reduction=8) is model
+    assert [name for name, module in model.named_modules() if isinstance(module, GAM)] == [
+        f"blocks.{index}.norm.attention" for index in range(3)
+    ]
+    assert model(x).shape == (2, 5) and model(x).dtype == torch.float64
+    after = model.state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name.replace(".norm.", ".norm.inner.")], value)
+
+
+def test_torchvisions_own_networks_need_no_names() -> None:
+    for network, number in ((resnext50_32x4d(), 16), (mobilenet_v2(), 17)):
+        attach(network, "cbam")
+        assert sum(isinstance(module, CBAM) for module in network.modules()) == number
+        assert network.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_blocks_follow_the_device_the_dtype_and_the_mode() -> None:
+    with torch.device("meta"):
+        model = Own().to(torch.bfloat16).eval()
+    attach(model, "gam", after=["stem", "blocks.1.*"])
+    blocks = [module for module in model.modules() if isinstance(module, GAM)]
+    assert len(blocks) == 3
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for block in blocks for p in block.parameters())
+    assert not any(block.training for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"attention": "gams"}, "attention='gams': allowed: se, bam, cbam, tam, gam"),
+        ({"attention": "abn"}, "attention='abn': allowed: se, bam"),
+        ({}, "Own has no residual blocks of torchvision's .* after= .* stem, blocks, blocks.0"),
+        ({"attention": "bam"}, "Own has no stages of torchvision's"),
+        ({"after": "norm9"}, "after='norm9': no such module; Own has stem, blocks"),
+        ({"after": "head"}, r"head \(Linear\) has neither a convolution nor a normalisation"),
+        (
+            {"after": "*.norm", "reduction": 5},
+            "reduction=5 does not divide the 32 channels; allowed: 1, 2, 4, 8, 16, 32",
+        ),
+        ({"after": "*.norm", "groups": 4, "reduction": 16}, "groups=4 does not divide the 2 hidden channels"),
+        ({"after": "*.norm", "gropus": 4}, "gropus=4: attention=gam has none; its options are reduction, submodules"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_changes_nothing(arguments: dict[str, Any], message: str) -> None:
+    model = Own()
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=message):
+        attach(model, **arguments)
+    assert list(model.state_dict()) == before
+
+
+def test_a_slot_is_filled_once() -> None:
+    model = mobilenet_v2()
+    attach(model, "se")
+    with pytest.raises(ValueError, match=r"features.1.conv has an attention block already"):
+        attach(model, "gam")
+
+
+def test_a_dense_network_shows_its_modules() -> None:
+    with pytest.raises(ValueError, match=r"DenseNet has no residual blocks .* of: features, features.conv0.* more"):
+        attach(densenet121())
+
+
+def test_the_examples_of_the_readme_run_and_give_what_they_say() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert sum("attach(" in block for block in blocks) == 1
+    for block in blocks:
+        namespace: dict[str, Any] = {}
+        exec(block, namespace)
+        for call, result in re.findall(r"^(complexity\(.*\))  # (.+)$", block, re.M):
+            assert repr(eval(call, namespace)) == result
+        for names, listed in re.findall(r"^(build_model\.\w+\(\))  # (.+)$", block, re.M):
+            assert ", ".join(eval(names, namespace)) == listed

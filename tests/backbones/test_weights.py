@@ -1,0 +1,111 @@
+"""Pretrained weights of torchvision's plain backbones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torchvision.models import ResNet18_Weights, get_model
+
+from gamlib import build_model
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> Any:
+    def save(backbone: str) -> tuple[Path, dict[str, torch.Tensor]]:
+        torch.manual_seed(1)
+        state = get_model(backbone).state_dict()
+        torch.save(state, tmp_path / f"{backbone}.pth")
+        return tmp_path / f"{backbone}.pth", state
+
+    return save
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
+def test_without_attention_the_network_is_torchvisions(backbone: str, pretrained: Any) -> None:
+    path, state = pretrained(backbone)
+    theirs = get_model(backbone).eval()
+    theirs.load_state_dict(state)
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(build_model(backbone, "none", weights=path).eval()(x), theirs(x))
+
+
+@pytest.mark.parametrize("attention", build_model.attentions())
+def test_the_weights_are_there_before_the_attention_is(attention: str, pretrained: Any) -> None:
+    path, state = pretrained("resnet18")
+    model = build_model("resnet18", attention, num_classes=10, weights=str(path))
+    parameters = list(model.parameters())
+    for name in ("conv1.weight", "layer4.1.conv2.weight", "layer3.0.bn2.weight"):
+        assert any(torch.equal(parameter, state[name]) for parameter in parameters), name
+    # The classifier for another number of classes is a new one.
+    (classifier,) = (parameter for parameter in parameters if tuple(parameter.shape) == (10, 512))
+    assert float(classifier.detach().std()) == pytest.approx((2 / 512) ** 0.5, rel=0.1)
+
+
+def test_a_member_of_torchvisions_enumeration_is_read_from_its_cache(
+    pretrained: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = pretrained("resnet18")
+    asked = []
+
+    def cached(member: ResNet18_Weights, **_: Any) -> dict[str, torch.Tensor]:
+        asked.append(member.name)
+        return state
+
+    monkeypatch.setattr(ResNet18_Weights, "get_state_dict", cached)
+    for weights in ("IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1", ResNet18_Weights.IMAGENET1K_V1, "DEFAULT"):
+        model = build_model("resnet18", "none", weights=weights)
+        assert torch.equal(model.state_dict()["conv1.weight"], state["conv1.weight"])
+    assert asked == ["IMAGENET1K_V1"] * 4
+
+
+def test_weights_that_are_neither_cached_nor_to_be_had_say_what_belongs_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(proxy, "http://127.0.0.1:9")
+    with pytest.raises(
+        ValueError, match=r"not in .*checkpoints, and could not be downloaded: .* put resnet18-\w+.pth there"
+    ):
+        build_model("resnet18", "gam", weights="IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backbone": "resnet50"}, r"do not fit this resnet50: layer1.0.conv3.weight is missing.* and \d+ more"),
+        ({"backbone": "mobilenet_v2"}, r"do not fit this mobilenet_v2: features.0.0.weight is missing"),
+        ({"stem": "cifar"}, r"conv1.weight has shape \[64, 3, 7, 7\] and not \[64, 3, 3, 3\]"),
+        ({"width": 0.5}, r"conv1.weight has shape \[64, 3, 7, 7\] and not \[32, 3, 7, 7\]"),
+        ({"max_pool": False}, "layer1.0.downsample.0.weight is missing"),
+        ({"weights": "missing.pth"}, "weights='missing.pth' cannot be read: .*No such file"),
+        ({"weights": "IMAGENET1K_V9"}, "weights='IMAGENET1K_V9': allowed for resnet18: a file, or .* IMAGENET1K_V1"),
+        ({"weights": "ResNet50_Weights.IMAGENET1K_V1"}, "allowed for resnet18"),
+        ({"weights": ResNet18_Weights.DEFAULT, "backbone": "resnet34"}, "allowed for resnet34"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(arguments: dict[str, Any], message: str, where: str, pretrained: Any) -> None:
+    path, _ = pretrained("resnet18")
+    with pytest.raises(ValueError, match=message), torch.device(where):
+        build_model(**{"backbone": "resnet18", "weights": path, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a file of torch", "cannot be read"),
+        ({"model": {"conv1.weight": torch.zeros(1)}}, "holds no state dictionary of tensors"),
+        ([torch.zeros(1)], "holds no state dictionary of tensors"),
+        ({}, "conv1.weight is missing"),
+    ],
+)
+def test_a_file_that_is_no_state_dictionary_is_refused(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        build_model("resnet18", weights=path)

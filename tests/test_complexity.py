@@ -1,0 +1,91 @@
+"""Parameters and FLOPs by the paper's rule, on modules small enough to count by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from gamlib import build_model
+from gamlib.attention import SE
+from gamlib.complexity import Complexity, complexity
+
+
+class Scaled(nn.Module):
+    """What users do: a constant that is no buffer, and a tensor made on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.full((4,), 2.0)
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x * self.scale + torch.arange(4)) @ torch.ones(3, 5)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "parameters", "macs", "extra"),
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), (1, 3, 5, 4), 3 * 8 * 9 + 8, 20 * 3 * 8 * 9, 0),
+        (nn.Conv2d(4, 8, 3, stride=2, groups=2, bias=False), (1, 4, 7, 7), 2 * 8 * 9, 9 * 2 * 8 * 9, 0),
+        (nn.ConvTranspose2d(4, 2, 2, stride=2, bias=False), (1, 4, 3, 3), 32, 9 * 4 * 2 * 4, 0),
+        (nn.Linear(6, 5), (1, 7, 2, 6), 35, 14 * 30, 0),
+        (nn.BatchNorm2d(3), (1, 3, 5, 4), 6, 0, 2 * 60),
+        (nn.BatchNorm1d(3, affine=False), (1, 3), 0, 0, 2 * 3),
+        (SE(16, reduction=4), (1, 16, 3, 3), 128, 128, 16 * 9),
+        (nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.InstanceNorm2d(4), nn.Sigmoid()), (1, 4, 8, 8), 0, 0, 0),
+        (nn.MultiheadAttention(8, 2, batch_first=True), None, 8 * 32 + 32, 5 * 8 * 32 + 2 * 5 * 5 * 8, 0),
+        (Scaled(), (1, 4), 15, 12 + 15, 0),
+        (nn.Embedding(10, 4), torch.zeros(1, 3, dtype=torch.long), 40, 0, 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_the_rule_by_hand(module: nn.Module, inputs: Any, parameters: int, macs: int, extra: int) -> None:
+    if isinstance(module, nn.MultiheadAttention):
+        attention, inputs = module, (1, 5, 8)
+        module = type("Own", (nn.Module,), {"forward": lambda self, x: self.inner(x, x, x, need_weights=False)[0]})()
+        module.inner = attention
+    assert complexity(module, inputs) == Complexity(parameters, macs, macs + extra)
+
+
+@pytest.mark.parametrize("attention", ["se", "bam", "tam", "abn", "gam"])
+def test_it_is_of_one_image_whatever_the_batch_and_wherever_the_network_lies(attention: str) -> None:
+    model = build_model("resnet18", attention, num_classes=10, width=0.25, stem="cifar", reduction=8)
+    one = complexity(model, (1, 3, 32, 32))
+    assert complexity(model, (7, 3, 32, 32)) == complexity(model, torch.zeros(3, 3, 32, 32)) == one
+    assert complexity(model.half(), (2, 3, 32, 32)) == complexity(model.to("meta"), (2, 3, 32, 32)) == one
+    assert complexity(model, (1, 3, 64, 64)).macs > 3.5 * one.macs
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = build_model("resnet18", "bam", num_classes=10, width=0.25, reduction=4)
+    model.layer1.eval()  # type: ignore[union-attr]
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    complexity(model, (2, 3, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(RuntimeError):
+        complexity(model, (1, 4, 32, 32))
+    assert [module.training for module in model.modules()] == modes
+    assert not torch.nn.modules.module._global_forward_hooks
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "efficientnet_b0", "densenet121", "resnext50_32x4d"])
+def test_macs_are_those_that_torchvision_publishes(name: str) -> None:
+    with torch.device("meta"):
+        model = get_model(name)
+    assert round(complexity(model).macs / 1e9, 3) == get_model_weights(name).DEFAULT.meta["_ops"]
+
+
+def test_nothing_is_computed() -> None:
+    """A map of 10^14 elements would not fit anywhere."""
+    found = complexity(nn.Conv2d(1, 10**6, 1, bias=False), (1, 1, 10**4, 10**4))
+    assert found.macs == 10**14
+
+
+@pytest.mark.parametrize("inputs", [(), (0, 3, 8, 8), (1, 3, -8, 8), (1, 3.5)])
+def test_what_is_no_shape_is_refused(inputs: Any) -> None:
+    with pytest.raises(ValueError, match=r"inputs=.*: allowed: a shape"):
+        complexity(nn.ReLU(), inputs)
