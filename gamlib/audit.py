@@ -1,5 +1,6 @@
 """The audit: Parameters and FLOPs of the paper's 34 printed rows, computed from our networks, against the print."""
 
+from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 
@@ -95,6 +96,47 @@ def for_reading(frame: pd.DataFrame) -> pd.DataFrame:
 def notes(frame: pd.DataFrame) -> list[str]:
     """The explanations that an audit refers to, in the order in which its cells do."""
     return list(dict.fromkeys(note for row in frame[["params_note", "flops_note"]].to_numpy() for note in row if note))
+
+
+def benchmark(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of an audit the rows of Tables 1 and 2, every network once, with the error that the paper reports.
+
+    Columns: network (backbone and data set), attention (with gc), params, flops, top1_error in percent.
+    """
+    rows = frame.assign(top1_error=paper.table()["top1_error"])
+    rows = rows[rows["table"] <= 2]
+    network = rows["backbone"].map(paper.BACKBONES) + "\n" + rows["dataset"].map(paper.DATASETS)
+    attention = (rows["attention"] + " " + rows["variant"]).str.strip()
+    return rows[["params", "flops", "top1_error"]].assign(network=network, attention=attention)
+
+
+def economies(backbones: Sequence[str], reduction: int = 16) -> pd.DataFrame:
+    """GAM and its parameter-saving variants on ImageNet: gc is the paper's, separable and low rank are ours.
+
+    Columns: backbone, attention, params and flops; params_added and flops_added are shares of what GAM adds to
+    the plain backbone.
+
+    Raises:
+        ValueError: an unknown backbone, or a reduction that does not divide its channels.
+    """
+    rows = []
+    for backbone in backbones:
+        networks = {name: (name, 1) for name in ("none", "gam", "gam_separable", "gam_low_rank")}
+        if backbone != "mobilenet_v2":  # which has hidden layers of one channel, and that makes no four groups
+            networks["gam gc"] = ("gam", 4)
+        counts = {
+            name: _count(
+                (("backbone", backbone), ("attention", attention), ("reduction", reduction), ("groups", groups)), 224
+            )
+            for name, (attention, groups) in networks.items()
+        }
+        plain, full = counts["none"], counts["gam"]
+        for name, count in counts.items():
+            params = (count.parameters - plain.parameters) / (full.parameters - plain.parameters)
+            flops = (count.flops - plain.flops) / (full.flops - plain.flops)
+            row = {"backbone": backbone, "attention": name, "params": count.parameters, "flops": count.flops}
+            rows.append(row | {"params_added": params, "flops_added": flops})
+    return pd.DataFrame(rows)
 
 
 @cache

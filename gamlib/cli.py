@@ -209,7 +209,13 @@ def report(
 
 @app.command()
 @speaks_plainly
-def audit(json_: AsJson = False) -> None:
+def audit(
+    json_: AsJson = False,
+    and_report: Annotated[
+        bool,
+        typer.Option("--report", help="Execute 1_complexity.ipynb too, which tells the story and exports its figure."),
+    ] = False,
+) -> None:
     """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
     from gamlib import audit as audits
 
@@ -221,6 +227,11 @@ def audit(json_: AsJson = False) -> None:
         for number, note in enumerate(audits.notes(frame), 1):
             out.print(f"[{number}] {note}", markup=False, highlight=False)
         out.print(audits.verdict(frame), highlight=False)
+    if and_report:
+        from gamlib.lab.report import complexity_report
+
+        for path in complexity_report():
+            err.print(os.path.relpath(path), markup=False, highlight=False)
     if audits.differences(frame):
         raise typer.Exit(FAILED)
 

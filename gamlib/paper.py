@@ -8,6 +8,7 @@ import pandas as pd
 CLASSES = {"cifar100": 100, "imagenet": 1000}
 IMAGE_SIZE = {"cifar100": 32, "imagenet": 224}  # pixels a side
 STEM = {"cifar100": "cifar", "imagenet": "imagenet"}
+DATASETS = {"cifar100": "CIFAR-100", "imagenet": "ImageNet-1K"}
 BACKBONES = {"resnet18": "ResNet 18", "resnet50": "ResNet 50", "mobilenet_v2": "MobileNet V2"}
 
 

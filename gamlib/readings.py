@@ -76,11 +76,11 @@ def _no_stem_pooling(model: nn.Module) -> None:
 
 
 PLAIN = {"attention": "none"}
-MLP = "Has GAM's channel MLP biases?"
-CONVOLUTIONS = "What stands around GAM's 7x7 convolutions?"
+MLP = "Does GAM's channel MLP have biases?"
+CONVOLUTIONS = "What do GAM's 7x7 convolutions have beside weights?"
 PLACE = "Where does GAM go in a ResNet?"
-SQUEEZE = "Have SE's linear layers biases?"
-STEM = "Which stem has the ResNet for CIFAR-100?"
+SQUEEZE = "Do SE's linear layers have biases?"
+STEM = "Which stem does the ResNet for CIFAR-100 have?"
 BOTTLENECK = "Where does BAM go in MobileNetV2?"
 FLOP = "What is a FLOP?"
 POOLING = "Which max-pooling do `with` and `without` mean in Table 4?"

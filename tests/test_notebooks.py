@@ -9,6 +9,7 @@ import nbformat
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
+from gamlib.lab import report
 from gamlib.lab.config import RunConfig
 from gamlib.lab.execute import execute_notebook
 from gamlib.lab.places import NOTEBOOKS
@@ -63,6 +64,17 @@ def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: 
     assert text.count("image/png") == 2
     assert f"{len(plan.configs)} of {len(plan.configs)} runs are done" in text and "(95 % interval" in text
     assert (places / "figures" / f"{plan.name}.pdf").exists()
+
+
+def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:
+    paths = report.complexity_report()
+    assert [path.suffix for path in paths] == [".ipynb", ".pdf", ".png", ".csv", ".tex"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+    text = paths[0].read_text()
+    assert "63 of 68 cells as printed, 5 explained, 0 different" in text and "image/png" in text
+    assert "Which max-pooling" in text and "gam_low_rank" in text
+    with pytest.raises(PapermillExecutionError, match="backbone='resnet19': allowed: resnet18"):
+        execute("1_complexity.ipynb", places, backbones=["resnet19"])
 
 
 def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:

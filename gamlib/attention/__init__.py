@@ -49,15 +49,23 @@ def options(attention: str) -> dict[str, Any]:
     Raises:
         ValueError: an unknown mechanism; the message lists the known ones.
     """
-    if attention not in MECHANISMS:
-        raise ValueError(f"attention={attention!r}: allowed: {', '.join(MECHANISMS)}")
-    parameters = inspect.signature(MECHANISMS[attention]).parameters.values()
+    parameters = inspect.signature(_mechanism(attention)).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.name != "channels"}
 
 
 def slot(attention: str) -> str:
-    """Where a mechanism's place is: "block" (in every residual block) or "stage" (behind a stage)."""
-    return getattr(MECHANISMS[attention], "slot", "block")
+    """Where a mechanism's place is: "block" (in every residual block) or "stage" (behind a stage).
+
+    Raises:
+        ValueError: an unknown mechanism; the message lists the known ones.
+    """
+    return getattr(_mechanism(attention), "slot", "block")
+
+
+def _mechanism(attention: str) -> type[nn.Module]:
+    if attention not in MECHANISMS:
+        raise ValueError(f"attention={attention!r}: allowed: {', '.join(MECHANISMS)}")
+    return MECHANISMS[attention]
 
 
 def build_attention(attention: str, channels: int, **chosen: Any) -> nn.Module:

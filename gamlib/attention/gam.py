@@ -92,7 +92,7 @@ class GAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.channel is not None:
-            x = self.channel(x) * x
+            x = x * self.channel(x)
         if self.spatial is not None:
-            x = self.spatial(x) * x
+            x = x * self.spatial(x)
         return x

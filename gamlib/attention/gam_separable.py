@@ -1,8 +1,9 @@
 """GAM with depthwise-separable convolutions: the parameter-saving block that the paper leaves to future work.
 
 Ours, not the paper's. Each 7x7 convolution of GAM's spatial attention becomes a depthwise 7x7 and a pointwise 1x1
-(Chollet 2017, https://arxiv.org/abs/1610.02357), so its 49 C C/r weights become 49 C + C C/r and its window stays 7x7,
-the block's 13x13. What is lost is a window of its own for every pair of channels.
+(Chollet 2017, https://arxiv.org/abs/1610.02357), so its 49 C C/r weights become 49 C + C C/r (on the way back
+49 C/r + C C/r) and its window stays 7x7, the block's 13x13. What is lost is a window of its own for every pair of
+channels.
 """
 
 from torch import nn

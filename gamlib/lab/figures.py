@@ -6,10 +6,21 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from gamlib.lab.places import figures_root, write_whole
 
+# Okabe and Ito's colours, and markers that a grey print tells apart; grey for the plain network, strongest for GAM
+MECHANISM_STYLES = {
+    "none": ("plain", "#777777", "o", 4.5),
+    "se": ("SE", "#E69F00", "s", 4.5),
+    "bam": ("BAM", "#56B4E9", "v", 5),
+    "cbam": ("CBAM", "#009E73", "^", 5),
+    "tam": ("TAM", "#CC79A7", "D", 4),
+    "abn": ("ABN", "#000000", "x", 5),
+    "gam gc": ("GAM (gc)", "#0072B2", "P", 5.5),
+    "gam": ("GAM", "#D55E00", "*", 8),
+}
 STYLE = Path(__file__).with_name("gam.mplstyle")
 
 
@@ -123,6 +134,38 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
             handlelength=2.2,
             columnspacing=1,
         )
+    plt.close(figure)
+    return figure
+
+
+def cost_against_error(frame: pd.DataFrame) -> Figure:
+    """Parameters and FLOPs (both logarithmic) against the top-1 error that the paper reports, a column a network.
+
+    Args:
+        frame: printed networks: network (what stands over a column), attention, params, flops, top1_error in percent.
+    """
+    networks = list(frame["network"].unique())
+    with plt.style.context(STYLE):
+        figure, panels = plt.subplots(2, len(networks), figsize=(6.9, 3.9), sharey="col", squeeze=False)
+        for column, network in enumerate(networks):
+            part = frame[frame["network"] == network]
+            panels[0][column].set_title(network)
+            for row, (cost, unit) in enumerate((("params", 1e6), ("flops", 1e9))):
+                axes = panels[row][column]
+                for attention, (label, colour, marker, size) in MECHANISM_STYLES.items():
+                    of_it = part[part["attention"] == attention]
+                    axes.plot(
+                        of_it[cost] / unit, of_it["top1_error"], marker, color=colour, label=label, markersize=size
+                    )
+                axes.set_xscale("log")
+                axes.margins(x=0.12, y=0.12)
+                spread = part[cost].max() / part[cost].min()
+                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if spread > 3 else MaxNLocator(4))
+                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.set_xlabel(("Parameters (10⁶)", "FLOPs (10⁹)")[row])
+        figure.supylabel("Top-1 error that the paper reports (%)", fontsize=8)
+        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8, columnspacing=1)
     plt.close(figure)
     return figure
 

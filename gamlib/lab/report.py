@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 
@@ -11,6 +12,9 @@ from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root, write_whole
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Run, RunFailed, first_line
 from gamlib.lab.studies import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def export(plan: Plan) -> list[Path]:
@@ -53,16 +57,49 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
     output = runs_root() / "studies" / f"{plan.name}.ipynb"
     if not force and _noted(output) == _fingerprint(plan, paths):
         return paths
-    log_path = output.with_suffix(".txt")
     parameters = {"dataset": plan.dataset, "seeds": plan.seeds, "overrides": plan.overrides, "cluster": None}
+    _execute(plan.study.notebook, output, parameters)
+    _note(output, _fingerprint(plan, paths))
+    return paths
+
+
+def export_complexity(frame: "pd.DataFrame") -> list[Path]:
+    """Write the figure of the paper's networks and the table of an audit; the paths that were written."""
+    from gamlib import audit, paper
+    from gamlib.lab import figures, tables
+
+    paths = figures.export(figures.cost_against_error(audit.benchmark(frame)), "complexity")
+    about = "Parameters and FLOPs of the paper's networks, counted and as printed. " + " ".join(
+        f"[{number}] {note}." for number, note in enumerate(audit.notes(frame), 1)
+    )
+    names = {"Data": paper.DATASETS, "Backbone": paper.BACKBONES}
+    table = audit.for_reading(frame).replace("✓", "").replace(names)
+    texts = {"csv": frame.to_csv(index=False), "tex": tables.to_latex(table, about, "complexity", "llllrrlrrl")}
+    for kind, text in texts.items():
+        paths.append(figures_root() / f"complexity.{kind}")
+        write_whole(paths[-1], text)
+    return paths
+
+
+def complexity_report() -> list[Path]:
+    """Execute `1_complexity.ipynb` into `runs/studies/`, which exports its figure and tables; their paths.
+
+    Raises:
+        RunFailed: the notebook failed; the message says where its log is.
+    """
+    output = runs_root() / "studies" / "complexity.ipynb"
+    _execute("1_complexity.ipynb", output, {})
+    return [output, *(figures_root() / f"complexity.{kind}" for kind in ("pdf", "png", "csv", "tex"))]
+
+
+def _execute(notebook: str, output: Path, parameters: dict[str, Any]) -> None:
+    log_path = output.with_suffix(".txt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w", buffering=1) as log:
         try:
-            execute_notebook(NOTEBOOKS / plan.study.notebook, output, parameters, log, {})
+            execute_notebook(NOTEBOOKS / notebook, output, parameters, log, {})
         except Exception as error:
-            raise RunFailed(f"{plan.study.notebook}: {first_line(error)}; see {output} and {log_path}") from None
-    _note(output, _fingerprint(plan, paths))
-    return paths
+            raise RunFailed(f"{notebook}: {first_line(error)}; see {output} and {log_path}") from None
 
 
 def _fingerprint(plan: Plan, paths: list[Path]) -> str:

@@ -113,18 +113,23 @@ def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:
 
 
 def latex(table: pd.DataFrame, caption: str, label: str) -> str:
-    """A summary as a LaTeX table (packages booktabs and graphicx), no wider than a page's text."""
+    """A summary as a LaTeX table."""
     texts = for_reading(table, plus_minus="PLUSMINUS")
+    return to_latex(texts, caption, label, "l" + "r" * (texts.shape[1] - 1)).replace("PLUSMINUS", r"$\pm$")
+
+
+def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str) -> str:
+    """A frame of texts as a LaTeX table (packages booktabs and graphicx), no wider than a page's text."""
     styler = texts.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
     body = styler.to_latex(
         hrules=True,
-        column_format="l" + "r" * (texts.shape[1] - 1),
+        column_format=columns,
         caption=_escaped(caption),
         label=f"tab:{label}",
         position_float="centering",
     )
     body = body.replace(r"\begin{tabular}", "\\resizebox{\\linewidth}{!}{\n\\begin{tabular}")
-    return body.replace(r"\end{tabular}", "\\end{tabular}\n}").replace("PLUSMINUS", r"$\pm$").replace("–", "--")
+    return body.replace(r"\end{tabular}", "\\end{tabular}\n}").replace("–", "--")
 
 
 def _escaped(text: str) -> str:
