@@ -55,7 +55,7 @@ def test_a_dry_run_shows_what_would_run_and_starts_nothing(finish: Callable[...,
     code, output = gamlib("study", "submodules", "--seeds", "0", "--dry-run")
     assert code == 0
     assert f"done  {done.folder.name}" in output and output.count("would run (is missing)") == 3
-    assert "submodules=ch+sp" in output and "epochs=30" in output
+    assert "submodules=ch+sp" in output and "epochs=20" in output
     assert not (places / "runs" / "studies").exists()
 
 

@@ -31,9 +31,8 @@ class _BuildModel:
         return (*BLOCKS, "mobilenet_v2")
 
     def attentions(self) -> tuple[str, ...]:
-        """Names that `attention` may take, the paper's first, in its order."""
-        own = ("gam_separable", "gam_low_rank")
-        return ("none", "se", "bam", "cbam", "tam", "abn", "gam", *own)
+        """Names that `attention` may take."""
+        return ("none", *MECHANISMS, "abn")
 
     def options(self, attention: str) -> dict[str, Any]:
         """The options in `build_model` that a mechanism has, with their defaults.

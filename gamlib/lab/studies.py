@@ -15,7 +15,7 @@ from gamlib.lab.provenance import source_hash
 
 
 class PaperRow(BaseModel):
-    """The printed row that an arm repeats (on ImageNet, where the paper ran it)."""
+    """The printed row that an arm repeats (on ImageNet, where the paper ran it), where there is one of its backbone."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,6 +1,7 @@
 """Tables: the runs of a study as a frame, and the summary that goes into a paper, beside what the paper prints."""
 
 import math
+from typing import Any
 
 import pandas as pd
 
@@ -41,7 +42,7 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     paper_imagenet_top1_error, paper_imagenet_top5_error (one run; NaN where the paper has no such row).
     """
     rows = []
-    for label, arm in plan.study.arms.items():
+    for label in plan.arms:
         of_arm = frame[frame["arm"] == label]
         top1, top1_half = mean_interval(of_arm["top1_error"])
         top5, top5_half = mean_interval(of_arm["top5_error"])
@@ -55,27 +56,41 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
             "top5_error": top5,
             "top5_half": top5_half,
         }
-        printed = None
-        if arm.paper is not None:
-            printed = paper.row(arm.paper.table, "resnet18", arm.paper.attention, arm.paper.variant)
+        printed = _printed(plan, label)
         for key in ("top1_error", "top5_error"):
             row[f"paper_imagenet_{key}"] = math.nan if printed is None else printed[key]
         rows.append(row)
     return pd.DataFrame(rows)
 
 
+def _printed(plan: Plan, label: str) -> "pd.Series[Any] | None":
+    """The paper's row of an arm, if it has one with this backbone."""
+    row = plan.study.arms[label].paper
+    if row is None:
+        return None
+    try:
+        return paper.row(row.table, plan.arms[label][0].backbone, row.attention, row.variant)
+    except LookupError:
+        return None
+
+
 def note(plan: Plan, frame: pd.DataFrame) -> str:
     """The line under a table or a figure: what was run, and what made the numbers."""
-    config = next(iter(plan.arms.values()))[0]
+    configs = plan.configs
+
+    def each(key: str) -> str:
+        values = dict.fromkeys(getattr(config, key) for config in configs)
+        return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
     sources = sorted(frame["source"].dropna().unique())
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
-    overrides = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "epochs")
-    where = {"test": "", "validation": ", measured on validation images"}[config.evaluate_on]
+    overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
+    where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
     made = (
-        f"{config.dataset}, {config.backbone} at width {config.width:g}, {config.epochs} epochs{overrides}{where}; "
+        f"{plan.dataset}, {each('backbone')} at width {each('width')}, {each('epochs')} epochs{overrides}{where}; "
         f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}."
     )
-    printed = any(arm.paper for arm in plan.study.arms.values())
+    printed = any(_printed(plan, label) is not None for label in plan.arms)
     return " ".join(filter(None, (made, "Paper: full width, ImageNet-1K, one run each." * printed, plan.study.note)))
 
 

@@ -86,7 +86,7 @@ def test_initial_weights_are_those_of_cbams_authors() -> None:
     ("arguments", "message"),
     [
         ({"backbone": "resnet19"}, "backbone='resnet19': allowed: resnet18"),
-        ({"attention": "games"}, "attention='games': .* none, se, bam, cbam, tam, abn, gam"),
+        ({"attention": "games"}, "attention='games': .* none, se, bam, cbam, tam, gam"),
         ({"stem": "vgg"}, "stem='vgg': allowed: imagenet, cifar"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"width": -1.0}, "width=-1.0"),
