@@ -28,8 +28,8 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
     Args:
         model: a network with torchvision's residual blocks, or any other together with `after`.
         attention: a mechanism, e.g. "gam", "cbam"; see `gamlib.attention.MECHANISMS`.
-        after: names of the modules to put a block behind, as `model.named_modules()` has them, with * as in file names,
-            e.g. "stages.*.norm2"; each must put out [N, C, H, W]. By default the slots described above.
+        after: names of the modules to put a block behind, as `model.named_modules()` has them; * stands for anything,
+            dots included, e.g. "stages.*.norm2". Each must put out [N, C, H, W]. By default the slots described above.
         chosen: options of the mechanism, e.g. `reduction=8`.
 
     Returns:
@@ -51,12 +51,17 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
         if "reduction" in known and isinstance(model, mobilenetv2.MobileNetV2):
             own["reduction"] = _fitting(chosen.get("reduction", known["reduction"]), channels, widths.values())
         blocks[name] = build_attention(attention, channels, **own)
+    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}  # before any is wrapped itself
     for name, block in blocks.items():
         initialise(block)
         block.train(model.training)
         if (near := next(modules[name].parameters(), None)) is not None:
             block.to(near.device, near.dtype)
-        _follow(model, name, block)
+        if isinstance(module := modules[name], nn.Sequential):
+            module.add_module("attention", block)
+        else:
+            pair = nn.Sequential(OrderedDict(inner=module, attention=block))
+            setattr(parents[name], name.rpartition(".")[2], pair)
     return model
 
 
@@ -123,12 +128,3 @@ def _fitting(reduction: int, channels: int, every: Iterable[int]) -> int:
     if reduction < 1 or all(number % reduction for number in every):
         raise ValueError(f"reduction={reduction} divides none of the channels {', '.join(map(str, every))}")
     return next((ratio for ratio in range(reduction, channels) if channels % ratio == 0), channels)
-
-
-def _follow(model: nn.Module, name: str, block: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    module = model.get_submodule(name)
-    if isinstance(module, nn.Sequential):
-        module.add_module("attention", block)
-    else:
-        setattr(model.get_submodule(parent), child, nn.Sequential(OrderedDict(inner=module, attention=block)))

@@ -45,6 +45,13 @@ def test_a_network_of_ones_own_gets_it_where_one_says() -> None:
         assert torch.equal(after[name.replace(".norm.", ".norm.inner.")], value)
 
 
+def test_a_pattern_may_match_a_module_and_what_lies_in_it() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)), nn.Conv2d(16, 16, 3))
+    attach(model, "gam", after="*")
+    assert sum(isinstance(module, GAM) for module in model.modules()) == 4
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 16, 4, 4)
+
+
 def test_torchvisions_own_networks_need_no_names() -> None:
     for network, number in ((resnext50_32x4d(), 16), (mobilenet_v2(), 17)):
         attach(network, "cbam")

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from gamlib.lab import figures, report, tables
 from gamlib.lab.runs import Run, RunFailed
-from gamlib.lab.studies import STUDIES, Plan
+from gamlib.lab.studies import STUDIES, Plan, Study
 
 Finish = Callable[..., Run]
 ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [5.0, 5.5, 6.0], "sp": [4.0, 4.5, 5.0], "ch+sp": [3.0, 3.5, 4.0]}
@@ -41,6 +41,23 @@ def test_an_arm_that_the_paper_lacks_has_no_number_of_it(finish: Finish) -> None
     table = tables.summary(pooling, tables.outcomes(pooling)).set_index("arm")
     assert table["paper_imagenet_top1_error"].isna().tolist() == [False, True, False, False, False, False, True, True]
     assert table.loc["GAM wmp", "paper_imagenet_top1_error"] == 28.57
+
+
+def test_the_papers_numbers_stand_beside_the_papers_backbone_only(finish: Finish) -> None:
+    for backbone, printed in (("resnet18", 30.91), ("resnet50", 24.81), ("resnet34", None)):
+        pooling = STUDIES["max_pooling"].plan(seeds="0", backbone=backbone)
+        table = tables.summary(pooling, frame := tables.outcomes(pooling)).set_index("arm")["paper_imagenet_top1_error"]
+        assert table.dropna().get("baseline") == printed
+        assert ("Paper: full width" in tables.note(pooling, frame)) == (printed is not None)
+        assert (len(table.dropna()) == 5) == (backbone == "resnet18")
+    assert "resnet34 at width 0.5, 20 epochs; errors" in tables.note(pooling, frame)
+    assert tables.note(pooling, frame).endswith(pooling.study.note)
+
+
+def test_a_study_of_several_backbones_names_them_all() -> None:
+    arms = {backbone: {"backbone": backbone, "attention": "se"} for backbone in ("resnet18", "mobilenet_v2")}
+    plan = Study(name="two", arms=arms).plan(seeds="0")
+    assert "digits, resnet18, mobilenet_v2 at width 0.5" in tables.note(plan, tables.outcomes(plan))
 
 
 def test_failed_and_partial_runs_stay_out(plan: Plan, finish: Finish) -> None:
