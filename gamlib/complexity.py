@@ -6,18 +6,19 @@ pooling counts one, and nothing else counts. Products are counted by torch's own
 memory, so that no arithmetic is done.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import FrozenBatchNorm2d
 
 from gamlib.attention import SE
 
@@ -34,32 +35,36 @@ class Complexity:
     flops: int  # by the paper's rule: macs, and what BatchNorm and SE's pooling add
 
 
-def complexity(model: nn.Module, inputs: Sequence[int] | Tensor = (1, 3, 224, 224)) -> Complexity:
-    """Count a module's parameters and operations, of one image whatever the batch; it is left as it was.
+def complexity(model: nn.Module, inputs: Sequence[int] | Tensor | Sequence[Tensor] = (1, 3, 224, 224)) -> Complexity:
+    """Count a module's parameters, and its operations for one image whatever the batch; it is left as it was.
+
+    BatchNorm is what is a torch.nn.BatchNorm or torchvision's FrozenBatchNorm2d, SE what is `gamlib.attention.SE`:
+    normalisation and pooling by functions or by other classes count nothing.
 
     Args:
         model: on any device, the meta device too.
-        inputs: shape of a batch of floating-point inputs [N, ...], or an example batch where they are others.
+        inputs: shape of a batch of floating-point inputs [N, ...]; an example batch where they are others, or a tuple
+            of them where there are several. Only the first of the batch is counted.
 
     Raises:
-        ValueError: a shape that is none.
+        ValueError: inputs that are none of these, or of no image.
         Exception: whatever the module raises at such an input; also where it branches on values, which are not there.
     """
-    if not isinstance(inputs, Tensor) and (not inputs or any(not isinstance(n, int) or n < 1 for n in inputs)):
-        raise ValueError(f"inputs={inputs!r}: allowed: a shape of whole numbers from 1, [N, ...], or a tensor")
-    state = {name: value.detach().to("meta") for name, value in model.named_parameters()}
-    state |= {name: value.to("meta") for name, value in model.named_buffers()}
-    dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.get_default_dtype())
+    # A copy whose parameters and buffers have no memory.
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
+    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    twin = copy.deepcopy(model, memo).eval()
+    dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.get_default_dtype())
+    examples = _examples(inputs, dtype)
     extra = 0
 
-    def count(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
         nonlocal extra
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, _BatchNorm | FrozenBatchNorm2d):
             extra += 2 * output.numel()
         elif isinstance(module, SE):
-            extra += given[0].numel()
+            extra += output.numel()  # as many as go into its pooling
 
-    training = {module: module.training for module in model.modules()}
     # Of attention layers torch has a fused form for evaluation, in which no products are to be seen.
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -67,16 +72,22 @@ def complexity(model: nn.Module, inputs: Sequence[int] | Tensor = (1, 3, 224, 22
     counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with torch.no_grad(), torch.device("meta"), counter, _WithoutMemory():
-            batch = inputs.to("meta") if isinstance(inputs, Tensor) else torch.empty(*inputs, dtype=dtype)
-            functional_call(model.eval(), state, (batch,))
+            twin(*examples)
     finally:
         hook.remove()
         torch.backends.mha.set_fastpath_enabled(fused)
-        for module, mode in training.items():
-            module.training = mode
     macs = counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two
-    n = len(batch)
-    return Complexity(sum(p.numel() for p in model.parameters()), round(macs / n), round((macs + extra) / n))
+    return Complexity(sum(p.numel() for p in model.parameters()), macs, macs + extra)
+
+
+def _examples(inputs: Any, dtype: torch.dtype) -> list[Tensor]:
+    """One image of what was given, without memory."""
+    listed = list(inputs) if isinstance(inputs, Sequence) else [inputs]
+    if listed and all(isinstance(n, int) and n > 0 for n in listed) and isinstance(inputs, Sequence):
+        return [torch.empty(1, *listed[1:], dtype=dtype, device="meta")]
+    if not listed or not all(isinstance(example, Tensor) and example.ndim and len(example) for example in listed):
+        raise ValueError(f"inputs={inputs!r}: allowed: a shape of whole numbers from 1, [N, ...], a tensor, or several")
+    return [example[:1].to("meta") for example in listed]
 
 
 class _WithoutMemory(TorchDispatchMode):

@@ -1,7 +1,7 @@
 """Readings of the paper: what each would print, against what is printed.
 
 The text leaves the networks open in several places. Each reading that comes to mind is built here, in a network
-whose printed numbers tell it from the others, and counted. The first of every question is the one that the package has.
+whose printed numbers tell it from the others, and counted. The first answer to a question is the package's own.
 """
 
 from collections.abc import Callable
@@ -50,17 +50,18 @@ def _linear_layers(mlp: nn.Sequential, bias: bool) -> None:
             mlp[place] = nn.Linear(layer.in_features, layer.out_features, bias, device="meta")
 
 
-def _spatial(change: Callable[[nn.Conv2d], nn.Module]) -> Callable[[nn.Module], None]:
+def _spatial(change: Callable[[nn.Conv2d], nn.Module], *names: str) -> Callable[[nn.Module], None]:
     def apply(model: nn.Module) -> None:
         for block in model.modules():
             if isinstance(block, SpatialAttention):
-                block.squeeze, block.expand = (change(part) for part in (block.squeeze, block.expand))  # type: ignore[arg-type]
+                for name in names:
+                    setattr(block, name, change(getattr(block, name)))
 
     return apply
 
 
 def _biased(conv: nn.Conv2d) -> nn.Module:
-    return nn.Conv2d(conv.in_channels, conv.out_channels, 7, padding=3, device="meta")
+    return nn.Conv2d(conv.in_channels, conv.out_channels, 7, padding=3, groups=conv.groups, device="meta")
 
 
 def _normed(conv: nn.Conv2d) -> nn.Module:
@@ -75,10 +76,18 @@ def _no_stem_pooling(model: nn.Module) -> None:
     model.maxpool = nn.Identity()
 
 
+def _uncounted_pooling(model: nn.Module) -> None:
+    """The same layers in a class that `complexity` does not know as SE."""
+    for block in model.modules():
+        if isinstance(block, SE):
+            block.__class__ = type("NotSE", (nn.Module,), {"forward": SE.forward})
+
+
 PLAIN = {"attention": "none"}
 MLP = "Does GAM's channel MLP have biases?"
 CONVOLUTIONS = "What do GAM's 7x7 convolutions have beside weights?"
 PLACE = "Where does GAM go in a ResNet?"
+RATIO = "What is the reduction ratio r?"
 SQUEEZE = "Do SE's linear layers have biases?"
 STEM = "Which stem does the ResNet for CIFAR-100 have?"
 BOTTLENECK = "Where does BAM go in MobileNetV2?"
@@ -91,8 +100,14 @@ READINGS = (
     Reading(MLP, "yes", (2, 14)),
     Reading(MLP, "no", (2, 14), change=_without_bias),
     Reading(CONVOLUTIONS, "nothing", (3, 2)),
-    Reading(CONVOLUTIONS, "biases", (3, 2), change=_spatial(_biased)),
-    Reading(CONVOLUTIONS, "BatchNorm", (3, 2), change=_spatial(_normed)),
+    Reading(CONVOLUTIONS, "biases", (3, 2), change=_spatial(_biased, "squeeze", "expand")),
+    Reading(CONVOLUTIONS, "BatchNorm", (3, 2), change=_spatial(_normed, "squeeze", "expand")),
+    Reading(CONVOLUTIONS, "a bias in the first", (3, 2), change=_spatial(_biased, "squeeze")),
+    Reading(CONVOLUTIONS, "nothing", (1, 6)),
+    Reading(CONVOLUTIONS, "a bias in the first", (1, 6), change=_spatial(_biased, "squeeze")),
+    Reading(RATIO, "16", (4, 2)),
+    Reading(RATIO, "8", (4, 2), {"reduction": 8}),
+    Reading(RATIO, "32", (4, 2), {"reduction": 32}),
     Reading(SQUEEZE, "no", (2, 9)),
     Reading(SQUEEZE, "yes", (2, 9), change=_with_bias),
     Reading(STEM, "3x3 of stride 1, no max-pooling", (1, 2)),
@@ -110,6 +125,8 @@ READINGS = (
     Reading(
         FLOP, "a multiply-accumulate, and four per element of a BatchNorm", (2, 8), flops=lambda n: 2 * n.flops - n.macs
     ),
+    Reading(FLOP, "as above, and one per element into SE's average pooling", (2, 9)),
+    Reading(FLOP, "as above, and nothing for the pooling", (2, 9), change=_uncounted_pooling),
     *(
         reading
         for row in (3, 4)

@@ -59,8 +59,10 @@ def test_it_is_of_one_image_whatever_the_batch_and_wherever_the_network_lies(att
 
 
 def test_the_network_is_left_as_it_was() -> None:
-    model = build_model("resnet18", "bam", num_classes=10, width=0.25, reduction=4)
-    model.layer1.eval()  # type: ignore[union-attr]
+    model: Any = build_model("resnet18", "bam", num_classes=10, width=0.25, reduction=4)
+    model.layer1.eval()
+    model.seen = []
+    model.register_forward_hook(lambda module, inputs, output: module.seen.append(output))
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     complexity(model, (2, 3, 32, 32))
@@ -69,7 +71,7 @@ def test_the_network_is_left_as_it_was() -> None:
     with pytest.raises(RuntimeError):
         complexity(model, (1, 4, 32, 32))
     assert [module.training for module in model.modules()] == modes
-    assert not torch.nn.modules.module._global_forward_hooks
+    assert not torch.nn.modules.module._global_forward_hooks and model.seen == []
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "efficientnet_b0", "densenet121", "resnext50_32x4d"])
@@ -85,7 +87,25 @@ def test_nothing_is_computed() -> None:
     assert found.macs == 10**14
 
 
-@pytest.mark.parametrize("inputs", [(), (0, 3, 8, 8), (1, 3, -8, 8), (1, 3.5)])
+def test_wrapped_networks_several_inputs_and_weights_that_are_products() -> None:
+    network = build_model("resnet18", "gam", num_classes=10, width=0.25, reduction=4)
+    assert complexity(nn.DataParallel(network)) == complexity(network)
+    assert complexity(nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4))).parameters == 65
+
+    class Factored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Parameter(torch.zeros(8, 2)), nn.Parameter(torch.zeros(2, 16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.left @ self.right)
+
+    assert complexity(Factored(), (7, 8)) == complexity(Factored(), (1, 8)) == Complexity(48, 8 * 2 * 16 + 8 * 16, 384)
+
+
+@pytest.mark.parametrize(
+    "inputs", [(), (0, 3, 8, 8), (1, 3, -8, 8), (1, 3.5), 3, torch.zeros(0, 3), (1, torch.zeros(1))]
+)
 def test_what_is_no_shape_is_refused(inputs: Any) -> None:
     with pytest.raises(ValueError, match=r"inputs=.*: allowed: a shape"):
         complexity(nn.ReLU(), inputs)

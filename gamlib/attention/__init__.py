@@ -68,7 +68,7 @@ def _mechanism(attention: str) -> type[nn.Module]:
     return MECHANISMS[attention]
 
 
-def build_attention(attention: str, channels: int, **chosen: Any) -> nn.Module:
+def build_attention(attention: str, channels: int, /, **chosen: Any) -> nn.Module:
     """A mechanism by its name, [N, C, H, W] -> [N, C, H, W].
 
     Raises:

@@ -1,6 +1,6 @@
 """BAM: Bottleneck Attention Module.
 
-Park, Woo, Lee, Kweon 2018, https://arxiv.org/abs/1807.06514, equations 1 to 5:
+Park, Woo, Lee, Kweon 2018, https://arxiv.org/abs/1807.06514, equations 1 to 4:
 
     F' = F + M(F) * F    M(F) = sigmoid(Mc(F) + Ms(F))
     Mc(F) = MLP(AvgPool(F))                              pooled over positions
@@ -13,7 +13,7 @@ Ms; here they are added, as its paper says.
 
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides
+from gamlib.attention.checks import divides, whole
 
 
 class BAM(nn.Module):
@@ -34,9 +34,9 @@ class BAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, dilation: int = 4) -> None:
         super().__init__()
+        whole("channels", channels)
         divides("reduction", reduction, channels, "channels")
-        if dilation < 1:
-            raise ValueError(f"dilation={dilation}: allowed: whole numbers from 1")
+        whole("dilation", dilation)
         hidden = channels // reduction
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, channels)

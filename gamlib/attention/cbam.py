@@ -13,7 +13,7 @@ statistics would still be half initial values, and CBAM would be judged by that.
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides, odd
+from gamlib.attention.checks import divides, odd, whole, yes_or_no
 
 
 class CBAM(nn.Module):
@@ -31,8 +31,10 @@ class CBAM(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7, gate_max_pool: bool = True) -> None:
         super().__init__()
+        whole("channels", channels)
         divides("reduction", reduction, channels, "channels")
         odd("kernel_size", kernel_size)
+        yes_or_no("gate_max_pool", gate_max_pool)
         self.gate_max_pool = gate_max_pool
         hidden = channels // reduction
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))

@@ -10,9 +10,11 @@ not: the MLP has biases, the convolutions have neither bias nor BatchNorm, and e
 that circulates under this paper's name (r = 4, biases, BatchNorm) prints other numbers than the paper does.
 """
 
+import math
+
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides
+from gamlib.attention.checks import divides, whole, yes_or_no
 
 SUBMODULES = ("ch+sp", "ch", "sp")
 
@@ -49,6 +51,13 @@ class SpatialAttention(nn.Module):
         """The 7x7 convolution, which variants of GAM replace by cheaper ones of the same window."""
         return nn.Conv2d(inputs, outputs, 7, padding=3, groups=groups, bias=False)
 
+    def init_weights(self) -> None:
+        """Grouped weights by the outputs that an input reaches; torch's fan-out counts those of all groups."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.groups > 1:
+                fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
+                nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.expand(self.shuffle(self.relu(self.squeeze(self.pool(x))))).sigmoid()
 
@@ -81,8 +90,10 @@ class GAM(nn.Module):
         super().__init__()
         if submodules not in SUBMODULES:
             raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
+        yes_or_no("gate_max_pool", gate_max_pool)
         if gate_max_pool and submodules == "ch":
             raise ValueError("gate_max_pool=True: submodules='ch' has no spatial convolutions to pool for")
+        whole("channels", channels)
         divides("reduction", reduction, channels, "channels")
         divides("groups", groups, channels // reduction, f"hidden channels ({channels} / reduction {reduction})")
         self.channel = ChannelAttention(channels, reduction) if "ch" in submodules else None

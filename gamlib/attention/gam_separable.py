@@ -22,12 +22,6 @@ class SeparableSpatialAttention(SpatialAttention):
             nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False),
         )
 
-    def init_weights(self) -> None:
-        """Depthwise weights by the 49 outputs that an input reaches; fan-out over all channels would silence them."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and module.kernel_size == (7, 7):
-                nn.init.normal_(module.weight, std=(2 / 49) ** 0.5)
-
 
 class SeparableGAM(GAM):
     """GAM whose spatial attention is depthwise-separable; arguments and errors are GAM's. [N, C, H, W] -> the same."""

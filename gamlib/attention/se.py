@@ -9,7 +9,7 @@ Neither linear layer has a bias: with biases the paper's ResNet-50 would print 2
 
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides
+from gamlib.attention.checks import divides, whole
 
 
 class SE(nn.Module):
@@ -25,6 +25,7 @@ class SE(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
+        whole("channels", channels)
         divides("reduction", reduction, channels, "channels")
         hidden = channels // reduction
         self.mlp = nn.Sequential(

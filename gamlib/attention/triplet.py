@@ -1,6 +1,6 @@
 """TAM: Rotate to Attend: Convolutional Triplet Attention Module.
 
-Misra, Nalamada, Arasanipalai, Hou 2020, https://arxiv.org/abs/2010.03045, equations 1 and 2:
+Misra, Nalamada, Arasanipalai, Hou 2020, https://arxiv.org/abs/2010.03045, section 3:
 
     y = (gate over (H, C) + gate over (C, W) + gate over (H, W)) / 3        each gate times x
     gate = sigmoid(BN(Conv7x7([MaxPool(x); AvgPool(x)])))                   pooled over the axis that is left
@@ -11,7 +11,7 @@ As in CBAM the authors' BatchNorm momentum of 0.01 is not kept: see there.
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention.checks import odd
+from gamlib.attention.checks import odd, whole
 
 
 class Gate(nn.Module):
@@ -40,6 +40,7 @@ class TripletAttention(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int = 7) -> None:
         super().__init__()
+        whole("channels", channels)
         odd("kernel_size", kernel_size)
         self.over_hc, self.over_cw, self.over_hw = Gate(kernel_size), Gate(kernel_size), Gate(kernel_size)
 

@@ -4,6 +4,7 @@ A network maps [N, 3, H, W] to scores [N, num_classes]. In training mode it may 
 first predict, and the loss is the sum of the losses of all.
 """
 
+import math
 import os
 from typing import Any
 
@@ -11,13 +12,15 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from gamlib.attention import MECHANISMS, options
+from gamlib.attention.checks import whole, yes_or_no
+from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
 from gamlib.backbones.initial import initialise, load_weights
 from gamlib.backbones.mobilenet_v2 import MobileNetV2
 from gamlib.backbones.resnet import BLOCKS, ResNet
 from gamlib.backbones.slots import attach
 
-__all__ = ["STEMS", "attach", "build_model"]
+__all__ = ["OPTIONS", "STEMS", "attach", "build_model"]
 
 STEMS = ("imagenet", "cifar")
 OPTIONS = ("submodules", "reduction", "groups", "gate_max_pool")  # of mechanisms, as far as build_model takes them
@@ -74,8 +77,11 @@ class _BuildModel:
             stem: "imagenet", or "cifar" for small images: stride 1 and no max-pooling, see the backbones.
             max_pool: False takes the ImageNet stem's max-pooling out (the paper's wmp) and gives its stride to stage 1.
                 Without effect where there is none: in the CIFAR stem and in MobileNetV2.
-            width: factor on all channels of the backbone.
-            submodules, reduction, groups: options of the mechanism, see `GAM`; without effect where it has none.
+            width: factor on the channels of the backbone; MobileNetV2 rounds them to eights, and leaves its last
+                convolution at 1280 below 1.
+            submodules, reduction, groups: options of the mechanism, see `GAM`; without effect where it has none. In
+                MobileNetV2, whose channels are multiples of eight, `reduction` is a power of two, and where it does not
+                divide the channels the next ratio that does takes its place.
             gate_max_pool: max-pooling inside the block, see `GAM` and `CBAM`; None is what the mechanism's paper says.
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
                 or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1". The classifier keeps
@@ -88,10 +94,13 @@ class _BuildModel:
             raise ValueError(f"backbone={backbone!r}: allowed: {', '.join(self.backbones())}")
         if stem not in STEMS:
             raise ValueError(f"stem={stem!r}: allowed: {', '.join(STEMS)}")
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: allowed: whole numbers from 1")
-        if width <= 0:
-            raise ValueError(f"width={width}: allowed: numbers above 0")
+        if submodules not in SUBMODULES:
+            raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
+        for name, number in (("num_classes", num_classes), ("reduction", reduction), ("groups", groups)):
+            whole(name, number)
+        yes_or_no("max_pool", max_pool)
+        if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
+            raise ValueError(f"width={width!r}: allowed: numbers above 0")
         known = self.options(attention)
         if gate_max_pool is not None and "gate_max_pool" not in known:
             raise ValueError(f"gate_max_pool={gate_max_pool}: attention={attention} has none")
@@ -107,12 +116,7 @@ class _BuildModel:
         if attention == "none":
             return model
         if attention == "abn":
-            network = AttentionBranchNetwork(model, num_classes)
-            branch = network.attention_branch
-            for part in branch.children():
-                if weights is None or part is not branch.stage:  # pretrained, the copied stage starts as its original
-                    initialise(part)
-            return network
+            return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
         return attach(model, attention, **{key: given[key] for key in known if given[key] is not None})
 

@@ -1,7 +1,7 @@
 """ABN: Attention Branch Network: Learning of Attention Mechanism for Visual Explanation.
 
-Fukui, Hirakawa, Yamashita, Fujiyoshi 2019, https://arxiv.org/abs/1812.10025, equations 1 to 5. It is no block but a
-second branch of the network: from the map x before the last stage the attention branch predicts the classes itself, and
+Fukui, Hirakawa, Yamashita, Fujiyoshi 2019, https://arxiv.org/abs/1812.10025, section 3. It is no block but a second
+branch of the network: from the map x before the last stage the attention branch predicts the classes itself, and
 gives an attention map M(x) by which the perception branch sees x:
 
     x' = (1 + M(x)) * x        L = L_attention + L_perception        both cross entropies of the same labels
@@ -14,6 +14,7 @@ import copy
 
 from torch import Tensor, nn
 
+from gamlib.backbones.initial import initialise
 from gamlib.backbones.mobilenet_v2 import MobileNetV2
 from gamlib.backbones.resnet import ResNet
 
@@ -52,13 +53,17 @@ class AttentionBranchNetwork(nn.Module):
     Args:
         backbone: it gives away its modules, and is not to be used afterwards.
         num_classes: outputs.
+        pretrained: the branch's copy of the last stage keeps the weights of its original, instead of new ones.
     """
 
-    def __init__(self, backbone: ResNet | MobileNetV2, num_classes: int) -> None:
+    def __init__(self, backbone: ResNet | MobileNetV2, num_classes: int, pretrained: bool = False) -> None:
         super().__init__()
         self.trunk, stage, classifier = backbone.split()
         self.attention_branch = AttentionBranch(stage, num_classes)
         self.perception_branch = nn.Sequential(stage, classifier)
+        for part in self.attention_branch.children():
+            if not pretrained or part is not self.attention_branch.stage:
+                initialise(part)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Scores of images; in evaluation mode too both branches are computed, as the printed FLOPs are counted."""

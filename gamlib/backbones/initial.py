@@ -48,21 +48,23 @@ def load_weights(
     Raises:
         ValueError: the file cannot be read or is of another network; the message names what does not fit.
     """
-    found = _read(backbone, weights)
+    found = dict(_read(backbone, weights))
     wanted = model.state_dict()
-    if f"{classifier}.weight" in found and len(found[f"{classifier}.weight"]) != len(wanted[f"{classifier}.weight"]):
-        found = {**found, **{name: value for name, value in wanted.items() if name.startswith(f"{classifier}.")}}
-    # Files older than torch 0.4 do not count batches.
-    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
-    wrong = [
-        *(f"{name} is missing" for name in missing),
-        *(f"{name} is not of this network" for name in found if name not in wanted),
-        *(
-            f"{name} has shape {list(value.shape)} and not {list(wanted[name].shape)}"
-            for name, value in found.items()
-            if name in wanted and value.shape != wanted[name].shape
-        ),
-    ]
+    head = {name: value for name, value in wanted.items() if name.startswith(f"{classifier}.")}
+    if all(name in found and found[name].shape[1:] == value.shape[1:] for name, value in head.items()):
+        found |= {name: value for name, value in head.items() if found[name].shape != value.shape}
+    wrong = []
+    if found and all(name.startswith("module.") for name in found):
+        wrong.append("all names begin with 'module.', as DataParallel saves them")
+    for name, value in wanted.items():
+        if name not in found:
+            if not name.endswith("num_batches_tracked"):  # files older than torch 0.4 do not count batches
+                wrong.append(f"{name} is missing")
+        elif found[name].shape != value.shape:
+            wrong.append(f"{name} has shape {list(found[name].shape)} and not {list(value.shape)}")
+        elif found[name].is_floating_point() != value.is_floating_point():
+            wrong.append(f"{name} is of type {found[name].dtype}")
+    wrong += [f"{name} is not of this network" for name in found if name not in wanted]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"weights={str(weights)!r} do not fit this {backbone}: {'; '.join(wrong[:3])}{more}")
@@ -71,31 +73,51 @@ def load_weights(
 
 
 def is_file(weights: str | os.PathLike[str] | WeightsEnum) -> bool:
-    """Whether this names a file; what is written like a member of torchvision's enumerations does not."""
-    return not isinstance(weights, WeightsEnum) and not re.fullmatch(r"(\w+_Weights\.)?[A-Z0-9_]+", os.fspath(weights))
+    """Whether this names a file: not what is written like a member of torchvision's enumerations, unless it exists.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(weights, WeightsEnum):
+        return False
+    if not isinstance(weights, str | os.PathLike) or not os.fspath(weights):
+        raise ValueError(f"weights={weights!r}: allowed: a file, or a name of torchvision's such as IMAGENET1K_V1")
+    return Path(weights).is_file() or not re.fullmatch(r"(\w+_Weights\.)?[A-Z0-9_]+", os.fspath(weights))
+
+
+def member(backbone: str, weights: str | WeightsEnum) -> WeightsEnum:
+    """The member of torchvision's enumeration for a backbone, by itself or by its name.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    enumeration = get_model_weights(backbone)
+    found = enumeration.__members__.get(str(weights).removeprefix(f"{enumeration.__name__}."))
+    if found is None:
+        names = ", ".join(enumeration.__members__)
+        raise ValueError(f"weights={str(weights)!r}: allowed for {backbone}: a file, or of torchvision {names}")
+    return found
 
 
 def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mapping[str, Tensor]:
-    enumeration = get_model_weights(backbone)
     if not is_file(weights):
-        name = str(weights).removeprefix(f"{enumeration.__name__}.")
-        member = enumeration.__members__.get(name)
-        if member is None:
-            names = ", ".join(enumeration.__members__)
-            raise ValueError(f"weights={str(weights)!r}: allowed for {backbone}: a file, or of torchvision {names}")
+        known = member(backbone, weights)
         try:
-            return member.get_state_dict(progress=False, check_hash=True, map_location="cpu")
+            return known.get_state_dict(progress=False, check_hash=True, map_location="cpu")
         except (OSError, RuntimeError) as error:
             cache = Path(torch.hub.get_dir()) / "checkpoints"
             raise ValueError(
                 f"weights={str(weights)!r}: not in {cache}, and could not be downloaded: {error}; put "
-                f"{Path(member.url).name} there"
+                f"{Path(known.url).name} there"
             ) from None
     try:
-        content: Any = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        content: Any = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # not a file, not torch's, or with more in it than tensors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"weights={str(weights)!r} cannot be read: {reason}") from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"weights={str(weights)!r}: the file holds no state dictionary of tensors")
+        what = (
+            f"a dictionary of {', '.join(map(str, content))}"[:80] if isinstance(content, Mapping) else "something else"
+        )
+        raise ValueError(f"weights={str(weights)!r}: the file holds no state dictionary of tensors but {what}")
     return content

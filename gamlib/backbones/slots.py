@@ -8,15 +8,19 @@ stages 1 to 3 of a ResNet and behind each of the seven of a MobileNetV2.
 from collections import OrderedDict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from torch import nn
 from torchvision.models import mobilenetv2, resnet
+from torchvision.ops import FrozenBatchNorm2d
 
-from gamlib.attention import build_attention, options, slot
+from gamlib.attention import MECHANISMS, build_attention, options, slot
+from gamlib.attention.checks import whole
 from gamlib.backbones.initial import initialise
 from gamlib.backbones.mobilenet_v2 import STAGES
+
+ENDS = list(accumulate(blocks for _, _, blocks, _ in STAGES))  # of MobileNetV2's stages, among its `features`
 
 
 def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] = (), **chosen: Any) -> nn.Module:
@@ -30,7 +34,7 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
         attention: a mechanism, e.g. "gam", "cbam"; see `gamlib.attention.MECHANISMS`.
         after: names of the modules to put a block behind, as `model.named_modules()` has them; * stands for anything,
             dots included, e.g. "stages.*.norm2". Each must put out [N, C, H, W]. By default the slots described above.
-        chosen: options of the mechanism, e.g. `reduction=8`.
+        chosen: options of the mechanism, e.g. `reduction=8`; of MobileNetV2's `reduction` see `build_model`.
 
     Returns:
         The same network.
@@ -40,47 +44,50 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
             that matches no module, a module of unknown channels, or a slot that is filled.
     """
     known = options(attention)
-    names = (
-        _named(model, [after] if isinstance(after, str) else list(after)) if after else _usual(model, slot(attention))
-    )
-    modules = {name: model.get_submodule(name) for name in names}
-    widths = {name: _channels(name, module) for name, module in modules.items()}
-    blocks = {}
-    for name, channels in widths.items():
-        own = dict(chosen)
-        if "reduction" in known and isinstance(model, mobilenetv2.MobileNetV2):
-            own["reduction"] = _fitting(chosen.get("reduction", known["reduction"]), channels, widths.values())
-        blocks[name] = build_attention(attention, channels, **own)
+    patterns = [after] if isinstance(after, str) else list(after)
+    names = _named(model, patterns) if patterns else _usual(model, slot(attention))
+    modules = {name: model.get_submodule(name) for name in names}  # one module may stand under several names
+    mobile = any(isinstance(part, mobilenetv2.MobileNetV2) for part in model.modules())
+    blocks: dict[nn.Module, nn.Module] = {}
+    for name, module in modules.items():
+        channels, own = _channels(name, module), dict(chosen)
+        if mobile and "reduction" in known:
+            own["reduction"] = _fitting(chosen.get("reduction", known["reduction"]), channels)
+        blocks[module] = build_attention(attention, channels, **own)
     parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}  # before any is wrapped itself
-    for name, block in blocks.items():
-        initialise(block)
-        block.train(model.training)
-        if (near := next(modules[name].parameters(), None)) is not None:
-            block.to(near.device, near.dtype)
-        if isinstance(module := modules[name], nn.Sequential):
-            module.add_module("attention", block)
-        else:
-            pair = nn.Sequential(OrderedDict(inner=module, attention=block))
-            setattr(parents[name], name.rpartition(".")[2], pair)
+    followed = {module: _followed(module, block, model) for module, block in blocks.items()}
+    for name, module in modules.items():
+        setattr(parents[name], name.rpartition(".")[2], followed[module])
     return model
+
+
+def _followed(module: nn.Module, block: nn.Module, model: nn.Module) -> nn.Module:
+    """A module with an initialised block behind it, which gets the device, dtype and mode of what is around it."""
+    initialise(block)
+    block.train(model.training)
+    for tensor in chain(module.parameters(), module.buffers(), model.parameters()):
+        if tensor.is_floating_point():
+            block.to(tensor.device, tensor.dtype)
+            break
+    if isinstance(module, nn.Sequential):
+        module.add_module("attention", block)
+        return module
+    return nn.Sequential(OrderedDict(inner=module, attention=block))
 
 
 def _usual(model: nn.Module, place: str) -> list[str]:
     """Names of the modules that a block follows by default."""
-    found = []
-    if place == "block":
-        for name, module in model.named_modules():
-            for kind, last in (
-                (resnet.BasicBlock, "bn2"),
-                (resnet.Bottleneck, "bn3"),
-                (mobilenetv2.InvertedResidual, "conv"),
-            ):
-                if isinstance(module, kind):
-                    found.append(f"{name}.{last}".removeprefix("."))
-    elif isinstance(model, resnet.ResNet):
-        found = ["layer1", "layer2", "layer3"]
-    elif isinstance(model, mobilenetv2.MobileNetV2):
-        found = [f"features.{last}" for last in accumulate(blocks for _, _, blocks, _ in STAGES)]
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inner: Iterable[str] = ()
+        if place == "block":
+            last = {resnet.BasicBlock: "bn2", resnet.Bottleneck: "bn3", mobilenetv2.InvertedResidual: "conv"}
+            inner = (child for kind, child in last.items() if isinstance(module, kind))
+        elif isinstance(module, resnet.ResNet):
+            inner = ("layer1", "layer2", "layer3")
+        elif isinstance(module, mobilenetv2.MobileNetV2) and len(module.features) == ENDS[-1] + 2:
+            inner = (f"features.{end}" for end in ENDS)
+        found += [f"{name}.{child}".removeprefix(".") for child in inner]
     if not found:
         kind = {"block": "residual blocks", "stage": "stages"}[place]
         raise ValueError(
@@ -91,7 +98,7 @@ def _usual(model: nn.Module, place: str) -> list[str]:
 
 
 def _named(model: nn.Module, patterns: list[str]) -> list[str]:
-    every = [name for name, _ in model.named_modules() if name]
+    every = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise ValueError(f"after={pattern!r}: no such module; {type(model).__name__} has {_listed(every)}")
@@ -105,12 +112,14 @@ def _listed(names: Iterable[str]) -> str:
 
 def _channels(name: str, module: nn.Module) -> int:
     """Channels that a module puts out: those of the last normalisation or convolution in it."""
-    if "attention" in dict(module.named_children()):
+    if any(isinstance(child, tuple(MECHANISMS.values())) for child in module.children()):
         raise ValueError(f"{name} has an attention block already")
     found = 0
     for part in module.modules():
         for key in ("num_features", "out_channels", "num_channels"):
             found = getattr(part, key, None) or found
+        if isinstance(part, FrozenBatchNorm2d):
+            found = len(part.weight)
     if not found:
         raise ValueError(
             f"{name} ({type(module).__name__}) has neither a convolution nor a normalisation to tell its channels"
@@ -118,13 +127,13 @@ def _channels(name: str, module: nn.Module) -> int:
     return found
 
 
-def _fitting(reduction: int, channels: int, every: Iterable[int]) -> int:
+def _fitting(reduction: int, channels: int) -> int:
     """The smallest ratio from `reduction` up that divides `channels`; else `channels` itself, one hidden channel.
 
     The paper has r = 16 in MobileNetV2 too, whose 24 channels it does not divide; the printed 4.93M have one hidden
-    channel there.
+    channel there. Since all its channels are multiples of eight, a ratio that is no power of two is a mistake.
     """
-    every = sorted(set(every))
-    if reduction < 1 or all(number % reduction for number in every):
-        raise ValueError(f"reduction={reduction} divides none of the channels {', '.join(map(str, every))}")
+    whole("reduction", reduction)
+    if reduction & (reduction - 1):
+        raise ValueError(f"reduction={reduction}: allowed in MobileNetV2: powers of two")
     return next((ratio for ratio in range(reduction, channels) if channels % ratio == 0), channels)

@@ -4,6 +4,7 @@ import ast
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +17,6 @@ from gamlib.training.recipes import DATASETS, RECIPES, Recipe, training_size
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
 RECIPE_VALUES = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
-ATTENTION_OPTIONS = ("submodules", "reduction", "groups", "gate_max_pool")
 
 
 class ConfigError(ValueError):
@@ -46,7 +46,7 @@ class RunConfig(BaseModel):
     max_pool: bool = Field(True, description="true, false")
     stem: str = Field(RESOLVED, description="imagenet, cifar")
     width: float = Field(RESOLVED, gt=0, le=16, description="a number above 0, up to 16")
-    weights: str | None = Field(None, description="none, a file, or a name of torchvision's such as IMAGENET1K_V1")
+    weights: str | None = Field(None, description="none, a file, a name such as IMAGENET1K_V1")
     recipe: str = Field(RESOLVED, description=", ".join(RECIPES))
     epochs: int = Field(RESOLVED, ge=1, description="a whole number from 1")
     batch_size: int = Field(RESOLVED, ge=2, description="a whole number from 2")
@@ -80,21 +80,20 @@ class RunConfig(BaseModel):
     @classmethod
     def _resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Fill in what was left out. torch comes in here: who only reads configurations need not wait."""
-        from gamlib.backbones import build_model
-        from gamlib.backbones.initial import is_file
+        from gamlib.backbones import OPTIONS, build_model
 
         values = {key: value for key, value in given.items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
-        if isinstance(weights := values.get("weights"), str) and is_file(weights):
-            values["weights"] = str(Path(weights).expanduser().absolute())
         dataset = _known("dataset", values.get("dataset", "digits"), DATASETS)
         recipe = _known("recipe", values.get("recipe", DATASETS[dataset].recipe), RECIPES)
         defaults = _usual(dataset, recipe)
         _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
         attention = _known("attention", values.get("attention", "gam"), build_model.attentions())
         options = build_model.options(attention)
-        for key in ATTENTION_OPTIONS:
+        if "weights" in values:
+            values["weights"] = _resolved(values["weights"], values.get("backbone", "resnet18"))
+        for key in OPTIONS:
             if key in values and key not in options:
                 having = [name for name in build_model.attentions() if key in build_model.options(name)]
                 raise ValueError(f"{key}={values[key]!r}: attention={attention} has none, only {', '.join(having)}")
@@ -119,15 +118,18 @@ class RunConfig(BaseModel):
                 "the ResNets with stem=imagenet have"
             )
         training_size(self.dataset, self.train_fraction)
-        _network_exists(json.dumps(self.architecture()))
+        _network_exists(json.dumps(self.architecture()), self.weights)
         return self
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
-        keys = ("backbone", "attention", "stem", "max_pool", "width", "weights")
-        chosen = {key: getattr(self, key) for key in ATTENTION_OPTIONS if getattr(self, key) is not None}
-        num_classes = DATASETS[self.dataset].num_classes
-        return {key: getattr(self, key) for key in keys} | chosen | {"num_classes": num_classes}
+        from gamlib.backbones import OPTIONS
+
+        keys = ("backbone", "attention", "stem", "max_pool", "width")
+        chosen = {key: getattr(self, key) for key in OPTIONS if getattr(self, key) is not None}
+        weights = self.weights and self.weights.partition("#")[0]
+        rest = {"num_classes": DATASETS[self.dataset].num_classes, "weights": weights}
+        return {key: getattr(self, key) for key in keys} | chosen | rest
 
     def training_recipe(self) -> Recipe:
         """The recipe with the values of this run."""
@@ -148,7 +150,7 @@ class RunConfig(BaseModel):
         parts = [self.backbone, self.attention]
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
-                value = Path(value).stem if key == "weights" else value
+                value = Path(value.partition("#")[0]).stem if key == "weights" else value
                 word = ("" if value else "no_") + key
                 parts.append(word if isinstance(value, bool) else value if isinstance(value, str) else f"{key}{value}")
         return "-".join(["-".join(parts)[:100], f"s{self.seed}"])
@@ -187,9 +189,30 @@ def _known(key: str, value: Any, names: Iterable[str]) -> str:
     return str(value)
 
 
+def _resolved(weights: Any, backbone: str) -> str:
+    """A file's whole path and behind # the hash of what is in it; or the one name that a member of torchvision's has.
+
+    A file given with a hash, as a configuration that was written has it, must still hold what it held then.
+    """
+    from gamlib.backbones.initial import is_file, member
+
+    text = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
+    path, separator, expected = text.partition("#") if isinstance(text, str) else (text, "", "")
+    if not is_file(path):
+        return member(backbone, path).name
+    file = Path(path).expanduser().resolve()
+    try:
+        found = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"weights={path!r} cannot be read: {error.strerror}") from None
+    if separator and found != expected:
+        raise ValueError(f"weights={path!r}: the file has changed, its hash was {expected} and is {found}")
+    return f"{file}#{found}"
+
+
 @lru_cache
-def _network_exists(architecture: str) -> None:
-    """Build the network without memory; `build_model` says what does not fit."""
+def _network_exists(architecture: str, _: str | None) -> None:
+    """Build the network without memory; `build_model` says what does not fit. Another file is another call."""
     import torch
 
     from gamlib.backbones import build_model

@@ -144,6 +144,8 @@ def cost_against_error(frame: pd.DataFrame) -> Figure:
     Args:
         frame: printed networks: network (what stands over a column), attention, params, flops, top1_error in percent.
     """
+    if unknown := set(frame["attention"]) - MECHANISM_STYLES.keys():
+        raise ValueError(f"attention={unknown.pop()!r} has no colour: allowed: {', '.join(MECHANISM_STYLES)}")
     networks = list(frame["network"].unique())
     with plt.style.context(STYLE):
         figure, panels = plt.subplots(2, len(networks), figsize=(6.9, 3.9), sharey="col", squeeze=False)

@@ -65,16 +65,15 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
 
 def export_complexity(frame: "pd.DataFrame") -> list[Path]:
     """Write the figure of the paper's networks and the table of an audit; the paths that were written."""
-    from gamlib import audit, paper
+    from gamlib import audit
     from gamlib.lab import figures, tables
 
     paths = figures.export(figures.cost_against_error(audit.benchmark(frame)), "complexity")
     about = "Parameters and FLOPs of the paper's networks, counted and as printed. " + " ".join(
         f"[{number}] {note}." for number, note in enumerate(audit.notes(frame), 1)
     )
-    names = {"Data": paper.DATASETS, "Backbone": paper.BACKBONES}
-    table = audit.for_reading(frame).replace("✓", "").replace(names)
-    texts = {"csv": frame.to_csv(index=False), "tex": tables.to_latex(table, about, "complexity", "llllrrlrrl")}
+    table = audit.for_reading(frame).replace("✓", "yes")
+    texts = {"csv": frame.to_csv(index=False), "tex": tables.to_latex(table, about, "complexity", "lllrrlrrl")}
     for kind, text in texts.items():
         paths.append(figures_root() / f"complexity.{kind}")
         write_whole(paths[-1], text)

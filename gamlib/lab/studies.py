@@ -9,7 +9,7 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gamlib.lab.config import ATTENTION_OPTIONS, ConfigError, RunConfig, one_line, unknown_name
+from gamlib.lab.config import ConfigError, RunConfig, one_line, unknown_name
 from gamlib.lab.places import runs_root, write_whole
 from gamlib.lab.provenance import source_hash
 
@@ -202,11 +202,11 @@ def _plans() -> Path:
 
 def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
     """Without the options that the mechanism of these values lacks, but with all that the arm itself sets."""
-    from gamlib.backbones import build_model
+    from gamlib.backbones import OPTIONS, build_model
 
     attention = values.get("attention", "gam")
     try:
-        lacking = set(ATTENTION_OPTIONS) - build_model.options(attention).keys()
+        lacking = set(OPTIONS) - build_model.options(attention).keys()
     except ValueError:
         lacking = set()  # RunConfig refuses the name
     return {key: value for key, value in values.items() if key in own or key not in lacking}

@@ -1,12 +1,14 @@
 """Attention in a network of the user's own."""
 
 import re
+from collections import OrderedDict
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torchvision.models import densenet121, mobilenet_v2, resnext50_32x4d
+from torchvision.models import densenet121, mobilenet_v2, resnet18, resnext50_32x4d
+from torchvision.ops import FrozenBatchNorm2d
 
 from gamlib import GAM, attach
 from gamlib.attention import CBAM
@@ -46,10 +48,51 @@ def test_a_network_of_ones_own_gets_it_where_one_says() -> None:
 
 
 def test_a_pattern_may_match_a_module_and_what_lies_in_it() -> None:
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)), nn.Conv2d(16, 16, 3))
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.conv(x))
+
+    model = nn.Sequential(Pair(), nn.Conv2d(16, 16, 3))
     attach(model, "gam", after="*")
     assert sum(isinstance(module, GAM) for module in model.modules()) == 4
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 16, 4, 4)
+
+
+def test_a_module_under_two_names_gets_one_block() -> None:
+    for after in ("*", "second", "first"):
+        model = nn.Module()
+        model.first = model.second = nn.Conv2d(16, 16, 3)
+        attach(model, "gam", after=after)
+        assert sum(isinstance(module, GAM) for module in model.modules()) == 1
+        assert (model.first is model.second) == (after == "*")
+
+
+def test_a_block_behind_a_module_without_weights_gets_the_dtype_of_the_network() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, affine=False, track_running_stats=False)).double()
+    attach(model, "gam", after="1")
+    assert model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_networks_inside_others_and_frozen_norms_have_slots_too() -> None:
+    inside = nn.Sequential(mobilenet_v2(), nn.ReLU())
+    attach(inside, "gam")
+    attach(nn.Sequential(resnet18()), "bam")
+    frozen = attach(resnet18(norm_layer=FrozenBatchNorm2d), "gam").eval()
+    assert frozen(torch.randn(1, 3, 64, 64)).shape == inside.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+    with pytest.raises(ValueError, match=r"MobileNetV2 has no stages"):
+        attach(mobilenet_v2(inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 1, 2]]), "bam")
+
+
+def test_a_child_of_ones_own_named_attention_is_no_hindrance() -> None:
+    model = nn.Sequential(
+        OrderedDict(stage=nn.Sequential(OrderedDict(attention=nn.Conv2d(3, 16, 1), norm=nn.BatchNorm2d(16))))
+    )
+    attach(model, "gam", after="stage.norm")
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 16, 8, 8)
 
 
 def test_torchvisions_own_networks_need_no_names() -> None:
@@ -83,6 +126,8 @@ def test_blocks_follow_the_device_the_dtype_and_the_mode() -> None:
             "reduction=5 does not divide the 32 channels; allowed: 1, 2, 4, 8, 16, 32",
         ),
         ({"after": "*.norm", "groups": 4, "reduction": 16}, "groups=4 does not divide the 2 hidden channels"),
+        ({"after": "*.norm", "channels": 4}, "channels=4: attention=gam has none"),
+        ({"after": "*.norm", "reduction": "16"}, "reduction='16': allowed: whole numbers from 1"),
         ({"after": "*.norm", "gropus": 4}, "gropus=4: attention=gam has none; its options are reduction, submodules"),
     ],
 )

@@ -67,16 +67,24 @@ def test_size_of_the_maps_of_stage_1(arguments: dict[str, object], first_map: in
     assert sizes == [(2, 16, first_map, first_map)]
 
 
-def test_initial_weights_are_those_of_cbams_authors() -> None:
-    model = build_model("resnet18", attention="gam")
+@pytest.mark.parametrize(
+    ("attention", "groups"), [("gam", 1), ("gam", 4), ("gam_separable", 1), ("gam_separable", 4), ("gam_low_rank", 2)]
+)
+def test_initial_weights_are_those_of_cbams_authors(attention: str, groups: int) -> None:
+    """By the outputs that an input reaches: in a grouped convolution those of its group."""
+    model = build_model("resnet18", attention, groups=groups)
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels // module.groups * module.kernel_size[0] * module.kernel_size[1]
-            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05), name
+            chance = 4 / (2 * module.weight.numel()) ** 0.5  # four standard errors of a standard deviation
+            assert float(module.weight.detach().std()) == pytest.approx((2 / fan_out) ** 0.5, rel=chance), name
         if isinstance(module, nn.BatchNorm2d):
             assert bool((module.weight == 1).all()) and bool((module.bias == 0).all()), name
         if isinstance(module, nn.Linear):
             assert not module.bias.any(), name
+
+
+def test_cbams_gates_start_at_one_half() -> None:
     gates = [m.norm.weight for m in build_model("resnet18", attention="cbam").modules() if isinstance(m, CBAM)]
     assert len(gates) == 8
     assert not any(weight.detach().any() for weight in gates)
@@ -89,7 +97,15 @@ def test_initial_weights_are_those_of_cbams_authors() -> None:
         ({"attention": "games"}, "attention='games': .* none, se, bam, cbam, tam, gam"),
         ({"stem": "vgg"}, "stem='vgg': allowed: imagenet, cifar"),
         ({"num_classes": 0}, "num_classes=0"),
+        ({"num_classes": "10"}, "num_classes='10': allowed: whole numbers from 1"),
         ({"width": -1.0}, "width=-1.0"),
+        ({"width": float("inf")}, "width=inf: allowed: numbers above 0"),
+        ({"max_pool": "false"}, "max_pool='false': allowed: True, False"),
+        ({"gate_max_pool": "false"}, "gate_max_pool='false': allowed: True, False"),
+        ({"gate_max_pool": True, "attention": "se"}, "gate_max_pool=True: attention=se has none"),
+        ({"attention": "se", "submodules": "both"}, r"submodules='both': allowed: ch\+sp, ch, sp"),
+        ({"attention": "none", "groups": -3}, "groups=-3: allowed: whole numbers from 1"),
+        ({"backbone": "mobilenet_v2", "reduction": 7}, "reduction=7: allowed in MobileNetV2: powers of two"),
         ({"reduction": 3}, "reduction=3 does not divide the 64 channels"),
     ],
 )

@@ -65,10 +65,9 @@ def test_a_network_learns_and_can_be_saved_and_exported(backbone: str, attention
 def test_every_slot_has_its_block(backbone: str, attention: str) -> None:
     with torch.device("meta"):
         model = small(backbone, attention)
-    kind = MECHANISMS.get(attention, nn.MultiheadAttention)
-    blocks = [module for module in model.modules() if type(module) is kind]
-    wanted = STAGES[backbone] if attention == "bam" else BLOCKS[backbone] if attention in MECHANISMS else 0
-    assert len(blocks) == wanted
+    blocks = [type(module) for module in model.modules() if type(module) in MECHANISMS.values()]
+    wanted = STAGES[backbone] if attention == "bam" else BLOCKS[backbone]
+    assert blocks == ([MECHANISMS[attention]] * wanted if attention in MECHANISMS else [])
 
 
 @pytest.mark.parametrize("backbone", build_model.backbones())

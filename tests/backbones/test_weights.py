@@ -71,11 +71,35 @@ def test_weights_that_are_neither_cached_nor_to_be_had_say_what_belongs_where(
         build_model("resnet18", "gam", weights="IMAGENET1K_V1")
 
 
+def test_a_file_of_torchs_old_format_is_read(pretrained: Any, tmp_path: Path) -> None:
+    _, state = pretrained("resnet18")
+    torch.save(state, tmp_path / "OLD", _use_new_zipfile_serialization=False)
+    model = build_model("resnet18", "none", weights=tmp_path / "OLD")
+    assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def test_a_classifier_of_another_network_or_type_is_refused(pretrained: Any, tmp_path: Path) -> None:
+    _, state = pretrained("resnet18")
+    for change, message in (
+        ({"fc.weight": torch.zeros(1000, 17)}, r"fc.weight has shape \[1000, 17\] and not \[10, 512\]"),
+        ({"conv1.weight": torch.zeros(64, 3, 7, 7, dtype=torch.long)}, "conv1.weight is of type torch.int64"),
+    ):
+        torch.save(state | change, tmp_path / "changed.pth")
+        with pytest.raises(ValueError, match=message):
+            build_model("resnet18", "gam", num_classes=10, weights=tmp_path / "changed.pth")
+
+
+@pytest.mark.parametrize("weights", ["", 123])
+def test_what_is_neither_a_file_nor_a_name_is_refused(weights: Any) -> None:
+    with pytest.raises(ValueError, match=f"weights={weights!r}: allowed: a file, or a name of torchvision's"):
+        build_model("resnet18", weights=weights)
+
+
 @pytest.mark.parametrize("where", ["cpu", "meta"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backbone": "resnet50"}, r"do not fit this resnet50: layer1.0.conv3.weight is missing.* and \d+ more"),
+        ({"backbone": "resnet50"}, r"do not fit this resnet50: .*; layer1.0.conv3.weight is missing.* and \d+ more"),
         ({"backbone": "mobilenet_v2"}, r"do not fit this mobilenet_v2: features.0.0.weight is missing"),
         ({"stem": "cifar"}, r"conv1.weight has shape \[64, 3, 7, 7\] and not \[64, 3, 3, 3\]"),
         ({"width": 0.5}, r"conv1.weight has shape \[64, 3, 7, 7\] and not \[32, 3, 7, 7\]"),
@@ -96,7 +120,13 @@ def test_a_wrong_file_is_refused_by_name(arguments: dict[str, Any], message: str
     ("content", "message"),
     [
         (b"not a file of torch", "cannot be read"),
-        ({"model": {"conv1.weight": torch.zeros(1)}}, "holds no state dictionary of tensors"),
+        (b"", "cannot be read"),
+        (
+            {"model": {"conv1.weight": torch.zeros(1)}, "epoch": 3},
+            "no state dictionary of tensors but a dictionary of model, epoch",
+        ),
+        ({"module.conv1.weight": torch.zeros(1)}, "all names begin with 'module.', as DataParallel saves them"),
+        ({"fc.weight": torch.zeros(()), "fc.bias": torch.zeros(10)}, "conv1.weight is missing"),
         ([torch.zeros(1)], "holds no state dictionary of tensors"),
         ({}, "conv1.weight is missing"),
     ],

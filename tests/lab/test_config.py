@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from gamlib import build_model
-from gamlib.lab.config import ATTENTION_OPTIONS, ConfigError, RunConfig, key_values, notebook_parameters
+from gamlib.backbones import OPTIONS
+from gamlib.lab.config import ConfigError, RunConfig, key_values, notebook_parameters
 
 
 def test_everything_is_resolved_and_survives_json() -> None:
@@ -77,10 +78,10 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"backbone": "mobilenet_v2", "max_pool": "no"}, "max_pool=False: mobilenet_v2 with stem=imagenet has no"),
         (
             {"backbone": "mobilenet_v2", "reduction": 7},
-            "reduction=7 divides none of the channels 8, 16, 32, 48, 80, 160",
+            "reduction=7: allowed in MobileNetV2: powers of two",
         ),
         ({"devices": 4}, "devices=4: allowed: 1"),
-        ({"weights": "x.pt"}, "x.pt' cannot be read: [Errno 2] No such file or directory"),
+        ({"weights": "x.pt"}, "weights='x.pt' cannot be read: No such file or directory"),
         (
             {"weights": "IMAGENET1K_V9"},
             "weights='IMAGENET1K_V9': allowed for resnet18: a file, or of torchvision IMAGENET1K_V1",
@@ -121,8 +122,34 @@ def test_what_is_left_out_and_what_is_said_are_one_run() -> None:
 def test_options_that_a_mechanism_lacks_stay_none_and_others_get_its_defaults() -> None:
     for attention in build_model.attentions():
         config, options = RunConfig(attention=attention), build_model.options(attention)
-        assert {key: getattr(config, key) for key in ATTENTION_OPTIONS} == dict.fromkeys(ATTENTION_OPTIONS) | options
+        assert {key: getattr(config, key) for key in OPTIONS} == dict.fromkeys(OPTIONS) | options
         assert config.name == f"resnet18-{attention}-s0"  # so what is usual in a name is what the mechanism has
+
+
+def test_weights_are_known_by_what_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(name: str, seed: int) -> Path:
+        torch.manual_seed(seed)
+        torch.save(build_model("resnet18", "none", width=0.5).state_dict(), tmp_path / name)
+        return tmp_path / name
+
+    path = save("my.pth", 0)
+    config = RunConfig(weights=str(path))
+    monkeypatch.chdir(tmp_path)
+    assert (
+        RunConfig(weights="my.pth")
+        == RunConfig(weights=path)
+        == RunConfig(weights="../" + tmp_path.name + "/my.pth")
+        == config
+    )
+    assert RunConfig(**json.loads(config.model_dump_json())) == config
+    assert config.architecture()["weights"] == str(path) and config.name == "resnet18-gam-my-s0"
+    save("my.pth", 1)
+    assert RunConfig(weights=path).signature != config.signature
+    with pytest.raises(ConfigError, match=r"my.pth': the file has changed, its hash was \w{16} and is \w{16}"):
+        RunConfig(**config.model_dump())
+    save("wrong.pth", 0)
+    with pytest.raises(ConfigError, match=r"wrong.pth' do not fit this resnet18: conv1.weight has shape"):
+        RunConfig(weights="wrong.pth", width=1)
 
 
 def test_the_name_says_what_is_special() -> None:
