@@ -21,6 +21,7 @@ MECHANISM_STYLES = {
     "gam gc": ("GAM (gc)", "#0072B2", "P", 5.5),
     "gam": ("GAM", "#D55E00", "*", 8),
 }
+ARMS_OF_A_COLUMN = 6  # more of them need the width of two
 STYLE = Path(__file__).with_name("gam.mplstyle")
 
 
@@ -56,7 +57,7 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
     done = _drawable(frame)
     arms = [arm for arm in frame["arm"].unique() if arm in set(done["arm"])]
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots()
+        figure, axes = plt.subplots(figsize=(_width(arms), 2.5))
         sns.stripplot(
             done,
             x="arm",
@@ -105,7 +106,7 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
     curves = _drawable(curves)
     arms = [arm for arm in arms if arm in set(curves["arm"])]
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(3.35, 2.8))
+        figure, axes = plt.subplots(figsize=(_width(arms), 2.8))
         sns.lineplot(
             curves,
             x="epoch",
@@ -129,8 +130,8 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
         figure.legend(
             handles,
             names,
-            loc="outside upper center",
-            ncols=4 if len(arms) <= 4 else 3,
+            loc="outside upper center" if len(arms) <= ARMS_OF_A_COLUMN else "outside right upper",
+            ncols=(4 if len(arms) <= 4 else 3) if len(arms) <= ARMS_OF_A_COLUMN else 1,
             handlelength=2.2,
             columnspacing=1,
         )
@@ -170,6 +171,11 @@ def cost_against_error(frame: pd.DataFrame) -> Figure:
         figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8, columnspacing=1)
     plt.close(figure)
     return figure
+
+
+def _width(arms: list[str]) -> float:
+    """Inches: a column of a paper, or both where there are many arms."""
+    return 3.35 if len(arms) <= ARMS_OF_A_COLUMN else 6.9
 
 
 def _drawable(frame: pd.DataFrame) -> pd.DataFrame:
