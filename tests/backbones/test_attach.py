@@ -154,10 +154,14 @@ def test_a_dense_network_shows_its_modules() -> None:
 def test_the_examples_of_the_readme_run_and_give_what_they_say() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert sum("attach(" in block for block in blocks) == 1
+    said = 0
     for block in blocks:
         namespace: dict[str, Any] = {}
         exec(block, namespace)
         for call, result in re.findall(r"^(complexity\(.*\))  # (.+)$", block, re.M):
             assert repr(eval(call, namespace)) == result
+            said += 1
         for names, listed in re.findall(r"^(build_model\.\w+\(\))  # (.+)$", block, re.M):
             assert ", ".join(eval(names, namespace)) == listed
+            said += 1
+    assert said == 3
