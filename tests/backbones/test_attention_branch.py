@@ -22,17 +22,23 @@ def network(backbone: str = "resnet18", **arguments: Any) -> AttentionBranchNetw
     return model.double()
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "mobilenet_v2"])
-def test_values_and_gradients_are_those_of_the_equations(backbone: str) -> None:
+def test_values_and_gradients_are_those_of_the_equations(backbone: str, training: bool) -> None:
     """x' = (1 + M(x)) * x feeds the last stage; the branch scores classes by the mean of its response to each."""
-    model = network(backbone).eval()
+    model = network(backbone).train(training)
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.eval()  # it would differ from one pass to the next
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64, requires_grad=True)
     branch: Any = model.attention_branch
 
     def normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
-        mean, var, weight, bias = (
-            v[:, None, None] for v in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        )
+        mean, var = norm.running_mean, norm.running_var
+        if training:
+            mean = x.mean((0, 2, 3))
+            var = (x - mean[:, None, None]).square().mean((0, 2, 3))
+        mean, var, weight, bias = (v[:, None, None] for v in (mean, var, norm.weight, norm.bias))
         return (x - mean) / (var + norm.eps).sqrt() * weight + bias
 
     x = model.trunk(images)
@@ -61,6 +67,9 @@ def test_values_and_gradients_are_those_of_the_equations(backbone: str) -> None:
     torch.testing.assert_close(found_attention, attention, rtol=0, atol=1e-10)
     torch.testing.assert_close(found_scores, scores, rtol=0, atol=1e-10)
     found = model(images)
+    if training:
+        found, scores_of_training = found
+        torch.testing.assert_close(scores_of_training, scores, rtol=0, atol=1e-10)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
     inputs = [images, *model.parameters()]
     ours = torch.autograd.grad(found.sum() + found_scores.square().sum(), inputs, retain_graph=True)
