@@ -202,12 +202,18 @@ def _resolved(weights: Any, backbone: str) -> str:
         return member(backbone, path).name
     file = Path(path).expanduser().resolve()
     try:
-        found = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        found = _content_hash(file, file.stat().st_mtime_ns, file.stat().st_size)
     except OSError as error:
         raise ValueError(f"weights={path!r} cannot be read: {error.strerror}") from None
     if separator and found != expected:
         raise ValueError(f"weights={path!r}: the file has changed, its hash was {expected} and is {found}")
     return f"{file}#{found}"
+
+
+@lru_cache
+def _content_hash(file: Path, *_: int) -> str:
+    """Of a file as it stands, by its time and size: the runs of a study share one, and it may be large."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 @lru_cache

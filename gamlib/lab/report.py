@@ -32,10 +32,7 @@ def export(plan: Plan) -> list[Path]:
     paths = figures.export(figures.error_by_arm(frame, tables.label(plan, frame)), plan.name)
     paths += figures.export(figures.learning_curves(tables.histories(plan), list(plan.arms)), f"{plan.name}-curves")
     texts = {"csv": table.to_csv(index=False), "tex": tables.latex(table, f"{plan.study.question} {about}", plan.name)}
-    for kind, text in texts.items():
-        paths.append(figures_root() / f"{plan.name}.{kind}")
-        write_whole(paths[-1], text)
-    return paths
+    return paths + _write(plan.name, texts)
 
 
 def report(plan: Plan, force: bool = False) -> list[Path]:
@@ -74,8 +71,13 @@ def export_complexity(frame: "pd.DataFrame") -> list[Path]:
     )
     table = audit.for_reading(frame).replace("✓", "yes")
     texts = {"csv": frame.to_csv(index=False), "tex": tables.to_latex(table, about, "complexity", "lllrrlrrl")}
+    return paths + _write("complexity", texts)
+
+
+def _write(name: str, texts: dict[str, str]) -> list[Path]:
+    paths = []
     for kind, text in texts.items():
-        paths.append(figures_root() / f"complexity.{kind}")
+        paths.append(figures_root() / f"{name}.{kind}")
         write_whole(paths[-1], text)
     return paths
 
