@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gamlib.lab import screen
-from gamlib.lab.config import ConfigError, RunConfig, key_values
+from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.parameters import key_values
 from gamlib.lab.screen import err, out
 
 if TYPE_CHECKING:
-    from gamlib.lab.dispatch import Tally
+    from gamlib.lab.board import Tally
     from gamlib.lab.studies import Plan
 
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130

@@ -14,8 +14,9 @@ import pandas as pd
 import psutil
 import pytest
 
+from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
-from gamlib.lab.places import share_of_cores, write_whole
+from gamlib.lab.places import share_of_cores
 from gamlib.lab.runs import Run
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,5 @@
 """One configuration of a run: the only way in, from a shell, a YAML file, a notebook or papermill alike."""
 
-import ast
 import difflib
 import hashlib
 import json
@@ -13,10 +12,12 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gamlib.training.recipes import DATASETS, RECIPES, Recipe, training_size
+from gamlib.training.datasets import DATASETS, NAMES, Dataset, describe, folder_name
+from gamlib.training.recipes import RECIPES, Recipe
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
-RECIPE_VALUES = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing")
+RECIPE_VALUES = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing", "drops", "drop_factor")
+DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 
 
 class ConfigError(ValueError):
@@ -36,7 +37,8 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    dataset: str = Field("digits", description=", ".join(DATASETS))
+    dataset: str = Field("digits", description=NAMES)
+    dataset_hash: str | None = Field(None, description="left out: it is worked out from the files of an image folder")
     backbone: str = Field("resnet18", description="a name from build_model.backbones()")
     attention: str = Field("gam", description="a name from build_model.attentions()")
     submodules: str | None = Field(None, description="ch+sp, ch, sp")
@@ -54,13 +56,19 @@ class RunConfig(BaseModel):
     momentum: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
     weight_decay: float = Field(RESOLVED, ge=0, description="a number from 0")
     label_smoothing: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
+    drops: list[float] = Field(RESOLVED, description="rising fractions of the epochs, such as 0.3,0.6,0.8")
+    drop_factor: float = Field(RESOLVED, gt=0, le=1, description="a number above 0, up to 1")
+    pad: int = Field(RESOLVED, ge=0, le=64, description="a whole number from 0 to 64")
+    flip: bool = Field(RESOLVED, description="true, false")
     amp: bool = Field(False, description="true, false")
     compile: bool = Field(False, description="true, false")
+    cuda_graphs: bool = Field(False, description="true, false")
     channels_last: bool = Field(True, description="true, false")
-    devices: Literal[1] = Field(1, description="1: several devices are not built yet")
+    deterministic: bool = Field(False, description="true, false")
+    devices: int = Field(1, ge=1, le=64, description="a whole number from 1 to 64")
     seed: int = Field(0, ge=0, lt=2**63, description="a whole number from 0")
     train_fraction: float = Field(1.0, gt=0, le=1, description="a number above 0, up to 1")
-    workers: Literal[0] = Field(0, description="0: the images lie in memory")
+    workers: int = Field(RESOLVED, ge=0, le=256, description="a whole number from 0 to 256")
     evaluate_on: Literal["test", "validation"] = Field("test", description="test, validation")
 
     def __init__(self, **values: Any) -> None:
@@ -85,14 +93,19 @@ class RunConfig(BaseModel):
         values = {key: value for key, value in given.items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
-        dataset = _known("dataset", values.get("dataset", "digits"), DATASETS)
-        recipe = _known("recipe", values.get("recipe", DATASETS[dataset].recipe), RECIPES)
+        dataset = describe(str(values.get("dataset", "digits")))
+        backbone = _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
+        recipe = _known("recipe", values.get("recipe", _recipe_of(dataset, backbone)), RECIPES)
         defaults = _usual(dataset, recipe)
-        _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
+        if values.setdefault("dataset_hash", dataset.hash) != dataset.hash:
+            raise ValueError(
+                f"dataset_hash={values['dataset_hash']!r}: the files of {values['dataset']} are others now, their hash "
+                f"is {dataset.hash}"
+            )
         attention = _known("attention", values.get("attention", "gam"), build_model.attentions())
         options = build_model.options(attention)
         if "weights" in values:
-            values["weights"] = _resolved(values["weights"], values.get("backbone", "resnet18"))
+            values["weights"] = _resolved(values["weights"], backbone)
         for key in OPTIONS:
             if key in values and key not in options:
                 having = [name for name in build_model.attentions() if key in build_model.options(name)]
@@ -104,8 +117,8 @@ class RunConfig(BaseModel):
     def _bool_is_no_number(cls, value: Any, info: Any) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
             raise ValueError("a bool is not a number or name")
-        if isinstance(value, str) and info.field_name in ("devices", "workers"):
-            return int(value)
+        if isinstance(value, str) and info.field_name == "drops":
+            return [part for part in value.strip("[]() ").split(",") if part.strip()]
         return value
 
     @model_validator(mode="after")
@@ -117,9 +130,24 @@ class RunConfig(BaseModel):
                 f"max_pool=False: {self.backbone} with stem={self.stem} has no max-pooling to leave out; "
                 "the ResNets with stem=imagenet have"
             )
-        training_size(self.dataset, self.train_fraction)
+        dataset = describe(self.dataset)
+        self._can_be_fed(dataset)
         _network_exists(json.dumps(self.architecture()), self.weights)
         return self
+
+    def _can_be_fed(self, dataset: Dataset) -> None:
+        if self.drops != sorted(set(self.drops)) or not all(0 < drop < 1 for drop in self.drops):
+            raise ValueError(f"drops={self.drops}: allowed: {type(self).model_fields['drops'].description}")
+        if self.cuda_graphs and not self.compile:
+            raise ValueError("cuda_graphs=True: allowed with compile=true, whose network is captured")
+        if dataset.in_memory and self.workers:
+            raise ValueError(f"workers={self.workers}: allowed: 0, since the images of {self.dataset} lie in memory")
+        if not dataset.in_memory and self.pad:
+            raise ValueError(f"pad={self.pad}: allowed: 0, since {self.dataset} is cropped to 224x224 at random")
+        rest = dataset.training_size(self.train_fraction, self.evaluate_on) % self.batch_size
+        smallest = rest if rest > 1 else self.batch_size
+        if smallest < self.devices:
+            raise ValueError(f"devices={self.devices}: the smallest batch of an epoch has {smallest} images")
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
@@ -128,12 +156,13 @@ class RunConfig(BaseModel):
         keys = ("backbone", "attention", "stem", "max_pool", "width")
         chosen = {key: getattr(self, key) for key in OPTIONS if getattr(self, key) is not None}
         weights = self.weights and self.weights.partition("#")[0]
-        rest = {"num_classes": DATASETS[self.dataset].num_classes, "weights": weights}
+        rest = {"num_classes": describe(self.dataset).num_classes, "weights": weights}
         return {key: getattr(self, key) for key in keys} | chosen | rest
 
     def training_recipe(self) -> Recipe:
         """The recipe with the values of this run."""
-        return replace(RECIPES[self.recipe], **{key: getattr(self, key) for key in RECIPE_VALUES})
+        values = {key: getattr(self, key) for key in RECIPE_VALUES} | {"drops": tuple(self.drops)}
+        return replace(RECIPES[self.recipe], **values)
 
     @property
     def signature(self) -> str:
@@ -141,9 +170,17 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
 
     @property
+    def dataset_name(self) -> str:
+        """The data set as the name of a folder."""
+        return folder_name(self.dataset)
+
+    @property
     def name(self) -> str:
         """Backbone, mechanism, what differs from their defaults, and the seed: "resnet18-gam-sp-s0"."""
-        usual = _usual(self.dataset, self.recipe) | {"recipe": DATASETS[self.dataset].recipe}
+        # A name must not depend on whether an image folder is still there, so for those it goes by the stem.
+        like = self.dataset if self.dataset in DATASETS else "cifar10" if self.stem == "cifar" else "imagenet"
+        usual = _usual(DATASETS[like], self.recipe) | {"recipe": _recipe_of(DATASETS[like], self.backbone)}
+        usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
         # As the mechanisms have it (a test compares); asking them would make every reader of names wait for torch.
         usual |= {"submodules": "ch+sp", "reduction": 16, "groups": 1, "gate_max_pool": self.attention == "cbam"}
         usual |= {key: field.default for key, field in type(self).model_fields.items() if key not in usual}
@@ -151,15 +188,21 @@ class RunConfig(BaseModel):
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
                 value = Path(value.partition("#")[0]).stem if key == "weights" else value
+                value = "_".join(map(str, value)) if isinstance(value, list) else value
                 word = ("" if value else "no_") + key
                 parts.append(word if isinstance(value, bool) else value if isinstance(value, str) else f"{key}{value}")
         return "-".join(["-".join(parts)[:100], f"s{self.seed}"])
 
 
-def _usual(dataset: str, recipe: str) -> dict[str, Any]:
+def _usual(dataset: Dataset, recipe: str) -> dict[str, Any]:
     """What a data set and a recipe prescribe."""
     prescribed = {key: getattr(RECIPES[recipe], key) for key in RECIPE_VALUES}
-    return {"recipe": recipe, "stem": DATASETS[dataset].stem, "width": DATASETS[dataset].width} | prescribed
+    of_dataset = {key: getattr(dataset, key) for key in DATASET_VALUES}
+    return {"recipe": recipe} | of_dataset | prescribed | {"drops": list(RECIPES[recipe].drops)}
+
+
+def _recipe_of(dataset: Dataset, backbone: str) -> str:
+    return "mobilenet" if (dataset.recipe, backbone) == ("imagenet", "mobilenet_v2") else dataset.recipe
 
 
 def one_line(error: ValidationError, model: type[BaseModel]) -> str:
@@ -225,54 +268,3 @@ def _network_exists(architecture: str, _: str | None) -> None:
 
     with torch.device("meta"):
         build_model(**json.loads(architecture))
-
-
-def key_values(texts: Iterable[str]) -> dict[str, str]:
-    """`key=value` texts of a command line as a dictionary.
-
-    Raises:
-        ConfigError: a text without "=", or one key twice.
-    """
-    pairs: dict[str, str] = {}
-    for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator or not key or not value:
-            raise ConfigError(f"-p {text}: allowed: texts like epochs=3")
-        if key in pairs:
-            raise ConfigError(f"-p {key}: given twice, as {pairs[key]} and as {value}")
-        pairs[key] = value
-    return pairs
-
-
-def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | None = None) -> dict[str, Any]:
-    """The parameters of the notebook that calls this: every name that its cells headed `# parameters` assign.
-
-    papermill puts its values into a cell with that heading too, and only warns of names that the notebook does not
-    know; so do names mistyped by hand go unseen. Here they are refused.
-
-    Args:
-        namespace: `globals()` of the notebook.
-        known: names that are allowed; by default the fields of `RunConfig`.
-
-    Raises:
-        ConfigError: an unknown name, or no such cell.
-    """
-    names = list(RunConfig.model_fields if known is None else known)
-    latest: dict[str, str] = {}  # a cell that was corrected and run again stands in `In` twice
-    for source in namespace.get("In", ()):
-        heading = source.strip().partition("\n")[0].strip()
-        if heading.lower() == "# parameters":
-            latest[heading] = source
-    if not latest:
-        raise ConfigError("no cell headed `# parameters` was run in this notebook")
-    found: dict[str, Any] = {}
-    for node in (node for source in latest.values() for node in ast.parse(source).body):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id not in names:
-                raise ConfigError(unknown_name(target.id, names))
-            if isinstance(target, ast.Name):
-                found[target.id] = namespace[target.id]
-    return found

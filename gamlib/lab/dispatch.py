@@ -2,99 +2,29 @@
 
 import os
 import shutil
+import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import psutil
 import submitit
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
 
+from gamlib.lab.board import Board, Tally
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.execute import execute
 from gamlib.lab.places import cores, runs_root, share_of_cores
-from gamlib.lab.runs import BATCH, Run, first_line, unique
+from gamlib.lab.runs import Run, RunStopped, first_line, unique
+from gamlib.training.datasets import DatasetError
 
 CLUSTERS = ("local", "slurm", "debug")
 POLL_SECONDS = 0.2
 CLUSTER_POLL_SECONDS = 5
+GRACE_SECONDS = 120  # for a run to end its step and save
 YEAR_MINUTES = 365 * 24 * 60  # a local job has no time limit; submitit wants one
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-@dataclass
-class Tally:
-    """What became of the runs that were asked for."""
-
-    runs: list[Run]
-    done_before: int = 0
-    done: list[Run] = field(default_factory=list)
-    failed: dict[Run, str] = field(default_factory=dict)  # with the reason, in one line
-    running: int = 0
-
-
-class Board:
-    """Progress for people: a live line in a terminal or in Jupyter, one line a finished run elsewhere."""
-
-    def __init__(self, tally: Tally) -> None:
-        self.tally, self.began, self.last_end = tally, time.monotonic(), 0.0
-        self.console = Console(soft_wrap=True)
-        live = self.console.is_terminal or (self.console.is_jupyter and BATCH not in os.environ)
-        text = TextColumn("{task.fields[counts]}", table_column=Column(no_wrap=True))
-        self.bar = Progress(BarColumn(bar_width=30), text, console=self.console, disable=not live)
-        self.task = self.bar.add_task("", total=len(tally.runs), counts=self.counts())
-
-    def __enter__(self) -> "Board":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.refresh()
-        self.bar.stop()
-
-    def counts(self) -> str:
-        """Runs done, running and failed, and the time left."""
-        tally = self.tally
-        parts = [
-            f"{tally.done_before + len(tally.done)} of {len(tally.runs)} runs done",
-            f"{tally.running} running",
-            f"{len(tally.failed)} failed",
-        ]
-        if (left := self.seconds_left()) is not None:
-            left = max(0, int(left))
-            parts.append(f"{left // 60}:{left % 60:02d} left")
-        return ", ".join(parts)
-
-    def seconds_left(self) -> float | None:
-        """From the time that the ended runs took; None before the first has ended."""
-        ended = len(self.tally.done) + len(self.tally.failed)
-        todo = len(self.tally.runs) - self.tally.done_before - ended
-        return (
-            self.last_end / ended * todo - (time.monotonic() - self.began - self.last_end) if ended and todo else None
-        )
-
-    def ended(self, run: Run, seconds: float, reason: str) -> None:
-        """One run has ended; say how, with the reason where it failed."""
-        tally, result = self.tally, run.result()
-        if result:
-            tally.done.append(run)
-        else:
-            tally.failed[run] = reason
-        self.last_end = time.monotonic() - self.began
-        what = f"top-1 error {result.top1_error:.2f} %" if result else f"FAILED: {reason}"
-        self.console.print(
-            f"{run.folder.name}  {what}  ({seconds:.0f} s)  [{self.counts()}]", markup=False, highlight=False
-        )
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Show the present counts."""
-        ended = self.tally.done_before + len(self.tally.done) + len(self.tally.failed)
-        self.bar.update(self.task, completed=ended, counts=self.counts())
 
 
 def dispatch(
@@ -117,8 +47,9 @@ def dispatch(
         before: called once when everything is found in order, just before the first job starts.
 
     Raises:
-        ConfigError: an unknown cluster, an impossible number of workers, or no SLURM on this machine.
-        KeyboardInterrupt: stopped; local runs are marked `preempted`, what is done stays done, SLURM jobs go on.
+        ConfigError: an unknown cluster, an impossible number of workers, no SLURM on this machine, fewer GPUs than a
+            run has devices, or images that are not there.
+        KeyboardInterrupt: stopped; local runs save their state and are marked `preempted`, SLURM jobs go on.
     """
     if cluster not in CLUSTERS:
         raise ConfigError(f"cluster={cluster!r}: allowed: {', '.join(CLUSTERS)}")
@@ -134,6 +65,8 @@ def dispatch(
     runs = unique(configs)
     todo = [run for run in runs if run.result() is None]
     tally = Tally(runs, done_before=len(runs) - len(todo))
+    if todo:
+        _prepare({run.config.dataset for run in todo})
     before()
     if not todo:
         return tally
@@ -143,13 +76,14 @@ def dispatch(
         with Board(tally) as board:
             _in_process(todo, board, environment)
         return tally
+    devices = max(run.config.devices for run in todo)
     if cluster == "slurm":
         slots = [environment if "cpus_per_task" in (slurm or {}) else {} for _ in todo]
+        slurm = ({"gpus_per_node": devices} if devices > 1 else {}) | dict(slurm or {})
     else:
-        gpus = _gpus()
+        gpus = _gpus(devices)
         at_once = min(workers or min(cores(), 4), len(todo))
-        visible = [gpus[slot % len(gpus)] if gpus else "" for slot in range(at_once)]
-        slots = [environment | {"CUDA_VISIBLE_DEVICES": gpu} for gpu in visible]
+        slots = [environment | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(at_once)]
     executor = _executor(cluster, slurm or {})
     with Board(tally) as board:
         _queue(todo, board, executor, slots, here=cluster == "local", wait=wait)
@@ -163,6 +97,8 @@ def _in_process(todo: list[Run], board: Board, environment: Mapping[str, str]) -
         reason = ""
         try:
             execute(run, environment)
+        except RunStopped as stopped:
+            raise KeyboardInterrupt(str(stopped)) from None
         except Exception as error:  # the other runs go on
             reason = first_line(error)
         board.tally.running = 0
@@ -201,7 +137,8 @@ def _queue(
         while waiting or active:
             while waiting and free:
                 run, slot = waiting.popleft(), free.popleft()
-                active[slot] = run, executor.submit(execute, run, slots[slot]), time.monotonic()
+                with _no_interrupt():
+                    active[slot] = run, executor.submit(execute, run, slots[slot]), time.monotonic()
             if not wait:
                 return
             running = [run for run, _, _ in active.values() if here or run.status().state == "running"]
@@ -218,11 +155,11 @@ def _queue(
     except KeyboardInterrupt:
         if not here:
             raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
-        _stop(active, waiting)
+        _stop(active, waiting, board)
         raise
     except BaseException:
         if here:
-            _stop(active, waiting)
+            _stop(active, waiting, board)
         raise
 
 
@@ -241,18 +178,55 @@ def _settle(run: Run, job: submitit.Job[None]) -> str:
     return reason
 
 
-def _stop(active: Mapping[int, tuple[Run, submitit.Job[None], float]], waiting: Iterable[Run]) -> None:
-    """Stop the jobs, wait until they are gone, and say of every run where it stands."""
-    for _, job, _ in active.values():
-        job.cancel(check=False)
-    _wait(15, lambda: all(job.done() for _, job, _ in active.values()))
-    _wait(2, lambda: all(run.status().state != "running" for run, _, _ in active.values()))  # unless it is another's
-    for run, _, _ in active.values():
+def _stop(active: Mapping[int, tuple[Run, submitit.Job[None], float]], waiting: Iterable[Run], board: Board) -> None:
+    """Have the jobs save and end, kill those that take too long, and say of every run where it stands.
+
+    A second Ctrl-C does not wait.
+    """
+    for run in waiting:
+        run.unqueue()
+    jobs = [(run, job) for run, job, _ in active.values() if not job.done()]
+    if jobs:
+        board.console.print("stopping: every run saves its state; Ctrl-C again does not wait for that", highlight=False)
+    try:
+        for run, job in jobs:
+            if str(run.status().job_id) == job.job_id:  # or it is another's, and this job waits for it
+                run.ask_to_stop("its dispatcher")
+            else:
+                _kill(job)
+        _wait(GRACE_SECONDS, lambda: all(job.done() for _, job in jobs))
+    except KeyboardInterrupt:
+        pass
+    for _, job in jobs:
+        if not job.done():
+            _kill(job)
+    _wait(15, lambda: all(job.done() for _, job in jobs))
+    for run, _ in jobs:
         if run.status().state == "lost":  # its job was killed before it could say so itself
             run.write_status(state="preempted", error="stopped from outside")
         run.unqueue()
-    for run in waiting:
-        run.unqueue()
+
+
+def _kill(job: submitit.Job[None]) -> None:
+    """End a local job's processes; submitit's own way leaves them a second."""
+    with suppress(psutil.NoSuchProcess):
+        controller = psutil.Process(int(job.job_id))
+        for process in [*controller.children(recursive=True), controller]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Ctrl-C comes after the block, and does not reach the processes that start in it: a terminal sends it to all.
+
+    Those hear of it from this process, in a way that leaves them time.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait(seconds: float, happened: Callable[[], bool]) -> None:
@@ -261,10 +235,29 @@ def _wait(seconds: float, happened: Callable[[], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name]
-    import torch
+def _gpus(devices: int) -> list[str]:
+    """The GPUs that this process may use, in shares of as many as a run has devices, for CUDA_VISIBLE_DEVICES.
 
-    return [str(index) for index in range(torch.cuda.device_count())]
+    Raises:
+        ConfigError: there are some, but fewer than that.
+    """
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        gpus = [name for name in visible.split(",") if name]
+    else:
+        import torch
+
+        gpus = [str(index) for index in range(torch.cuda.device_count())]
+    if 0 < len(gpus) < devices:
+        raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")
+    return [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)] or [""]
+
+
+def _prepare(datasets: Iterable[str]) -> None:
+    """Have all images on the disk before the first job starts: nodes may have no network."""
+    for dataset in sorted(set(datasets) - {"digits"}):
+        from gamlib.training.data import prepare
+
+        try:
+            prepare(dataset)
+        except DatasetError as error:
+            raise ConfigError(str(error)) from None

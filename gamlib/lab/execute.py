@@ -1,20 +1,25 @@
 """The job of a run: its notebook through papermill, in a kernel of our own choosing."""
 
+import asyncio
 import os
+import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import papermill
+import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
 
 from gamlib.lab.places import NOTEBOOKS
-from gamlib.lab.runs import BATCH, JOB, Run, RunFailed
+from gamlib.lab.runs import BATCH, JOB, Run, RunFailed, RunStopped
+from gamlib.lab.stops import signals_ask
 
 
 def execute(run: Run, environment: Mapping[str, str]) -> None:
@@ -25,29 +30,44 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         environment: variables for the kernel beside those of this process.
 
     Raises:
+        RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
     job_id = os.environ.get("SLURM_JOB_ID", "") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
-    with run.claim(job_id) as mine:
+    with run.claim(job_id, since=psutil.Process().create_time()) as mine:
         if not mine:
             return
-        with (run.folder / "log.txt").open("a", buffering=1) as log:
+        with signals_ask(run.ask_to_stop) as take_signals, (run.folder / "log.txt").open("a", buffering=1) as log:
             print(f"--- attempt {run.status().attempts}, job {job_id or 'none'}, process {os.getpid()}", file=log)
             try:
                 parameters = run.config.model_dump()
                 environment = {**environment, JOB: run.signature}
-                execute_notebook(NOTEBOOKS / "run.ipynb", run.folder / "run.ipynb", parameters, log, environment)
+                if by := run.asked_to_stop():
+                    raise RunStopped(f"stopped by {by} before it began")
+                output = run.folder / "run.ipynb"
+                execute_notebook(NOTEBOOKS / "run.ipynb", output, parameters, log, environment, take_signals)
+            except PapermillExecutionError as error:
+                traceback.print_exc(file=log)
+                if error.ename == RunStopped.__name__:
+                    raise RunStopped(error.evalue) from None
+                raise
             except BaseException:
                 traceback.print_exc(file=log)
                 raise
 
 
 def execute_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], log: IO[str], environment: Mapping[str, str]
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    log: IO[str],
+    environment: Mapping[str, str],
+    on_start: Callable[[], object] | None = None,
 ) -> None:
     """Execute a notebook through papermill, in this interpreter whatever kernel specifications the machine has.
 
-    The output is left whole under its name however the execution ends.
+    The output is left whole under its name however the execution ends. `on_start` is called before the kernel
+    starts, with SIGINT and SIGTERM free; without it nbclient has them, and shuts the kernel down within seconds.
 
     Raises:
         RunFailed: the kernel died; the message says by which signal.
@@ -70,6 +90,10 @@ def execute_notebook(
                 return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+                if on_start is not None:
+                    for number in (signal.SIGINT, signal.SIGTERM):
+                        asyncio.get_running_loop().remove_signal_handler(number)
+                    on_start()
                 env = {**os.environ, BATCH: "1", **environment}
                 await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
 

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
-from gamlib.lab.places import figures_root, write_whole
+from gamlib.files import write_whole
+from gamlib.lab.places import figures_root
 
 # Okabe and Ito's colours, and markers that a grey print tells apart; grey for the plain network, strongest for GAM
 MECHANISM_STYLES = {

@@ -1,7 +1,6 @@
-"""Where things lie: the notebooks beside the package, the folders of runs and figures, and how a file gets there."""
+"""Where things lie: the notebooks beside the package, the folders of runs and figures."""
 
 import os
-import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,17 +30,3 @@ def share_of_cores(workers: int | None = None) -> int:
     The bits of a result depend on it, so it does not depend on how many runs there happen to be.
     """
     return max(1, cores() // (workers or min(cores(), 4)))
-
-
-def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file under another name in its folder, flush it to the disk, and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

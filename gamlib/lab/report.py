@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 
+from gamlib.files import write_whole
 from gamlib.lab.execute import execute_notebook
-from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root, write_whole
+from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Run, RunFailed, first_line
 from gamlib.lab.studies import Plan

@@ -5,6 +5,7 @@ one. A run is done if and only if its `result.json` is whole.
 """
 
 import json
+import math
 import os
 import socket
 import threading
@@ -19,8 +20,9 @@ import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
+from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
-from gamlib.lab.places import runs_root, write_whole
+from gamlib.lab.places import runs_root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +38,10 @@ State = Literal["missing", "queued", "running", "preempted", "failed", "done", "
 
 class RunFailed(RuntimeError):
     """A run ended without a whole result; the message says why in one line."""
+
+
+class RunStopped(RunFailed):
+    """A run was asked to stop, and its state is saved; the message says by what and where."""
 
 
 class Status(BaseModel):
@@ -72,7 +78,7 @@ class Run:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.signature = config.signature
-        self.folder = runs_root() / config.dataset / f"{config.name}-{self.signature[:8]}"
+        self.folder = runs_root() / config.dataset_name / f"{config.name}-{self.signature[:8]}"
 
     def __repr__(self) -> str:
         return f"Run({self.folder.name})"
@@ -130,11 +136,33 @@ class Run:
     def _describe(self) -> None:
         self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
 
+    def ask_to_stop(self, by: str) -> None:
+        """Ask whoever trains this run to save its state after the present step and to end; `by` says who asks."""
+        with suppress(OSError):  # on a full disk the empty file is enough
+            (self.folder / "stop").write_text(by)
+
+    def asked_to_stop(self) -> str:
+        """By whom the run was asked to stop, or nothing."""
+        try:
+            return (self.folder / "stop").read_text() or "a request"
+        except OSError:
+            return ""
+
+    def _forget_requests(self, before: float) -> None:
+        request = self.folder / "stop"
+        with suppress(OSError):
+            if request.stat().st_mtime < before:
+                request.unlink()
+
     @contextmanager
-    def claim(self, job_id: str = "") -> Iterator[bool]:
+    def claim(self, job_id: str = "", since: float = math.inf) -> Iterator[bool]:
         """Own the run while the block lasts; the state it ends in is written whatever happens.
 
         Only one process owns a run, so a second waits here. It gets False when it finds the run done after that.
+
+        Args:
+            job_id: of the job that this is.
+            since: when the job began; requests to stop from before were for another one, and are forgotten.
 
         Raises:
             RunFailed: the block ended without an exception and without a whole result.
@@ -144,6 +172,7 @@ class Run:
             if self.result() is not None:
                 yield False
                 return
+            self._forget_requests(since)
             self._describe()
             mine = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id, "error": ""}
             self.write_status(state="running", attempts=self.status().attempts + 1, started=_now(), **mine)
@@ -155,6 +184,9 @@ class Run:
                 yield True
                 if self.result() is None:
                     raise RunFailed("it ended without a whole result.json")
+            except RunStopped as stopped:
+                changes = {"state": "preempted", "error": str(stopped)}
+                raise
             except KeyboardInterrupt:
                 changes = {"state": "preempted", "error": "stopped from outside"}
                 raise
@@ -176,7 +208,7 @@ def first_line(error: BaseException) -> str:
     """An exception in one line: what the user's code raised, where papermill or submitit wrapped it."""
     name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error)).strip()
     line = text.splitlines()[0] if text else "no message"
-    return line if name == "RunFailed" else f"{name}: {line}"
+    return line if name in ("RunFailed", "RunStopped") else f"{name}: {line}"
 
 
 def _read(model: type[Model], path: Path) -> Model | None:

@@ -9,9 +9,11 @@ from typing import Any, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gamlib.files import write_whole
 from gamlib.lab.config import ConfigError, RunConfig, one_line, unknown_name
-from gamlib.lab.places import runs_root, write_whole
+from gamlib.lab.places import runs_root
 from gamlib.lab.provenance import source_hash
+from gamlib.training.datasets import DATASETS, folder_name
 
 
 class PaperRow(BaseModel):
@@ -151,7 +153,7 @@ class Plan(BaseModel):
     @property
     def name(self) -> str:
         """`<study>-<dataset>`: the name of its figures."""
-        return f"{self.study.name}-{self.dataset}"
+        return f"{self.study.name}-{folder_name(self.dataset)}"
 
     @property
     def configs(self) -> list[RunConfig]:
@@ -181,6 +183,8 @@ class Plan(BaseModel):
     @classmethod
     def checked(cls, study: Study, dataset: str, seeds: list[int], overrides: dict[str, Any]) -> Self | None:
         """The same plan as last submitted, if this very code checked it: that spares the import of torch."""
+        if dataset not in DATASETS:  # an image folder may hold other files by now
+            return None
         plan = cls._read(_plans() / f"{study.name}-{dataset}.json")
         wanted = (study, dataset, seeds, overrides, source_hash())
         same = plan is not None and (plan.study, plan.dataset, plan.seeds, plan.overrides, plan.source) == wanted

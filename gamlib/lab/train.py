@@ -2,77 +2,215 @@
 
 import json
 import os
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
 from gamlib.backbones import build_model
 from gamlib.lab.places import share_of_cores
-from gamlib.lab.provenance import provenance, source_hash
-from gamlib.lab.runs import BATCH, JOB, Result, Run
+from gamlib.lab.provenance import provenance
+from gamlib.lab.runs import BATCH, JOB, Result, Run, RunFailed, RunStopped
+from gamlib.lab.stops import signals_ask
 from gamlib.training import data, loop
-from gamlib.training.recipes import DATASETS
+from gamlib.training.batches import Batches, FromFiles, FromMemory, sizes
+from gamlib.training.checkpoint import Checkpoints
+from gamlib.training.parallel import Group, join, launch
+
+MINUTES = "GAM_CHECKPOINT_MINUTES"  # between two checkpoints within an epoch
+DEFAULT_MINUTES = 10.0
 
 
 def train(run: Run) -> Run:
     """Train a run's network unless that is done, and leave `metrics.jsonl` and `result.json` in its folder.
 
-    In a terminal or in Jupyter a bar shows the progress; under papermill each epoch prints one line.
+    It goes on from the run's last checkpoint. SIGTERM, SIGUSR2, Ctrl-C and a request in the run's folder save the state
+    after the present step and end it. In a terminal or in Jupyter a bar shows the progress; under papermill each epoch
+    prints one line.
 
     Raises:
-        FloatingPointError: the loss is not finite.
+        RunStopped: it was asked to stop; the same call goes on from there.
+        RunFailed: this machine lacks devices, or one of several processes failed.
+        FloatingPointError: the training diverged.
+        DatasetError, CheckpointError: images or a checkpoint that cannot be used.
     """
     owned = os.environ.get(JOB) == run.signature
     if not owned:  # as a job would: one share of the cores, and so the same bits
         torch.set_num_threads(share_of_cores())
     with nullcontext(True) if owned else run.claim() as mine:
         if mine:
-            _train(run, quiet=BATCH in os.environ)
+            with signals_ask(_patiently(run)):
+                _train(run, quiet=BATCH in os.environ)
     return run
 
 
+def _patiently(run: Run) -> Any:
+    """What a signal calls: the first asks, a second Ctrl-C does not wait for the step to end."""
+
+    def ask(by: str) -> None:
+        if by == "SIGINT" and run.asked_to_stop() and BATCH not in os.environ:
+            raise KeyboardInterrupt
+        run.ask_to_stop(by)
+
+    return ask
+
+
 def _train(run: Run, quiet: bool) -> None:
-    config, began = run.config, time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    run.write("provenance.json", json.dumps(provenance(name, torch.get_num_threads()), indent=2))
-    images = data.load(config.dataset, config.train_fraction, config.evaluate_on).to(device)
+    devices, gpus = run.config.devices, torch.cuda.device_count()
+    if gpus and devices > gpus:
+        raise RunFailed(f"devices={devices}: this machine shows {gpus} GPU{'s' * (gpus > 1)}")
+    if devices == 1:
+        device = torch.device("cuda" if gpus else "cpu")
+        steps = sizes(_training_size(run), run.config.batch_size)
+        with _bar(run, len(steps), quiet) as bar:
+            stopped = _fit(run, Group(device), quiet, bar)
+    else:
+        with _bar(run, 1, quiet) as bar, _following(run, bar):
+            stopped = _launched(run, quiet)
+    if stopped:
+        raise RunStopped(stopped)
+
+
+def _launched(run: Run, quiet: bool) -> str:
+    threads = max(1, torch.get_num_threads() // run.config.devices)
+    try:
+        return str(launch(_one_of_several, run.config.devices, run, quiet, threads))
+    except RuntimeError as error:
+        raise RunFailed(str(error)) from None
+
+
+def _one_of_several(run: Run, quiet: bool, threads: int) -> str:
+    """What each process of a run on several devices does; why it was stopped, or nothing."""
+    torch.set_num_threads(threads)
+    with signals_ask(run.ask_to_stop):
+        group = join()
+        return _fit(run, group, quiet or group.rank > 0, tqdm(disable=True))
+
+
+def _fit(run: Run, group: Group, quiet: bool, bar: Any) -> str:
+    """Train in a group of processes, of which the first one writes; why it was stopped, or nothing."""
+    config, began, first = run.config, time.perf_counter(), group.rank == 0
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    batches = _batches(run, group)
     torch.manual_seed(config.seed)
-    model = build_model(**config.architecture()).to(device)
-    recipe = config.training_recipe()
-    dataset = DATASETS[config.dataset]
-    steps = len(list(loop.steps(len(images.train), recipe.batch_size, torch.Generator())))
+    model = build_model(**config.architecture()).to(group.device)
+    checkpoints = Checkpoints(run.folder, config.model_dump(), print if first else lambda _: None)
+    source = _provenance(run, group, checkpoints.path.exists()) if first else ""
+    speed = loop.Speed(config.amp, config.channels_last, config.compile, config.cuda_graphs, config.deterministic)
     lines: list[str] = []
-    with tqdm(total=recipe.epochs * steps, unit="step", disable=quiet, desc=config.name) as bar:
+    metrics: dict[str, float] = {}
+    try:
         for metrics in loop.fit(
             model,
-            images,
-            recipe,
+            batches,
+            config.training_recipe(),
             seed=config.seed,
-            pad=dataset.pad,
-            flip=dataset.flip,
-            amp=config.amp,
-            compile=config.compile,
-            channels_last=config.channels_last,
+            group=group,
+            speed=speed,
+            checkpoints=checkpoints,
+            save_seconds=60 * checkpoint_minutes(),
+            stop=run.asked_to_stop,
             on_step=bar.update,
         ):
             lines.append(json.dumps(metrics))
-            run.write("metrics.jsonl", "\n".join(lines) + "\n")
-            bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", error=f"{metrics['top1_error']:.2f} %")
-            if quiet:
-                print(
-                    f"epoch {metrics['epoch']:3.0f}/{recipe.epochs}  loss {metrics['train_loss']:.4f}  "
-                    f"top-1 error {metrics['top1_error']:.2f} %  {metrics['images_per_second']:.0f} images/s",
-                    flush=True,
-                )
-    result = Result(
-        signature=run.signature,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        seconds=time.perf_counter() - began,
-        source=source_hash(),
-        epochs=recipe.epochs,
-        **{key: metrics[key] for key in Result.model_fields.keys() & metrics.keys() - {"epochs", "seconds"}},
-    )
-    run.write("result.json", result.model_dump_json(indent=2))
+            if first:
+                run.write("metrics.jsonl", "\n".join(lines) + "\n")
+                _tell(run, metrics, bar, quiet)
+    except loop.Stopped as stopped:
+        return str(stopped)
+    if first:
+        result = Result(
+            signature=run.signature,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            seconds=sum(json.loads(line)["seconds"] for line in lines),
+            source=source,
+            epochs=config.epochs,
+            **{key: metrics[key] for key in Result.model_fields.keys() & metrics.keys() - {"epochs", "seconds"}},
+        )
+        run.write("result.json", result.model_dump_json(indent=2))
+        checkpoints.finish()
+        if quiet:
+            print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
+    return ""
+
+
+def checkpoint_minutes() -> float:
+    """Minutes between two checkpoints within an epoch: $GAM_CHECKPOINT_MINUTES, by default 10.
+
+    Raises:
+        RunFailed: that is no number from 0.
+    """
+    text = os.environ.get(MINUTES) or str(DEFAULT_MINUTES)
+    with suppress(ValueError):
+        if (minutes := float(text)) >= 0:
+            return minutes
+    raise RunFailed(f"{MINUTES}={text!r}: allowed: a number from 0")
+
+
+def _batches(run: Run, group: Group) -> Batches:
+    config = run.config
+    images = data.load(config.dataset, config.train_fraction, config.evaluate_on)
+    ranks: dict[str, Any] = {"seed": config.seed, "flip": config.flip, "rank": group.rank, "world": group.world}
+    if isinstance(images, data.Images):
+        return FromMemory(images, group.device, pad=config.pad, **ranks)
+    return FromFiles(images, group.device, workers=config.workers, **ranks)
+
+
+def _training_size(run: Run) -> int:
+    from gamlib.training.datasets import describe
+
+    return describe(run.config.dataset).training_size(run.config.train_fraction, run.config.evaluate_on)
+
+
+def _provenance(run: Run, group: Group, continued: bool) -> str:
+    """Write where this run comes from, and what a checkpoint that it goes on from came from; all codes' hashes."""
+    name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
+    now = provenance(name, torch.get_num_threads())
+    earlier: list[dict[str, Any]] = []
+    if continued:
+        with suppress(OSError, ValueError):
+            before = json.loads((run.folder / "provenance.json").read_text())
+            earlier = [*before.pop("earlier", []), before]
+            earlier = [one for one in earlier if one != now]
+    run.write("provenance.json", json.dumps({**now, "earlier": earlier}, indent=2))
+    return "+".join(dict.fromkeys(one["source"] for one in [*earlier, now]))
+
+
+@contextmanager
+def _bar(run: Run, steps: int, quiet: bool) -> Iterator[Any]:
+    with tqdm(total=run.config.epochs * steps, unit="step", disable=quiet, desc=run.config.name) as bar:
+        yield bar
+
+
+def _tell(run: Run, metrics: dict[str, float], bar: Any, quiet: bool) -> None:
+    bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", error=f"{metrics['top1_error']:.2f} %")
+    if quiet:
+        print(
+            f"epoch {metrics['epoch']:3.0f}/{run.config.epochs}  loss {metrics['train_loss']:.4f}  "
+            f"top-1 error {metrics['top1_error']:.2f} %  {metrics['images_per_second']:.0f} images/s",
+            flush=True,
+        )
+
+
+@contextmanager
+def _following(run: Run, bar: Any) -> Iterator[None]:
+    """Let a bar follow the epochs that other processes write."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(1):
+            epochs = run.metrics()
+            bar.update(len(epochs) - bar.n)
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()

@@ -1,116 +1,289 @@
-"""The training loop: one for every network and data set, an epoch at a time."""
+"""The training loop: one for every network and data set. It can be stopped at any step and goes on bit by bit as if
+it had not been: every random number follows from the seed, the epoch and the step, so that weights, momentum and
+position are the whole state."""
 
+import ctypes
 import math
+import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gamlib.training.data import Images, augment, normalise
+from gamlib.training.batches import Batches, seed_of, sizes
+from gamlib.training.checkpoint import CheckpointError, Checkpoints
+from gamlib.training.parallel import Group
 from gamlib.training.recipes import Recipe
 
-EVALUATION_BATCH = 500
+MEASURED = ("seconds", "images_per_second", "peak_memory_mib")  # metrics that another execution gives otherwise
+CHECK_EVERY = 50  # steps on a GPU between two looks at the losses: each look waits for the GPU
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and its state saved; the message says by what and where."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How steps are computed; none of it changes what is computed, but for rounding."""
+
+    amp: bool = False  # bfloat16 autocast
+    channels_last: bool = False
+    compile: bool = False  # torch.compile
+    cuda_graphs: bool = False  # of the compiled network: fewer launches where kernels are short
+    deterministic: bool = False  # on a GPU too, where it costs some speed; a CPU always is
 
 
 def fit(
     model: nn.Module,
-    images: Images,
+    batches: Batches,
     recipe: Recipe,
     *,
     seed: int,
-    pad: int = 0,
-    flip: bool = False,
-    amp: bool = False,
-    compile: bool = False,
-    channels_last: bool = False,
+    group: Group | None = None,
+    speed: Speed = Speed(),
+    checkpoints: Checkpoints | None = None,
+    save_seconds: float = 600.0,
+    stop: Callable[[], str] = lambda: "",
     on_step: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, float]]:
-    """Train a network in place, and give the metrics of every epoch when it ends.
+    """Train a network in place, and give the metrics of every epoch when it ends, those before a checkpoint too.
 
-    Losses are cross entropies in nats, errors are in percent. The test images are looked at once an epoch, for the
-    curve: nothing is chosen by them, and the outcome of a run is its last epoch. With one seed, device and number of
-    threads the losses and errors are the same to the last bit; on a GPU as far as its kernels are deterministic.
+    Losses are cross entropies in nats, errors in percent, `peak_memory_mib` is the GPU's, or the process's on a CPU.
+    The test images are looked at once an epoch, for the curve: nothing is chosen by them, and the outcome of a run is
+    its last epoch. With one seed, device and number of threads the losses, errors and weights are the same to the last
+    bit, however often the training was interrupted; on a GPU as far as its kernels are deterministic.
 
     Args:
-        model: [N, 3, H, W] float -> scores [N, num_classes], on the device of the images. In training mode it may give
-            a tuple of them: the first predict and are what the metrics speak of, the loss is the sum over all.
-        seed: of the order of the images and of their augmentation (not of the initial weights).
-        pad, flip: see `augment`.
-        amp: bfloat16 autocast.
+        model: [N, 3, H, W] float -> scores [N, num_classes], on the device. In training mode it may give a tuple of
+            them: the first predict and are what the metrics speak of, the loss is the sum over all.
+        seed: of dropout, in the batches' order and augmentation see their own (not of the initial weights).
+        group: the processes that train together, each calling this; by default this one alone, where the model is.
+        checkpoints: where states are kept, at every epoch's end, every `save_seconds` between, and on a stop; training
+            goes on from the last one there is.
+        stop: asked after every step; a text that is not empty says by what the training is to be stopped.
         on_step: called after every step.
 
     Raises:
-        FloatingPointError: a loss of an epoch is not finite.
+        FloatingPointError: a loss or weight is not finite; the message names epoch, step and the last good checkpoint.
+        Stopped: `stop` said so.
+        CheckpointError: a state cannot be saved, or is of another configuration.
     """
-    device = images.train.device
-    if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
-    generator = torch.Generator().manual_seed(seed)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = model.to(memory_format=layout)  # type: ignore[call-overload]
-    forward: Callable[[Tensor], Any] = torch.compile(model) if compile else model
-    std, mean = torch.std_mean(images.train.float(), dim=(0, 2, 3))
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
+    return _Training(
+        model, batches, recipe, seed, group or Group(_device(model)), speed, checkpoints, save_seconds, stop, on_step
+    ).epochs()
 
-    def scores(batch: Tensor) -> Any:
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            return forward(normalise(batch, mean, std).contiguous(memory_format=layout))
 
-    for epoch in range(recipe.epochs):
-        began = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr_at(epoch)
-        model.train()
-        loss_sum, wrong, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-        for picked in steps(len(images.train), recipe.batch_size, generator):
-            picked = picked.to(device)
-            labels = images.train_labels[picked]
-            outputs = scores(augment(images.train[picked], pad, flip, generator))
-            branches = outputs if isinstance(outputs, tuple) else (outputs,)
-            losses = [
-                F.cross_entropy(branch.float(), labels, label_smoothing=recipe.label_smoothing) for branch in branches
-            ]
-            optimizer.zero_grad()
-            torch.stack(losses).sum().backward()
-            optimizer.step()
-            loss_sum += losses[0].detach() * len(labels)
-            wrong += (branches[0].argmax(1) != labels).sum()
-            seen += len(labels)
-            on_step()
-        train_loss, train_error = float(loss_sum) / seen, 100 * float(wrong) / seen
-        seconds = time.perf_counter() - began
-        model.eval()
-        test_loss, top1_error, top5_error = evaluate(scores, images.test, images.test_labels)
-        for name, value in (("training", train_loss), ("test", test_loss)):
-            if not math.isfinite(value):
-                raise FloatingPointError(f"training diverged: the {name} loss is {value} in epoch {epoch + 1}")
-        yield {
-            "epoch": epoch + 1,
-            "lr": recipe.lr_at(epoch),
-            "train_loss": train_loss,
-            "train_top1_error": train_error,
-            "test_loss": test_loss,
-            "top1_error": top1_error,
-            "top5_error": top5_error,
-            "seconds": seconds,
-            "images_per_second": seen / seconds,
+class _Training:
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        recipe: Recipe,
+        seed: int,
+        group: Group,
+        speed: Speed,
+        checkpoints: Checkpoints | None,
+        save_seconds: float,
+        stop: Callable[[], str],
+        on_step: Callable[[], object],
+    ) -> None:
+        self.batches, self.recipe, self.seed, self.group, self.amp = batches, recipe, seed, group, speed.amp
+        self.checkpoints, self.save_seconds, self.stop, self.on_step = checkpoints, save_seconds, stop, on_step
+        self.device = group.device
+        if self.device.type == "cpu":
+            keep_memory()
+        torch.use_deterministic_algorithms(speed.deterministic or self.device.type == "cpu")
+        torch.backends.cudnn.benchmark = not speed.deterministic
+        self.layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+        self.model = model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.steps = sizes(batches.train_size, recipe.batch_size)
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.losses = torch.zeros(len(self.steps), device=self.device)  # of this epoch's steps
+        self.wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.metrics: list[dict[str, float]] = []
+        if checkpoints is not None and (state := checkpoints.load()) is not None:
+            self._restore(state)
+        wrapped, mode = group.wrap(self.model), "reduce-overhead" if speed.cuda_graphs else "default"
+        self.forward: Any = torch.compile(wrapped, dynamic=False, mode=mode) if speed.compile else wrapped
+        self.saved_at = time.monotonic()
+
+    def epochs(self) -> Iterator[dict[str, float]]:
+        """The metrics of every epoch, those before the checkpoint first."""
+        yield from self.metrics
+        while self.epoch < self.recipe.epochs:
+            self._stop_if_asked()
+            began = time.perf_counter() - self.seconds
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            self._train(began)
+            train_loss, train_error = self._sums()
+            self.seconds = time.perf_counter() - began
+            lr, seen = self.recipe.lr_at(self.epoch), sum(self.steps)
+            test_loss, top1_error, top5_error = self._evaluate()
+            self.metrics.append(
+                {
+                    "epoch": self.epoch + 1,
+                    "lr": lr,
+                    "train_loss": train_loss,
+                    "train_top1_error": train_error,
+                    "test_loss": test_loss,
+                    "top1_error": top1_error,
+                    "top5_error": top5_error,
+                    "seconds": self.seconds,
+                    "images_per_second": seen / self.seconds,
+                    "peak_memory_mib": peak_memory(self.device),
+                }
+            )
+            self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+            self.losses.zero_()
+            self.wrong.zero_()
+            self._save()
+            yield self.metrics[-1]
+
+    def _train(self, began: float) -> None:
+        self.model.train()
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self.recipe.lr_at(self.epoch)
+        for images, labels in self.batches.train(self.epoch, self.recipe.batch_size, self.step):
+            torch.manual_seed(seed_of(self.seed, self.epoch, self.step, self.group.rank))  # for dropout
+            self._one_step(images, labels)
+            self.step += 1
+            self.seconds = time.perf_counter() - began
+            self.on_step()
+            if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+                self._refuse_divergence()
+            if time.monotonic() - self.saved_at > self.save_seconds:
+                self._save()
+            self._stop_if_asked()
+        self._refuse_divergence()
+
+    def _one_step(self, images: Tensor, labels: Tensor) -> None:
+        outputs = self._scores(images)
+        branches = outputs if isinstance(outputs, tuple) else (outputs,)
+        share = 1 / self.steps[self.step]  # of the whole batch, of which this process may have a part
+        losses = [
+            F.cross_entropy(scores.float(), labels, label_smoothing=self.recipe.label_smoothing, reduction="sum")
+            for scores in branches
+        ]
+        self.optimizer.zero_grad()
+        # Gradients are averaged over the processes, and the loss is the sum over all.
+        (torch.stack(losses).sum() * (share * self.group.world)).backward()
+        self.optimizer.step()
+        self.losses[self.step] = losses[0].detach() * share
+        self.wrong += (branches[0].argmax(1) != labels).sum()
+
+    def _scores(self, images: Tensor) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            return self.forward(images.contiguous(memory_format=self.layout))
+
+    def _sums(self) -> tuple[float, float]:
+        """Mean loss and top-1 error in percent of the epoch's training images, as they were met."""
+        losses, wrong = self.group.total(self.losses.clone()), self.group.total(self.wrong.clone())
+        counts, seen = torch.tensor(self.steps, dtype=torch.float64), sum(self.steps)
+        return float((losses.cpu().double() * counts).sum()) / seen, 100 * int(wrong) / seen
+
+    def _evaluate(self) -> tuple[float, float, float]:
+        self.model.eval()
+        loss, top1, top5 = evaluate(self._scores, self.batches.test(), self.group, self._stop_if_asked)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"training diverged: the test loss is {loss} {self._place()}")
+        return loss, top1, top5
+
+    def _refuse_divergence(self) -> None:
+        finite = self.losses[: self.step].isfinite()
+        if not bool(finite.all()):
+            step = int(finite.int().argmin())
+            raise FloatingPointError(
+                f"training diverged: the training loss is {float(self.losses[step])} {self._place(step)}"
+            )
+
+    def _place(self, step: int | None = None) -> str:
+        last = f"; {self.checkpoints.last}" if self.checkpoints else ""
+        return f"in epoch {self.epoch + 1}, step {(self.step if step is None else step) + 1}{last}"
+
+    def _stop_if_asked(self) -> None:
+        by = self.stop()
+        if self.group.any(bool(by)):
+            self._refuse_divergence()
+            self._save()
+            where = f"epoch {self.epoch + 1} of {self.recipe.epochs} after {self.step} of {len(self.steps)} steps"
+            raise Stopped(f"stopped by {by or 'another process'} in {where}")
+
+    def _save(self) -> None:
+        if self.checkpoints is not None and self.group.rank == 0:
+            if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+                raise FloatingPointError(f"training diverged: a weight is not finite {self._place()}")
+            self.checkpoints.save(self._state())
+        self.saved_at = time.monotonic()
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "wrong": self.wrong,
+            "metrics": self.metrics,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
         }
 
-
-def steps(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Shuffled indices of an epoch, a batch at a time; a last batch of one is left out, since BatchNorm needs two."""
-    return (batch for batch in torch.randperm(size, generator=generator).split(batch_size) if len(batch) > 1)
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.losses.copy_(state["losses"])
+        self.wrong.copy_(state["wrong"])
+        self.metrics = state["metrics"]
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this code's network: {error}") from None
 
 
 @torch.no_grad()
-def evaluate(scores: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> tuple[float, float, float]:
-    """Mean cross entropy in nats, top-1 and top-5 error in percent; every image counts once."""
-    predicted = torch.cat([scores(batch).float() for batch in images.split(EVALUATION_BATCH)])
-    hits = predicted.topk(min(5, predicted.shape[1]), dim=1).indices == labels[:, None]
-    top1, top5 = (100 * int((~hit).sum()) / len(labels) for hit in (hits[:, 0], hits.any(1)))
-    return float(F.cross_entropy(predicted, labels)), top1, top5
+def evaluate(
+    scores: Callable[[Tensor], Tensor],
+    batches: Iterator[tuple[Tensor, Tensor]],
+    group: Group,
+    on_batch: Callable[[], object] = lambda: None,
+) -> tuple[float, float, float]:
+    """Mean cross entropy in nats, top-1 and top-5 error in percent; every image counts once over the whole group."""
+    sums = torch.zeros(4, dtype=torch.float64, device=group.device)  # losses, misses in one, misses in five, images
+    for images, labels in batches:
+        predicted = scores(images).float()
+        hits = predicted.topk(min(5, predicted.shape[1]), dim=1).indices == labels[:, None]
+        sums[0] += F.cross_entropy(predicted, labels, reduction="sum")
+        sums[1] += (~hits[:, 0]).sum()
+        sums[2] += (~hits.any(1)).sum()
+        sums[3] += len(labels)
+        on_batch()
+    loss, top1, top5, number = group.total(sums).tolist()
+    return loss / number, 100 * top1 / number, 100 * top5 / number
+
+
+def peak_memory(device: torch.device) -> float:
+    """In MiB: the most that torch took of the GPU in this epoch, or that this process had of the main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def keep_memory() -> None:
+    """Have the C library keep what a step frees for the next one: to ask the system for it anew takes a fifth of it."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_threshold, 2**30)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -8,7 +8,8 @@ import yaml
 
 from gamlib import build_model
 from gamlib.backbones import OPTIONS
-from gamlib.lab.config import ConfigError, RunConfig, key_values, notebook_parameters
+from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.parameters import key_values, notebook_parameters
 
 
 def test_everything_is_resolved_and_survives_json() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
-from gamlib.lab.places import write_whole
 from gamlib.lab.runs import Run, RunFailed, all_runs
 
 Finish = Callable[..., Run]

@@ -1,0 +1,58 @@
+"""How values come into a configuration: as texts of a command line, or from the parameters cell of a notebook."""
+
+import ast
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gamlib.lab.config import ConfigError, RunConfig, unknown_name
+
+
+def key_values(texts: Iterable[str]) -> dict[str, str]:
+    """`key=value` texts of a command line as a dictionary.
+
+    Raises:
+        ConfigError: a text without "=", or one key twice.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        key, separator, value = text.partition("=")
+        if not separator or not key or not value:
+            raise ConfigError(f"-p {text}: allowed: texts like epochs=3")
+        if key in pairs:
+            raise ConfigError(f"-p {key}: given twice, as {pairs[key]} and as {value}")
+        pairs[key] = value
+    return pairs
+
+
+def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | None = None) -> dict[str, Any]:
+    """The parameters of the notebook that calls this: every name that its cells headed `# parameters` assign.
+
+    papermill puts its values into a cell with that heading too, and only warns of names that the notebook does not
+    know; so do names mistyped by hand go unseen. Here they are refused.
+
+    Args:
+        namespace: `globals()` of the notebook.
+        known: names that are allowed; by default the fields of `RunConfig`.
+
+    Raises:
+        ConfigError: an unknown name, or no such cell.
+    """
+    names = list(RunConfig.model_fields if known is None else known)
+    latest: dict[str, str] = {}  # a cell that was corrected and run again stands in `In` twice
+    for source in namespace.get("In", ()):
+        heading = source.strip().partition("\n")[0].strip()
+        if heading.lower() == "# parameters":
+            latest[heading] = source
+    if not latest:
+        raise ConfigError("no cell headed `# parameters` was run in this notebook")
+    found: dict[str, Any] = {}
+    for node in (node for source in latest.values() for node in ast.parse(source).body):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id not in names:
+                raise ConfigError(unknown_name(target.id, names))
+            if isinstance(target, ast.Name):
+                found[target.id] = namespace[target.id]
+    return found

@@ -1,0 +1,117 @@
+"""Checkpoints: the last good state of a run on disk, and the one before it, whatever happens while one is written."""
+
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from gamlib.files import remove_parts, whole
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or must not be used; the message is one line."""
+
+
+class Checkpoints:
+    """`checkpoint.pt` of a folder, and `checkpoint.previous.pt`, which a new one leaves until it is on the disk.
+
+    `torch.load(path, weights_only=True)` reads both; the network's weights lie under "model".
+
+    Args:
+        folder: where they lie. No other process may write there.
+        identity: what decides a run, as plain values; a checkpoint of another identity is refused.
+        report: told in one line what was found damaged.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], report: Callable[[str], object] = print) -> None:
+        self.path, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
+        self.identity, self.report = dict(identity), report
+        self.last = "there is no checkpoint"  # what a message says of the last good state
+        for path in (self.path, self.previous):
+            remove_parts(path)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a state: plain values and tensors, with "epoch" and "step" among them.
+
+        Raises:
+            CheckpointError: there is no room, or no permission; the last good checkpoint is intact.
+        """
+        buffer = BytesIO()
+        torch.save({**state, "identity": self.identity}, buffer)
+        try:
+            with whole(self.path) as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+                if self.path.exists():  # it gives way only now that the new one is on the disk
+                    self.path.replace(self.previous)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be saved: {error.strerror}; {self.last}") from error
+        self._good(state)
+
+    def load(self) -> dict[str, Any] | None:
+        """The last good state, its tensors in main memory; None where there is none.
+
+        Raises:
+            CheckpointError: it is of another configuration.
+        """
+        for path in (self.path, self.previous):
+            if not path.exists():
+                continue
+            try:
+                state = _read(path)
+            except ValueError as damage:
+                self.report(f"{path} is damaged ({damage}); the one before it is used, if there is one")
+                path.replace(path.with_suffix(".damaged"))
+                continue
+            self._refuse_another(path, state.pop("identity", {}))
+            self._good(state)
+            return state
+        return None
+
+    def finish(self) -> None:
+        """Remove what a run that is done has no use for."""
+        self.previous.unlink(missing_ok=True)
+
+    def _good(self, state: Mapping[str, Any]) -> None:
+        self.last = f"the last good checkpoint is of epoch {state['epoch'] + 1}, step {state['step']}: {self.path}"
+
+    def _refuse_another(self, path: Path, theirs: Mapping[str, Any]) -> None:
+        differing = [
+            f"{key}={theirs.get(key)!r} there, {self.identity.get(key)!r} here"
+            for key in {**self.identity, **theirs}
+            if theirs.get(key) != self.identity.get(key)
+        ]
+        if differing:
+            raise CheckpointError(f"{path} is of another configuration: {'; '.join(differing)}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of torch.save: a zip archive, with a checksum for each member that torch itself does not look at.
+
+    Raises:
+        ValueError: what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (member := archive.testzip()) is not None:
+                raise ValueError(f"the checksum of {member} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        EOFError,
+        RuntimeError,
+        UnpicklingError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
+    if not isinstance(state, dict) or not {"identity", "epoch", "step"} <= state.keys():
+        raise ValueError("it holds something else")
+    return state
