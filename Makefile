@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test lint lab lock
+.PHONY: help env study test test-faults bench lint lab lock
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,6 +28,12 @@ study: env ## the two ablations of the paper on embedded data, with figures
 test: env ## lint, types and all tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/pytest -n 2
+
+test-faults: env ## 25 runs killed at random moments, and a full disk: all go on bit by bit
+	@GAM_KILLS=25 $(BIN)/pytest tests/faults
+
+bench: env ## images/s and memory of a training step, against a plain loop
+	@$(BIN)/python benchmarks/training.py
 
 lint: env ## correct what ruff can, then show the rest
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/mypy

@@ -93,14 +93,15 @@ class RunConfig(BaseModel):
         values = {key: value for key, value in given.items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
-        dataset = describe(str(values.get("dataset", "digits")))
+        name = str(values.get("dataset", "digits"))
+        dataset = describe(name)
         backbone = _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
         recipe = _known("recipe", values.get("recipe", _recipe_of(dataset, backbone)), RECIPES)
         defaults = _usual(dataset, recipe)
         if values.setdefault("dataset_hash", dataset.hash) != dataset.hash:
             raise ValueError(
-                f"dataset_hash={values['dataset_hash']!r}: the files of {values['dataset']} are others now, their hash "
-                f"is {dataset.hash}"
+                f"dataset_hash={values['dataset_hash']!r}: the files of {name} are others now, "
+                f"their hash is {dataset.hash}"
             )
         attention = _known("attention", values.get("attention", "gam"), build_model.attentions())
         options = build_model.options(attention)
@@ -188,7 +189,8 @@ class RunConfig(BaseModel):
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
                 value = Path(value.partition("#")[0]).stem if key == "weights" else value
-                value = "_".join(map(str, value)) if isinstance(value, list) else value
+                value = "_".join([key, *map(str, value)]) if isinstance(value, list) else value
+                value = f"{key}_{value}" if key == "recipe" else value  # `cifar` is the name of a stem too
                 word = ("" if value else "no_") + key
                 parts.append(word if isinstance(value, bool) else value if isinstance(value, str) else f"{key}{value}")
         return "-".join(["-".join(parts)[:100], f"s{self.seed}"])

@@ -4,7 +4,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -63,37 +63,44 @@ def _train(run: Run, quiet: bool) -> None:
     devices, gpus = run.config.devices, torch.cuda.device_count()
     if gpus and devices > gpus:
         raise RunFailed(f"devices={devices}: this machine shows {gpus} GPU{'s' * (gpus > 1)}")
+    began = time.perf_counter()
     if devices == 1:
-        device = torch.device("cuda" if gpus else "cpu")
         steps = sizes(_training_size(run), run.config.batch_size)
         with _bar(run, len(steps), quiet) as bar:
-            stopped = _fit(run, Group(device), quiet, bar)
+            group = Group(torch.device("cuda" if gpus else "cpu"))
+            stopped = _fit(run, group, bar.update, lambda metrics: _tell(run, metrics, bar, quiet))
     else:
-        with _bar(run, 1, quiet) as bar, _following(run, bar):
-            stopped = _launched(run, quiet)
+        with _bar(run, 1, quiet) as bar, _following(run, bar, quiet):
+            stopped = _launched(run)
     if stopped:
         raise RunStopped(stopped)
+    if quiet:
+        print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def _launched(run: Run, quiet: bool) -> str:
+def _launched(run: Run) -> str:
     threads = max(1, torch.get_num_threads() // run.config.devices)
     try:
-        return str(launch(_one_of_several, run.config.devices, run, quiet, threads))
+        return str(launch(_one_of_several, run.config.devices, run, threads))
     except RuntimeError as error:
         raise RunFailed(str(error)) from None
 
 
-def _one_of_several(run: Run, quiet: bool, threads: int) -> str:
+def _one_of_several(run: Run, threads: int) -> str:
     """What each process of a run on several devices does; why it was stopped, or nothing."""
     torch.set_num_threads(threads)
     with signals_ask(run.ask_to_stop):
-        group = join()
-        return _fit(run, group, quiet or group.rank > 0, tqdm(disable=True))
+        return _fit(run, join())
 
 
-def _fit(run: Run, group: Group, quiet: bool, bar: Any) -> str:
+def _fit(
+    run: Run,
+    group: Group,
+    on_step: Callable[[], object] = lambda: None,
+    on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
+) -> str:
     """Train in a group of processes, of which the first one writes; why it was stopped, or nothing."""
-    config, began, first = run.config, time.perf_counter(), group.rank == 0
+    config, first = run.config, group.rank == 0
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     batches = _batches(run, group)
@@ -115,12 +122,12 @@ def _fit(run: Run, group: Group, quiet: bool, bar: Any) -> str:
             checkpoints=checkpoints,
             save_seconds=60 * checkpoint_minutes(),
             stop=run.asked_to_stop,
-            on_step=bar.update,
+            on_step=on_step,
         ):
             lines.append(json.dumps(metrics))
             if first:
                 run.write("metrics.jsonl", "\n".join(lines) + "\n")
-                _tell(run, metrics, bar, quiet)
+                on_epoch(metrics)
     except loop.Stopped as stopped:
         return str(stopped)
     if first:
@@ -134,8 +141,6 @@ def _fit(run: Run, group: Group, quiet: bool, bar: Any) -> str:
         )
         run.write("result.json", result.model_dump_json(indent=2))
         checkpoints.finish()
-        if quiet:
-            print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
     return ""
 
 
@@ -198,13 +203,19 @@ def _tell(run: Run, metrics: dict[str, float], bar: Any, quiet: bool) -> None:
 
 
 @contextmanager
-def _following(run: Run, bar: Any) -> Iterator[None]:
-    """Let a bar follow the epochs that other processes write."""
-    ended = threading.Event()
+def _following(run: Run, bar: Any, quiet: bool) -> Iterator[None]:
+    """Show the epochs that other processes write."""
+    ended, told = threading.Event(), len(run.metrics())
 
     def follow() -> None:
-        while not ended.wait(1):
-            epochs = run.metrics()
+        nonlocal told
+        last = False
+        while not last:
+            last = ended.wait(1)
+            epochs = run.metrics().to_dict("records")
+            for metrics in epochs[told:]:
+                _tell(run, metrics, bar, quiet)  # type: ignore[arg-type]
+            told = max(told, len(epochs))
             bar.update(len(epochs) - bar.n)
 
     follower = threading.Thread(target=follow, daemon=True)

@@ -1,8 +1,8 @@
 """Data sets by name: what holds of each before an image is read, and the defaults that a run on it gets.
 
 `digits` lies inside scikit-learn; the others are looked for under `$GAM_DATA`, by default `data/` of the repository.
-`imagefolder:PATH` is any tree of class folders, PATH/train/<class>/... and PATH/test/<class>/... (or PATH/val/...), PATH
-being absolute or under `$GAM_DATA`. This module knows no torch, so that a configuration is checked at once.
+`imagefolder:PATH` is any tree of class folders, PATH/train/<class>/... and PATH/test/<class>/... (or PATH/val/...),
+with PATH absolute or under `$GAM_DATA`. This module knows no torch, so that a configuration is checked at once.
 """
 
 import hashlib

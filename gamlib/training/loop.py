@@ -119,7 +119,7 @@ class _Training:
         """The metrics of every epoch, those before the checkpoint first."""
         yield from self.metrics
         while self.epoch < self.recipe.epochs:
-            self._stop_if_asked()
+            self._save_if_due()
             began = time.perf_counter() - self.seconds
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
@@ -160,9 +160,7 @@ class _Training:
             self.on_step()
             if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
                 self._refuse_divergence()
-            if time.monotonic() - self.saved_at > self.save_seconds:
-                self._save()
-            self._stop_if_asked()
+            self._save_if_due()
         self._refuse_divergence()
 
     def _one_step(self, images: Tensor, labels: Tensor) -> None:
@@ -192,7 +190,7 @@ class _Training:
 
     def _evaluate(self) -> tuple[float, float, float]:
         self.model.eval()
-        loss, top1, top5 = evaluate(self._scores, self.batches.test(), self.group, self._stop_if_asked)
+        loss, top1, top5 = evaluate(self._scores, self.batches.test(), self.group, self._save_if_due)
         if not math.isfinite(loss):
             raise FloatingPointError(f"training diverged: the test loss is {loss} {self._place()}")
         return loss, top1, top5
@@ -209,19 +207,24 @@ class _Training:
         last = f"; {self.checkpoints.last}" if self.checkpoints else ""
         return f"in epoch {self.epoch + 1}, step {(self.step if step is None else step) + 1}{last}"
 
-    def _stop_if_asked(self) -> None:
+    def _save_if_due(self) -> None:
+        """Save when asked to stop, or when the time has come: all processes at the same step."""
         by = self.stop()
-        if self.group.any(bool(by)):
+        stop, due = self.group.any(bool(by), time.monotonic() - self.saved_at > self.save_seconds)
+        if stop or due:
             self._refuse_divergence()
             self._save()
+        if stop:
             where = f"epoch {self.epoch + 1} of {self.recipe.epochs} after {self.step} of {len(self.steps)} steps"
             raise Stopped(f"stopped by {by or 'another process'} in {where}")
 
     def _save(self) -> None:
-        if self.checkpoints is not None and self.group.rank == 0:
-            if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+        if self.checkpoints is not None:
+            state = self._state()
+            if not all(bool(value.isfinite().all()) for value in state["model"].values()):
                 raise FloatingPointError(f"training diverged: a weight is not finite {self._place()}")
-            self.checkpoints.save(self._state())
+            if self.group.rank == 0:
+                self.checkpoints.save(state)
         self.saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
@@ -229,8 +232,8 @@ class _Training:
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "losses": self.losses,
-            "wrong": self.wrong,
+            "losses": self.group.total(self.losses.clone()),
+            "wrong": self.group.total(self.wrong.clone()),
             "metrics": self.metrics,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -238,8 +241,9 @@ class _Training:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.losses.copy_(state["losses"])
-        self.wrong.copy_(state["wrong"])
+        if self.group.rank == 0:  # the sums over all processes
+            self.losses.copy_(state["losses"])
+            self.wrong.copy_(state["wrong"])
         self.metrics = state["metrics"]
         try:
             self.model.load_state_dict(state["model"])

@@ -31,13 +31,13 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether it holds in one process at least; all must ask."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Which of some flags hold in one process at least; all processes must ask."""
         if self.world == 1:
-            return flag
-        word = torch.tensor(int(flag))
-        dist.all_reduce(word, dist.ReduceOp.MAX, group=self.control)
-        return bool(word)
+            return list(flags)
+        words = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(words, dist.ReduceOp.MAX, group=self.control)
+        return [bool(word) for word in words]
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network for training in this group; its own modules stay the ones to save and to evaluate."""

@@ -1,10 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from gamlib import build_model
 from gamlib.backbones import OPTIONS
@@ -15,7 +17,7 @@ from gamlib.lab.parameters import key_values, notebook_parameters
 def test_everything_is_resolved_and_survives_json() -> None:
     config = RunConfig(attention="gam")
     values = config.model_dump()
-    assert [key for key, value in values.items() if value is None] == ["weights"]
+    assert [key for key, value in values.items() if value is None] == ["dataset_hash", "weights"]
     again = RunConfig(**json.loads(json.dumps(values)))
     assert again == config and again.signature == config.signature
 
@@ -28,6 +30,9 @@ def test_everything_is_resolved_and_survives_json() -> None:
         ("lr", "1e-3", 0.001),
         ("epochs", "7", 7),
         ("weights", "none", None),
+        ("drops", "[0.25,0.5]", [0.25, 0.5]),
+        ("flip", "true", True),
+        ("devices", "2", 2),
     ],
 )
 def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str, value: Any) -> None:
@@ -67,7 +72,20 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
             {"attention": "games"},
             "attention='games': allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, abn",
         ),
-        ({"dataset": "mnist"}, "dataset='mnist': allowed: digits"),
+        ({"dataset": "mnist"}, "dataset='mnist': allowed: digits, cifar10, cifar100, imagenet, imagefolder:PATH"),
+        ({"dataset": "imagefolder:none"}, "dataset='imagefolder:none': no folder "),
+        ({"dataset_hash": "0123"}, "dataset_hash='0123': the files of digits are others now, their hash is None"),
+        ({"recipe": "adam"}, "recipe='adam': allowed: cifar, imagenet, mobilenet, digits"),
+        ({"drops": "0.8,0.5"}, "drops=[0.8, 0.5]: allowed: rising fractions of the epochs, such as 0.3,0.6,0.8"),
+        ({"drops": [0.5, 1]}, "drops=[0.5, 1.0]: allowed: rising fractions"),
+        ({"drops": "early"}, "drops="),
+        ({"drop_factor": 0}, "drop_factor=0: allowed: a number above 0, up to 1"),
+        ({"pad": 65}, "pad=65: allowed: a whole number from 0 to 64"),
+        ({"dataset": "imagenet", "pad": 4}, "pad=4: allowed: 0, since imagenet is cropped to 224x224 at random"),
+        ({"workers": 2}, "workers=2: allowed: 0, since the images of digits lie in memory"),
+        ({"cuda_graphs": True}, "cuda_graphs=True: allowed with compile=true"),
+        ({"devices": 0}, "devices=0: allowed: a whole number from 1 to 64"),
+        ({"devices": 9}, "devices=9: the smallest batch of an epoch has 8 images"),
         (
             {"attention": "cbam", "groups": 4},
             "groups=4: attention=cbam has none, only gam, gam_separable, gam_low_rank",
@@ -81,13 +99,12 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
             {"backbone": "mobilenet_v2", "reduction": 7},
             "reduction=7: allowed in MobileNetV2: powers of two",
         ),
-        ({"devices": 4}, "devices=4: allowed: 1"),
         ({"weights": "x.pt"}, "weights='x.pt' cannot be read: No such file or directory"),
         (
             {"weights": "IMAGENET1K_V9"},
             "weights='IMAGENET1K_V9': allowed for resnet18: a file, or of torchvision IMAGENET1K_V1",
         ),
-        ({"train_fraction": 0.001}, "train_fraction=0.001: allowed for digits: 0.05 to 1"),
+        ({"train_fraction": 0.001}, "train_fraction=0.001: allowed here: 0.05 to 1"),
     ],
 )
 def test_a_bad_value_is_refused_in_one_line_that_names_it(values: dict[str, Any], message: str) -> None:
@@ -109,11 +126,46 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
         "width": 1, "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1,
         "amp": True, "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5,
         "evaluate_on": "validation", "backbone": "resnet34", "gate_max_pool": True, "weights": str(weights),
+        "recipe": "cifar", "drops": [0.4], "drop_factor": 0.5, "pad": 1, "flip": True, "deterministic": True,
+        "devices": 2,
     }  # fmt: skip
-    only_one_value_yet = {"dataset", "recipe", "devices", "workers"}
-    assert other.keys() | only_one_value_yet == RunConfig.model_fields.keys()
+    tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs"}
+    assert other.keys() | tested_elsewhere == RunConfig.model_fields.keys()
     configs = [RunConfig(), *(RunConfig(**{key: value}) for key, value in other.items())]
+    configs += [RunConfig(compile=True, cuda_graphs=True)]
+    configs += [RunConfig(dataset="imagenet", workers=2)]
     assert len({config.signature for config in configs}) == len({config.name for config in configs}) == len(configs)
+
+
+def test_a_data_set_and_a_backbone_bring_the_papers_recipe() -> None:
+    imagenet = RunConfig(dataset="imagenet", backbone="mobilenet_v2", attention="none")
+    assert (imagenet.recipe, imagenet.lr, imagenet.weight_decay, imagenet.epochs) == ("mobilenet", 0.045, 4e-5, 90)
+    assert (imagenet.stem, imagenet.width, imagenet.pad, imagenet.flip, imagenet.workers) == ("imagenet", 1, 0, True, 8)
+    assert imagenet.name == "mobilenet_v2-none-s0"
+    cifar = RunConfig(dataset="cifar100", epochs=20)
+    assert (cifar.recipe, cifar.stem, cifar.pad, cifar.batch_size, cifar.lr) == ("cifar", "cifar", 4, 128, 0.1)
+    assert [cifar.training_recipe().lr_at(epoch) for epoch in (5, 6, 12, 16)] == pytest.approx([0.1, 0.02, 4e-3, 8e-4])
+    assert cifar.architecture()["num_classes"] == 100
+
+
+def test_an_image_folder_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other files are another run; a run that was written is refused when its files are others now."""
+    monkeypatch.setenv("GAM_DATA", str(tmp_path))
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "pets" / part / label).mkdir(parents=True)
+            for number in range(3):
+                Image.new("RGB", (28, 28)).save(tmp_path / "pets" / part / label / f"{number}.png")
+    config = RunConfig(dataset="imagefolder:pets")
+    assert (config.stem, config.recipe, config.pad, config.name) == ("cifar", "cifar", 3, "resnet18-gam-s0")
+    assert config.architecture()["num_classes"] == 2 and config.dataset_name == "imagefolder-pets"
+    assert RunConfig(**json.loads(config.model_dump_json())) == config
+    (tmp_path / "pets" / "train" / "cat" / "0.png").rename(tmp_path / "pets" / "train" / "cat" / "9.png")
+    assert RunConfig(dataset="imagefolder:pets").signature != config.signature
+    with pytest.raises(ConfigError, match=r"the files of imagefolder:pets are others now"):
+        RunConfig(**config.model_dump())
+    shutil.rmtree(tmp_path / "pets")
+    assert RunConfig.trusted(config.model_dump()).name == config.name  # `gamlib status` needs no images
 
 
 def test_what_is_left_out_and_what_is_said_are_one_run() -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
-from gamlib.lab.runs import Run, RunFailed, all_runs
+from gamlib.lab.runs import Run, RunFailed, RunStopped, all_runs
 
 Finish = Callable[..., Run]
 
@@ -52,6 +53,27 @@ def test_ctrl_c_leaves_preempted() -> None:
         assert run.status().state == "running"
         raise KeyboardInterrupt
     assert run.status().state == "preempted"
+
+
+def test_a_stop_leaves_preempted_with_its_place() -> None:
+    run = Run(RunConfig())
+    with pytest.raises(RunStopped), run.claim():
+        raise RunStopped("stopped by SIGTERM in epoch 2 of 20 after 3 of 7 steps")
+    assert (run.status().state, run.status().error[:18]) == ("preempted", "stopped by SIGTERM")
+
+
+def test_a_request_to_stop_is_for_the_job_that_runs_and_not_for_the_next() -> None:
+    run = Run(RunConfig())
+    run.queue()
+    assert run.asked_to_stop() == ""
+    run.ask_to_stop("a test")
+    with pytest.raises(RunFailed), run.claim(since=time.time() - 60):
+        assert run.asked_to_stop() == "a test"
+    with pytest.raises(RunFailed), run.claim(since=time.time() + 60):
+        assert run.asked_to_stop() == ""
+    run.ask_to_stop("a test")
+    with pytest.raises(RunFailed), run.claim():
+        assert run.asked_to_stop() == ""
 
 
 def test_a_run_whose_owner_is_gone_is_lost() -> None:

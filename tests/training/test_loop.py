@@ -1,4 +1,7 @@
+import random
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,22 +9,37 @@ import torch
 from torch import Tensor, nn
 
 from gamlib import build_model
-from gamlib.training import data, loop
+from gamlib.training import batches, data, loop
+from gamlib.training.checkpoint import CheckpointError, Checkpoints
+from gamlib.training.loop import Speed
+from gamlib.training.parallel import Group
 from gamlib.training.recipes import RECIPES
 
 RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=32, lr=0.05)
+CPU = torch.device("cpu")
+Metrics = list[dict[str, float]]
 
 
-def train(seed: int = 0, **options: Any) -> list[dict[str, float]]:
-    torch.manual_seed(seed)
-    model = build_model("resnet18", num_classes=10, width=0.25)
-    images = data.load("digits", 0.25)
-    recipe = options.pop("recipe", RECIPE)
-    return list(loop.fit(model, images, recipe, seed=seed, **{"pad": 2, "channels_last": True, **options}))
+def images(train_fraction: float = 0.25, evaluate_on: str = "test") -> data.Images:
+    found = data.load("digits", train_fraction, evaluate_on)
+    assert isinstance(found, data.Images)
+    return found
 
 
-def without_times(metrics: list[dict[str, float]]) -> list[dict[str, float]]:
-    return [{k: v for k, v in epoch.items() if k not in ("seconds", "images_per_second")} for epoch in metrics]
+def network(attention: str = "gam", backbone: str = "resnet18") -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(backbone, attention, num_classes=10, width=0.25)
+
+
+def train(seed: int = 0, model: nn.Module | None = None, **options: Any) -> Metrics:
+    feed = {key: options.pop(key) for key in ("pad", "flip") if key in options}
+    source = batches.FromMemory(options.pop("images", None) or images(), CPU, seed=seed, **{"pad": 2, **feed})
+    options = {"recipe": RECIPE, "speed": Speed(channels_last=True), **options}
+    return list(loop.fit(model or network(), source, options.pop("recipe"), seed=seed, **options))
+
+
+def without_times(metrics: Metrics) -> Metrics:
+    return [{key: value for key, value in epoch.items() if key not in loop.MEASURED} for epoch in metrics]
 
 
 def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
@@ -30,11 +48,8 @@ def test_one_seed_gives_the_same_bits_and_another_gives_others() -> None:
 
 def test_the_test_images_change_nothing_in_training() -> None:
     """The same training losses with other test images: they choose nothing."""
-    torch.manual_seed(0)
-    model = build_model("resnet18", num_classes=10, width=0.25)
-    images = data.load("digits", 0.25, evaluate_on="validation")
-    other = list(loop.fit(model, images, RECIPE, seed=0, pad=2, channels_last=True))
-    assert [epoch["train_loss"] for epoch in other] == [epoch["train_loss"] for epoch in train(0)]
+    other = train(images=images(evaluate_on="validation"))
+    assert [epoch["train_loss"] for epoch in other] == [epoch["train_loss"] for epoch in train()]
 
 
 def test_the_test_images_are_looked_at_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,11 +68,10 @@ def test_the_baseline_is_neither_at_a_ceiling_nor_untrained() -> None:
     """At a test error of 3 to 20 % an ablation can say something."""
     torch.manual_seed(0)
     model = build_model("resnet18", attention="none", num_classes=10, width=0.5)
-    *_, last = loop.fit(model, data.load("digits"), RECIPES["digits"], seed=0, pad=2, channels_last=True)
-    assert 3 < last["top1_error"] < 20
+    assert 3 < train(model=model, images=images(1.0), recipe=RECIPES["digits"])[-1]["top1_error"] < 20
 
 
-@pytest.mark.parametrize("options", [{"amp": True}, {"channels_last": False}, {"flip": True}, {"pad": 0}])
+@pytest.mark.parametrize("options", [{"speed": Speed(amp=True)}, {"speed": Speed()}, {"flip": True}, {"pad": 0}])
 def test_every_option_trains(options: dict[str, Any]) -> None:
     metrics = train(**options)
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
@@ -66,15 +80,12 @@ def test_every_option_trains(options: dict[str, Any]) -> None:
 
 def test_a_network_with_two_branches_learns_by_the_sum_of_both_losses() -> None:
     """One step of plain SGD goes along the gradient of the sum; the metrics are of the branch that predicts."""
-    images = data.load("digits", 0.1)
-    torch.manual_seed(0)
-    model: Any = build_model("resnet18", "abn", num_classes=10, width=0.25).double()
+    source = batches.FromMemory(images(0.1), CPU, seed=3)
+    model: Any = network("abn").double()
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    (picked,) = loop.steps(20, 20, torch.Generator().manual_seed(3))
-    std, mean = torch.std_mean(images.train.float(), dim=(0, 2, 3))
-    batch = data.normalise(images.train[picked], mean, std).double()
+    ((batch, labels),) = source.train(0, 20)
     perception, attention = (
-        nn.functional.cross_entropy(scores.float(), images.train_labels[picked]) for scores in model.train()(batch)
+        nn.functional.cross_entropy(scores.float(), labels) for scores in model.train()(batch.double())
     )
     gradients = torch.autograd.grad(perception + attention, list(model.parameters()))
     recipe = replace(RECIPE, epochs=1, batch_size=20, lr=0.1, momentum=0.0, weight_decay=0.0)
@@ -82,15 +93,121 @@ def test_a_network_with_two_branches_learns_by_the_sum_of_both_losses() -> None:
     with torch.no_grad():
         for name, value in model.named_parameters():
             value.copy_(before[name])
-    (metrics,) = loop.fit(model, images, recipe, seed=3)
+    (metrics,) = loop.fit(model, source, recipe, seed=3)
     assert metrics["train_loss"] == pytest.approx(perception.item(), abs=1e-4)
     for (name, value), gradient in zip(model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(value.double(), before[name] - 0.1 * gradient, rtol=0, atol=2e-4, msg=name)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    with pytest.raises(FloatingPointError, match=r"training diverged: the .* loss is .* in epoch 1"):
-        train(recipe=replace(RECIPE, lr=1e30))
+def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> None:
+    """The loop's weights after an epoch, to the last bit, from torch's parts put together by hand."""
+    recipe = replace(RECIPE, epochs=1, label_smoothing=0.1)
+    trained, model = network(), network().train()
+    (metrics,) = train(model=trained, recipe=recipe, speed=Speed())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    losses = []
+    for batch, labels in batches.FromMemory(images(), CPU, seed=0, pad=2).train(0, 32):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch.contiguous()), labels, label_smoothing=0.1, reduction="sum")
+        (loss * (1 / len(labels))).backward()
+        optimizer.step()
+        losses.append(loss.item())
+    for name, value in model.state_dict().items():
+        assert torch.equal(trained.state_dict()[name], value), name
+    assert metrics["train_loss"] == pytest.approx(sum(losses) / 50, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    ("backbone", "attention", "speed"),
+    [
+        ("resnet18", "gam", Speed(channels_last=True)),
+        ("mobilenet_v2", "se", Speed()),
+        ("resnet18", "abn", Speed(amp=True)),
+    ],
+    ids=["gam", "dropout", "amp"],
+)
+def test_a_training_stopped_again_and_again_ends_in_the_same_bits(
+    tmp_path: Path, seed: int, backbone: str, attention: str, speed: Speed
+) -> None:
+    """Stopped between epochs, in their middle and in evaluations; with dropout, augmentation and momentum."""
+    recipe = replace(RECIPE, epochs=3, batch_size=13, lr=0.01)
+    whole = network(attention, backbone)
+    expected = train(model=whole, recipe=recipe, speed=speed, flip=True)
+    moments, stops = random.Random(seed), []
+    while True:
+        model = network(attention, backbone)
+        options: dict[str, Any] = {
+            "checkpoints": Checkpoints(tmp_path, {}),
+            "stop": lambda: "a test" * (moments.random() < 0.3),
+            "recipe": recipe,
+            "speed": speed,
+        }
+        try:
+            found = train(model=model, flip=True, **options)
+            break
+        except loop.Stopped as stopped:
+            stops.append(str(stopped))
+            torch.manual_seed(len(stops))  # the state of the generators is nobody's business
+    assert len(stops) >= 2
+    assert all(text.startswith("stopped by a test in epoch ") for text in stops)
+    assert without_times(found) == without_times(expected)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_states_are_saved_within_an_epoch_when_the_time_has_come(tmp_path: Path) -> None:
+    """Here after every step: what a killed run loses is what came since."""
+
+    class Noted(Checkpoints):
+        def save(self, state: Any) -> None:
+            saved.append((state["epoch"], state["step"]))
+            super().save(state)
+
+    saved: list[tuple[int, int]] = []
+    train(checkpoints=Noted(tmp_path, {}), save_seconds=0.0)
+    assert list(dict.fromkeys(saved)) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    saved.clear()
+    train(checkpoints=Noted(tmp_path / "other", {}), save_seconds=600.0)
+    assert saved == [(1, 0), (2, 0)]
+
+
+def test_a_training_that_was_done_gives_its_metrics_and_trains_nothing(tmp_path: Path) -> None:
+    expected = train(checkpoints=Checkpoints(tmp_path, {}))
+    steps: list[int] = []
+    again = train(checkpoints=Checkpoints(tmp_path, {}), on_step=lambda: steps.append(1))
+    assert again == expected and not steps
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    train(checkpoints=Checkpoints(tmp_path, {}))
+    with pytest.raises(CheckpointError, match="does not fit this code's network"):
+        train(model=network("se"), checkpoints=Checkpoints(tmp_path, {}))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_place_and_no_checkpoint_of_it(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=3, drops=(0.5,), drop_factor=1e30)  # the third epoch's learning rate
+    with pytest.raises(FloatingPointError) as refused:
+        train(recipe=recipe, checkpoints=Checkpoints(tmp_path, {}), save_seconds=0.0)
+    assert str(refused.value).startswith("training diverged: ")
+    assert " in epoch 3, step " in str(refused.value)
+    assert "; the last good checkpoint is of epoch " in str(refused.value)
+    last = Checkpoints(tmp_path, {}).load()
+    assert last is not None
+    assert f"epoch {last['epoch'] + 1}, step {last['step']}: {tmp_path / 'checkpoint.pt'}" in str(refused.value)
+    assert all(value.isfinite().all() for value in last["model"].values())
+
+
+def test_a_loss_is_found_at_its_very_step() -> None:
+    class Spoiled(batches.FromMemory):
+        def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+            for step, (batch, labels) in enumerate(super().train(epoch, batch_size, first)):
+                yield batch * (float("nan") if (epoch, step) == (1, 2) else 1), labels
+
+    source = Spoiled(images(), CPU, seed=0)
+    message = r"the training loss is nan in epoch 2, step 3$"
+    with pytest.raises(FloatingPointError, match=message):
+        list(loop.fit(network(), source, replace(RECIPE, batch_size=8), seed=0))
 
 
 def test_errors_count_every_image_once() -> None:
@@ -99,24 +216,17 @@ def test_errors_count_every_image_once() -> None:
     labels = torch.arange(700) % 8
     scores[torch.arange(700), labels] = 1.0
     scores[:70] = torch.arange(8, 0, -1).float()  # the first 70 always rank class 0 first, 5, 6 and 7 last
-
-    class Identity(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x
-
-    _, top1, top5 = loop.evaluate(Identity(), scores, labels)
+    parts = zip(scores.split(300), labels.split(300), strict=True)
+    loss, top1, top5 = loop.evaluate(lambda x: x, parts, Group(CPU))
     wrong1 = sum(int(label != 0) for label in labels[:70])
     wrong5 = sum(int(label >= 5) for label in labels[:70])
     assert (top1, top5) == (100 * wrong1 / 700, 100 * wrong5 / 700)
+    assert loss == pytest.approx(nn.functional.cross_entropy(scores.double(), labels).item(), rel=1e-6)
 
 
-def test_every_image_is_seen_once_an_epoch_but_for_a_last_one_alone() -> None:
-    batches = list(loop.steps(65, 32, torch.Generator().manual_seed(0)))
-    assert [len(batch) for batch in batches] == [32, 32]
-    assert torch.cat(list(loop.steps(66, 32, torch.Generator()))).sort().values.tolist() == list(range(66))
-
-
-def test_the_learning_rate_drops_in_proportion_to_the_length() -> None:
-    recipe = replace(RECIPES["digits"], epochs=10, lr=1.0, drops=(0.5, 0.8), drop_factor=0.1)
-    assert [recipe.lr_at(epoch) for epoch in (0, 4, 5, 7, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert replace(recipe, epochs=1).lr_at(0) == 1.0
+def test_metrics_say_what_a_figure_needs() -> None:
+    first, last = train(recipe=replace(RECIPE, drops=(0.5,)))
+    assert (first["epoch"], last["epoch"]) == (1, 2)
+    assert [first["lr"], last["lr"]] == pytest.approx([0.05, 0.005])
+    assert first["images_per_second"] == pytest.approx(50 / first["seconds"])
+    assert 50 < first["peak_memory_mib"] < 100_000

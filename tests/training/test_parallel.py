@@ -1,0 +1,103 @@
+"""Several processes that train one network: here two, on the CPU, over gloo."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gamlib import build_model
+from gamlib.training import batches, data, loop
+from gamlib.training.checkpoint import Checkpoints
+from gamlib.training.parallel import Group, SyncBatchNorm, join, launch, synchronised
+from gamlib.training.recipes import RECIPES
+
+# 100 training images: three batches of 33, which two processes share unevenly.
+# A small learning rate: at a large one the rounding of the first steps is another path by the tenth.
+RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=33, lr=0.001)
+
+ALONE = Group(torch.device("cpu"))
+
+
+class Double(batches.FromMemory):
+    """Images at float64: what differs then is no rounding."""
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return super()._normalised(images).double()
+
+
+def fit(group: Group, attention: str, double: bool, **options: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = build_model("resnet18", attention, num_classes=10, width=0.25)
+    images = data.load("digits", 0.5)
+    assert isinstance(images, data.Images)
+    kind = Double if double else batches.FromMemory
+    feed = kind(images, group.device, seed=0, pad=2, rank=group.rank, world=group.world)
+    metrics = list(loop.fit(model.double() if double else model, feed, RECIPE, seed=0, group=group, **options))
+    return metrics, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def one_of_two(attention: str, double: bool) -> Any:
+    return fit(join(), attention, double)
+
+
+def stopped(folder: Path) -> str:
+    """Only the second process hears of the stop; both must end, after the same step."""
+    group, asked = join(), []
+
+    def stop() -> str:
+        asked.append(1)
+        return "a signal" if group.rank == 1 and len(asked) == 3 else ""
+
+    try:
+        fit(group, "gam", False, checkpoints=Checkpoints(folder, {}), stop=stop)
+    except loop.Stopped as error:
+        return str(error)
+    return "never stopped"
+
+
+def fails() -> None:
+    if join().rank == 1:
+        raise ValueError("the second has failed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("attention", "double"), [("gam", False), ("gam", True), ("bam", True), ("abn", True)])
+def test_two_processes_have_the_losses_of_one(attention: str, double: bool) -> None:
+    """GAM to 1e-5; at float64 weights and buffers too, and where a normalisation over few values magnifies rounding."""
+    expected, weights = fit(ALONE, attention, double)
+    found, theirs = launch(one_of_two, 2, attention, double)
+    assert len(found) == len(expected) == 2
+    for ours, others in zip(expected, found, strict=True):
+        for key in ("train_loss", "test_loss"):
+            assert others[key] == pytest.approx(ours[key], abs=1e-6 if double else 1e-5), key
+        for key in ("train_top1_error", "top1_error", "top5_error"):
+            assert others[key] == pytest.approx(ours[key], abs=1e-9 if double else 0.12), key  # one of 898 images
+    for name, value in weights.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-9 if double else 1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(tmp_path: Path) -> None:
+    """Also: what two have begun, one can end, with the same losses."""
+    assert launch(stopped, 2, tmp_path) == "stopped by another process in epoch 1 of 2 after 2 of 3 steps"
+    expected, _ = fit(ALONE, "gam", False)
+    found, _ = fit(ALONE, "gam", False, checkpoints=Checkpoints(tmp_path, {}))
+    assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_failure_of_one_process_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"process 1 of 2 failed: .*the second has failed"):
+        launch(fails, 2)
+
+
+def test_synchronised_keeps_parameters_and_buffers() -> None:
+    model = build_model("resnet18", "bam", num_classes=10, width=0.25)
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    normed = [module for module in synchronised(model).modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
+    assert not normed and any(isinstance(module, SyncBatchNorm) for module in model.modules())
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
