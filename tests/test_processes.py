@@ -18,6 +18,8 @@ from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
 from gamlib.lab.places import share_of_cores
 from gamlib.lab.runs import Run
+from gamlib.lab.train import train
+from gamlib.training.loop import MEASURED
 
 pytestmark = pytest.mark.slow
 SMALL = ["-p", "epochs=1", "-p", "width=0.25", "-p", "train_fraction=0.2"]
@@ -106,7 +108,7 @@ def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pyte
         run = Run(run.config)
         result = run.result()
         assert result is not None and result.top1_error == run.metrics()["top1_error"].iloc[-1]
-        curves.append(run.metrics().drop(columns=["seconds", "images_per_second"]))
+        curves.append(run.metrics().drop(columns=list(MEASURED)))
     pd.testing.assert_frame_equal(curves[0], curves[1], check_exact=True)
 
 
@@ -142,6 +144,55 @@ def test_a_killed_process_is_a_failure_and_not_a_success(victim: str, reason: st
         nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
 
 
+@pytest.mark.parametrize("victim", ["kernel", "job", "signalled job"])
+def test_a_run_that_was_killed_or_stopped_ends_in_the_bits_of_one_that_was_not(
+    victim: str, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the whole machinery around it: dispatcher, job, papermill, kernel."""
+    monkeypatch.setenv("GAM_CHECKPOINT_MINUTES", "0")
+    values = {"epochs": 20, "width": 0.25, "train_fraction": 0.2}
+    command = ["run", *(text for key, value in values.items() for text in ("-p", f"{key}={value}"))]
+    process = start(*command)
+    run = Run(RunConfig(**values))
+    wait_for(lambda: not run.metrics().empty)
+    if victim == "kernel":
+        kernels()[0].kill()
+    else:
+        psutil.Process(run.status().pid).send_signal(signal.SIGKILL if victim == "job" else signal.SIGUSR2)
+    assert finished(process)[0] == 1
+    wait_for(lambda: not kernels(), 15)
+    if victim == "signalled job":
+        assert run.status().state == "preempted"
+        assert run.status().error.startswith("stopped by SIGUSR2 in epoch ")
+    code, output = finished(start(*command))
+    assert code == 0, output
+    assert run.status().attempts == 2
+    monkeypatch.setenv("GAM_RUNS", str(places / "undisturbed"))
+    undisturbed = train(Run(run.config))
+    pd.testing.assert_frame_equal(
+        run.metrics().drop(columns=list(MEASURED)), undisturbed.metrics().drop(columns=list(MEASURED)), check_exact=True
+    )
+
+
+def test_a_run_on_two_devices_is_launched_from_its_notebook_and_leaves_no_process_when_killed() -> None:
+    values = {"width": 0.25, "train_fraction": 0.2, "devices": 2}
+    command = ["run", *(text for key, value in values.items() for text in ("-p", f"{key}={value}"))]
+    process = start(*command, "-p", "epochs=100000")
+    long = Run(RunConfig(**values, epochs=100000))
+    wait_for(lambda: not long.metrics().empty)
+    (kernel,) = kernels()
+    workers = kernel.children(recursive=True)
+    assert len(workers) >= 2
+    kernel.kill()
+    assert finished(process)[0] == 1
+    wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers), 15)
+    code, output = finished(start(*command, "-p", "epochs=2"))
+    assert code == 0, output
+    run = Run(RunConfig(**values, epochs=2))
+    assert len(run.metrics()) == 2 and run.status().state == "done"
+    assert (run.folder / "log.txt").read_text().count("top-1 error") == 2
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path: Path) -> None:
     study = tmp_path / "three.yaml"
@@ -157,6 +208,8 @@ def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path
     assert code == 130, output
     states = [Run(RunConfig(epochs=e, width=0.25, train_fraction=0.2)).status().state for e in (1, 100000, 100001)]
     assert states == ["done", "preempted", "missing"]
+    assert endless().status().error.startswith("stopped by its dispatcher in epoch ")
+    assert (endless().folder / "checkpoint.pt").exists()
     wait_for(lambda: not kernels(), 15)
 
 

@@ -163,7 +163,8 @@ class FromFiles:
     def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches`."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
-        order = torch.randperm(self.train_size, generator=generator).split(sizes(self.train_size, batch_size))
+        parts = sizes(self.train_size, batch_size)
+        order = torch.randperm(self.train_size, generator=generator)[: sum(parts)].split(parts)
         yield from self._loaded(self._train, epoch, [batch[self.rank :: self.world] for batch in order[first:]])
 
     def test(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -177,6 +178,7 @@ class FromFiles:
             batch_sampler=[[(epoch, index) for index in batch.tolist()] for batch in batches],
             num_workers=min(self.workers, len(batches)),
             pin_memory=self.device.type == "cuda",
+            collate_fn=opened.stacked,
         )
         try:
             for images, labels in loader:
@@ -198,7 +200,7 @@ class _Opened(Dataset[tuple[Tensor, int]]):
     ) -> None:
         from torchvision import transforms
 
-        self.files, self.labels, self.seed = files, labels, seed
+        self.files, self.labels, self.seed, self.size = files, labels, seed, size
         if training:
             cropped = [transforms.RandomResizedCrop(size)] + [transforms.RandomHorizontalFlip()] * flip
         else:
@@ -213,3 +215,9 @@ class _Opened(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def stacked(self, items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """A batch; an empty share of one is a batch too."""
+        images = [image for image, _ in items]
+        empty = torch.empty(0, 3, self.size, self.size, dtype=torch.uint8)
+        return torch.stack(images) if images else empty, torch.tensor([label for _, label in items], dtype=torch.int64)

@@ -18,11 +18,12 @@ from urllib.error import URLError
 import numpy as np
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.files import whole
-from gamlib.training.datasets import DATASETS, Dataset, DatasetError, Tree, data_root, describe, scan
+from gamlib.files import remove_parts, whole
+from gamlib.training.datasets import DATASETS, UNREADABLE, Dataset, DatasetError, Tree, data_root, describe, scan
 
 CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # PIL's modes of 8 bits a channel
 
@@ -80,12 +81,11 @@ def prepare(name: str) -> None:
     Raises:
         DatasetError: they are not there and cannot be downloaded.
     """
+    describe(name)
     if name.startswith("cifar"):
         _cifar(name)
     elif name == "imagenet":
         _imagenet_root()
-    elif name != "digits":
-        scan(name)
 
 
 def _pick(images: Any, indices: Tensor) -> Any:
@@ -103,7 +103,7 @@ def _without_rest(images: Any, kept: int) -> Any:
 def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Indices of a stratified part of `size` images, and of the others; always the same ones.
 
-    Every class gives its share, and the largest classes one image more where shares do not come out even.
+    Every class gives one image at least and its share, the largest one more where shares do not come out even.
     """
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=generator)
@@ -111,6 +111,7 @@ def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     for label in labels.unique():
         members = order[labels[order] == label]
         rank[members] = (torch.arange(len(members)) + 0.5) / len(members)
+        rank[members[0]] = 0
     kept = rank.argsort(stable=True)
     return kept[:size], kept[size:]
 
@@ -142,9 +143,9 @@ def _cifar(name: str) -> Images:
         f"dataset={name!r}: no whole copy in {root}, and it could not be downloaded; the folder should hold "
         f"{kind.base_folder}/ or {kind.filename} (MD5 {kind.tgz_md5}), from www.cs.toronto.edu/~kriz/cifar.html"
     )
-    root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that others have filled may be read-only
+            root.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(root / f".{name}.lock"))
         try:
             train, test = (kind(str(root), train=part, download=True) for part in (True, False))
@@ -182,6 +183,7 @@ def _imagenet(dataset: Dataset) -> Files:
     from torchvision.datasets import ImageFolder
 
     parts: list[Any] = []
+    classes: list[list[str]] = []
     for split in ("train", "val"):
         folder = _imagenet_root() / split
         try:
@@ -190,12 +192,18 @@ def _imagenet(dataset: Dataset) -> Files:
             raise DatasetError(f"dataset='imagenet': {folder}: {error}") from None
         if len(found.classes) != dataset.num_classes:
             raise DatasetError(
-                f"dataset='imagenet': {len(found.classes)} class folders in {folder}; there must be 1000. "
-                f"Another tree of classes is dataset='imagefolder:{folder.parent}'"
+                f"dataset='imagenet': {len(found.classes)} class folders in {folder}; there must be "
+                f"{dataset.num_classes}. Another tree of classes is dataset='imagefolder:{folder.parent}'"
             )
         parts += [[Path(path) for path, _ in found.samples], torch.tensor(found.targets)]
+        classes.append(found.classes)
+    if classes[0] != classes[1]:
+        raise DatasetError(f"dataset='imagenet': train/ and val/ of {folder.parent} have other classes")
     if len(parts[0]) != dataset.train_size:
-        raise DatasetError(f"dataset='imagenet': {len(parts[0]):,} training images; there must be 1,281,167")
+        raise DatasetError(
+            f"dataset='imagenet': {len(parts[0]):,} training images in {folder.parent}; there must be "
+            f"{dataset.train_size:,}"
+        )
     return Files(*parts)
 
 
@@ -210,11 +218,11 @@ def _folder(name: str) -> Images | Files:
 
 
 def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
-    """The images of a tree as uint8 [N, 3, H, W], decoded once and kept beside them in `.decoded-<stamp>.npy`.
+    """The images of a tree as uint8 [N, 3, H, W], decoded once and kept beside them in `.decoded-<stamp>.npz`.
 
     Two runs that start together: one decodes, the other waits. In a read-only folder every run decodes for itself.
     """
-    kept = tree.root / f".decoded-{tree.stamp}.npy"
+    kept = tree.root / f".decoded-{tree.stamp}.npz"
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(FileLock(tree.root / ".decoded.lock"))
@@ -223,9 +231,10 @@ def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
         with ThreadPoolExecutor() as pool:  # PIL lets go of the interpreter while it decodes
             images = np.stack(list(pool.map(lambda file: _small(file, tree.image_size), files)))
         try:
+            remove_parts(kept)
             with whole(kept) as file:
-                np.save(file, images)
-            for old in set(tree.root.glob(".decoded-*.npy")) - {kept}:
+                np.savez(file, images=images)
+            for old in set(tree.root.glob(".decoded-*.npz")) - {kept}:
                 old.unlink()
         except OSError as error:
             print(f"{kept} cannot be kept ({error.strerror}); every run decodes the images anew", flush=True)
@@ -235,8 +244,8 @@ def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
 def _kept(file: Path, tree: Tree, number: int) -> Tensor | None:
     width, height = tree.image_size
     try:
-        images = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        images = np.load(file, allow_pickle=False)["images"]  # an archive with checksums
+    except Exception:  # numpy and zipfile raise many kinds for what is damaged
         return None
     whole_one = images.dtype == np.uint8 and images.shape == (number, 3, height, width)
     return torch.from_numpy(images) if whole_one else None
@@ -256,15 +265,13 @@ def open_rgb(file: Path) -> Any:
     """A file as a PIL image in RGB; grey is repeated, transparency dropped.
 
     Raises:
-        DatasetError: the file is no image, is cut short, or has more than 8 bits a channel.
+        DatasetError: the file is no image, is cut short, or is grey with more than 8 bits.
     """
-    from PIL import Image
-
     try:
         with Image.open(file) as image:
             if image.mode in CONVERTED:
                 return image.convert("RGB")
             mode = image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise DatasetError(f"{file} cannot be read as an image: {error}") from None
     raise DatasetError(f"{file} has pixels of mode {mode}; allowed: 8 bits a channel ({', '.join(CONVERTED)})")

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from PIL import Image
+
 FOLDER = "imagefolder:"
 SMALL = 64  # pixels: images up to this size are kept in memory, larger ones are read by workers
 # What torchvision.datasets.ImageFolder takes for an image.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
 
 
 class DatasetError(ValueError):
@@ -43,9 +47,11 @@ class Dataset:
         """Number of training images with a fraction of them, and without those that are held out.
 
         Raises:
-            ValueError: a fraction that leaves fewer than one image for each class.
+            ValueError: a fraction, or a data set, that leaves fewer than one image for each class.
         """
         there = self.train_size - (self.validation_size if self.held_out and evaluate_on == "validation" else 0)
+        if there < self.num_classes:
+            raise ValueError(f"{there} training images are too few for {self.num_classes} classes")
         kept = round(train_fraction * there)
         if not self.num_classes <= kept <= there:
             raise ValueError(f"train_fraction={train_fraction}: allowed here: {self.num_classes / there:.3g} to 1")
@@ -162,8 +168,8 @@ def scan(name: str) -> Tree:
                 f"dataset={name!r}: no folder {part}; {root} should hold train/<class>/<images> and test/ (or val/) "
                 "with the same classes"
             )
-    folders = [folder for part in (root / "train", test) for folder in (part, *_class_folders(part))]
-    return _scan(name, root, test, tuple(folder.stat().st_mtime_ns for folder in folders))
+    folders = [base for part in (root / "train", test) for base, _, _ in os.walk(part, followlinks=True)]
+    return _scan(name, root, test, tuple(os.stat(folder).st_mtime_ns for folder in folders))
 
 
 @lru_cache(maxsize=8)
@@ -206,10 +212,8 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def _size(file: Path) -> tuple[int, int]:
-    from PIL import Image
-
     try:
         with Image.open(file) as image:
             return image.size
-    except OSError as error:
+    except UNREADABLE as error:
         raise DatasetError(f"{file} cannot be read as an image: {error}") from None
