@@ -1,6 +1,8 @@
-"""The training loop: one for every network and data set. It can be stopped at any step and goes on bit by bit as if
-it had not been: every random number follows from the seed, the epoch and the step, so that weights, momentum and
-position are the whole state."""
+"""The training loop: one for every network and data set.
+
+It can be stopped at any step, and goes on as if it had not been, to the last bit: every random number follows from the
+seed, the epoch and the step, so that weights, momentum and position are the whole state.
+"""
 
 import ctypes
 import math
@@ -74,45 +76,55 @@ def fit(
         CheckpointError: a state cannot be saved, or is of another configuration.
     """
     return _Training(
-        model, batches, recipe, seed, group or Group(_device(model)), speed, checkpoints, save_seconds, stop, on_step
+        model,
+        batches,
+        recipe,
+        seed,
+        group or Group(next(model.parameters()).device),
+        speed,
+        checkpoints,
+        save_seconds,
+        stop,
+        on_step,
     ).epochs()
 
 
+@dataclass
 class _Training:
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        recipe: Recipe,
-        seed: int,
-        group: Group,
-        speed: Speed,
-        checkpoints: Checkpoints | None,
-        save_seconds: float,
-        stop: Callable[[], str],
-        on_step: Callable[[], object],
-    ) -> None:
-        self.batches, self.recipe, self.seed, self.group, self.amp = batches, recipe, seed, group, speed.amp
-        self.checkpoints, self.save_seconds, self.stop, self.on_step = checkpoints, save_seconds, stop, on_step
-        self.device = group.device
+    """A training and where it stands; the arguments are those of `fit`."""
+
+    model: nn.Module
+    batches: Batches
+    recipe: Recipe
+    seed: int
+    group: Group
+    speed: Speed
+    checkpoints: Checkpoints | None
+    save_seconds: float
+    stop: Callable[[], str]
+    on_step: Callable[[], object]
+
+    def __post_init__(self) -> None:
+        self.device = self.group.device
         if self.device.type == "cpu":
             keep_memory()
-        torch.use_deterministic_algorithms(speed.deterministic or self.device.type == "cpu")
-        torch.backends.cudnn.benchmark = not speed.deterministic
-        self.layout = torch.channels_last if speed.channels_last else torch.contiguous_format
-        self.model = model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        torch.use_deterministic_algorithms(self.speed.deterministic or self.device.type == "cpu")
+        torch.backends.cudnn.benchmark = not self.speed.deterministic
+        self.layout = torch.channels_last if self.speed.channels_last else torch.contiguous_format
+        self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        recipe = self.recipe
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
         )
-        self.steps = sizes(batches.train_size, recipe.batch_size)
+        self.steps = sizes(self.batches.train_size, recipe.batch_size)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.losses = torch.zeros(len(self.steps), device=self.device)  # of this epoch's steps
         self.wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         self.metrics: list[dict[str, float]] = []
-        if checkpoints is not None and (state := checkpoints.load()) is not None:
+        if self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
             self._restore(state)
-        wrapped, mode = group.wrap(self.model), "reduce-overhead" if speed.cuda_graphs else "default"
-        self.forward: Any = torch.compile(wrapped, dynamic=False, mode=mode) if speed.compile else wrapped
+        wrapped, mode = self.group.wrap(self.model), "reduce-overhead" if self.speed.cuda_graphs else "default"
+        self.forward: Any = torch.compile(wrapped, dynamic=False, mode=mode) if self.speed.compile else wrapped
         self.saved_at = time.monotonic()
 
     def epochs(self) -> Iterator[dict[str, float]]:
@@ -179,7 +191,7 @@ class _Training:
         self.wrong += (branches[0].argmax(1) != labels).sum()
 
     def _scores(self, images: Tensor) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.speed.amp):
             return self.forward(images.contiguous(memory_format=self.layout))
 
     def _sums(self) -> tuple[float, float]:
@@ -281,13 +293,9 @@ def peak_memory(device: torch.device) -> float:
 
 
 def keep_memory() -> None:
-    """Have the C library keep what a step frees for the next one: to ask the system for it anew takes a fifth of it."""
+    """Have the C library keep what a step frees for the next one: the system would clear every page of it anew."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_trim_threshold, 2**31 - 1)
         mallopt(m_mmap_threshold, 2**30)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

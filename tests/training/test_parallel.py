@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from double import Double
 from torch import nn
 
 from gamlib import build_model
@@ -19,13 +20,6 @@ from gamlib.training.recipes import RECIPES
 RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=33, lr=0.001)
 
 ALONE = Group(torch.device("cpu"))
-
-
-class Double(batches.FromMemory):
-    """Images at float64: what differs then is no rounding."""
-
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        return super()._normalised(images).double()
 
 
 def fit(group: Group, attention: str, double: bool, **options: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
