@@ -10,12 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import papermill
 import psutil
-from jupyter_client.kernelspec import KernelSpec
-from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
 
 from gamlib.lab.places import NOTEBOOKS
 from gamlib.lab.runs import BATCH, JOB, Run, RunFailed, RunStopped
@@ -46,13 +41,10 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
                     raise RunStopped(f"stopped by {by} before it began")
                 output = run.folder / "run.ipynb"
                 execute_notebook(NOTEBOOKS / "run.ipynb", output, parameters, log, environment, take_signals)
-            except PapermillExecutionError as error:
+            except BaseException as error:
                 traceback.print_exc(file=log)
-                if error.ename == RunStopped.__name__:
-                    raise RunStopped(error.evalue) from None
-                raise
-            except BaseException:
-                traceback.print_exc(file=log)
+                if getattr(error, "ename", "") == RunStopped.__name__:  # papermill's, of a cell that raised it
+                    raise RunStopped(error.evalue) from None  # type: ignore[attr-defined]
                 raise
 
 
@@ -73,6 +65,13 @@ def execute_notebook(
         RunFailed: the kernel died; the message says by which signal.
         papermill.exceptions.PapermillExecutionError: a cell raised.
     """
+    # jsonschema would spend seconds on a grammar of web addresses that notebooks have no use for.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import papermill  # late: who dispatches has no need of it
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient.exceptions import DeadKernelError
+
     exit_codes: list[int | None] = []
     short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # the path of a socket ends at 107 bytes
     with tempfile.TemporaryDirectory(prefix="gam-", dir=short, ignore_cleanup_errors=True) as sockets:

@@ -4,7 +4,6 @@ It can be stopped at any step, and goes on as if it had not been, to the last bi
 seed, the epoch and the step, so that weights, momentum and position are the whole state.
 """
 
-import ctypes
 import math
 import resource
 import time
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 
 from gamlib.training.batches import Batches, seed_of, sizes
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
+from gamlib.training.cpu import exact_gradients, keep_memory
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import Recipe
 
@@ -108,6 +108,8 @@ class _Training:
         self.device = self.group.device
         if self.device.type == "cpu":
             keep_memory()
+            if self.speed.amp:
+                exact_gradients(self.model)
         torch.use_deterministic_algorithms(self.speed.deterministic or self.device.type == "cpu")
         torch.backends.cudnn.benchmark = not self.speed.deterministic
         self.layout = torch.channels_last if self.speed.channels_last else torch.contiguous_format
@@ -290,12 +292,3 @@ def peak_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def keep_memory() -> None:
-    """Have the C library keep what a step frees for the next one: the system would clear every page of it anew."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_trim_threshold, 2**31 - 1)
-        mallopt(m_mmap_threshold, 2**30)
