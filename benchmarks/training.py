@@ -62,7 +62,9 @@ def main(
     named: Annotated[str, typer.Option("--variants", help="By default all; plain,gamlib of ResNet-50 on a CPU.")] = "",
     repetitions: Annotated[str, typer.Option(metavar="N", help="Turns of every variant: 5; 2 with --quick.")] = "",
     steps: Annotated[str, typer.Option(metavar="N", help="Of a turn: 3, on a GPU 50; 2 with --quick.")] = "",
-    batch_size: Annotated[str, typer.Option(metavar="N", help="128; 32 with --check, 16 with --quick.")] = "",
+    batch_size: Annotated[
+        str, typer.Option(metavar="N", help="128; on a CPU 32 for all but ResNet-18; 32 with --check, 16 with --quick.")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     quick: Annotated[
         bool, typer.Option("--quick", help="A quarter of the width, nothing compiled: does it work?")
@@ -89,8 +91,9 @@ def main(
         repetitions=_number("repetitions", repetitions, 2 if quick else 5),
     )
     backbones = networks or ("resnet18" if quick or check else "resnet18,resnet50")
+    small = {} if cuda or batch_size or check or quick else {"batch_size": 32}  # two of ResNet-50 in 24 GB
     works = [
-        replace(work, network=network, attention=attention)
+        replace(work, network=network, attention=attention, **(small if network != "resnet18" else {}))
         for network in _names("networks", backbones, build_model.backbones())
         for attention in _names("attentions", attentions or ("gam" if quick else "none,gam"), ATTENTIONS)
     ]
