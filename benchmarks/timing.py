@@ -27,7 +27,7 @@ from torch import Tensor
 from gamlib import build_model
 from gamlib.lab.runs import RunFailed
 from gamlib.training import loop
-from gamlib.training.batches import Batches, FromMemory, mean_and_std
+from gamlib.training.batches import Batches, FromMemory, Stream, mean_and_std
 from gamlib.training.data import Images
 from gamlib.training.loop import Speed
 from gamlib.training.recipes import RECIPES
@@ -241,11 +241,11 @@ class Given:
     tested: Sequence[tuple[Tensor, Tensor]] = ()
     test_size: int = 0
 
-    def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """Those of an epoch."""
         yield from self.epoch(epoch)
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self) -> Stream:
         """Those of the test."""
         yield from self.tested
 
@@ -259,7 +259,7 @@ class _Pace:
         self.to_go, self.counted, self.began = 0, 0, 0.0
         self._wait()
 
-    def after_step(self) -> None:
+    def after_step(self, _: int = 0) -> None:
         """Counts the step."""
         self.to_go -= 1
         if self.to_go == self.counted:

@@ -279,7 +279,7 @@ def _check(works: Sequence[Work]) -> None:
         rows = []
         for lr, calm in ((0.01, True), (0.1, False)):
             one = compare(work, lr, calm=calm)
-            failed |= calm and not max(one.differences) <= TOLERANCE
+            failed |= calm and not max(one.differences) <= max(TOLERANCE, 2 * max(one.rounding))
             for name, values in {"gamlib": one.differences, "plain, last bits changed": one.rounding}.items():
                 above = [f"step {step}" for step, value in enumerate(values, 1) if not value <= TOLERANCE]
                 row = {"start": "classifier of zeros" if calm else "as initialised", "lr": lr, "from plain": name}
@@ -297,7 +297,7 @@ def _check(works: Sequence[Work]) -> None:
         highlight=False,
     )
     if failed:
-        raise RunFailed(f"the losses differ by more than {TOLERANCE:g} at lr=0.01 from a classifier of zeros")
+        raise RunFailed(f"from a classifier of zeros the losses differ by more than {TOLERANCE:g} and than by rounding")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,19 @@ from gamlib.lab import tables
 from gamlib.lab.config import RunConfig
 from gamlib.lab.places import NOTEBOOKS, ROOT
 
-FLOORS = ["files", "paper", "attention", "backbones", "complexity", "audit", "readings", "training", "lab", "cli"]
+FLOORS = [
+    "files",
+    "signals",
+    "paper",
+    "attention",
+    "backbones",
+    "complexity",
+    "audit",
+    "readings",
+    "training",
+    "lab",
+    "cli",
+]
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 

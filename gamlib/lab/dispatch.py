@@ -5,8 +5,8 @@ import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -17,6 +17,7 @@ from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.execute import execute
 from gamlib.lab.places import cores, runs_root, share_of_cores
 from gamlib.lab.runs import Run, RunStopped, first_line, unique
+from gamlib.signals import held_back
 from gamlib.training.datasets import DatasetError
 
 CLUSTERS = ("local", "slurm", "debug")
@@ -83,6 +84,8 @@ def dispatch(
     else:
         gpus = _gpus(devices)
         at_once = min(workers or min(cores(), 4), len(todo))
+        if devices > 1 and gpus != [""]:
+            at_once = min(at_once, len(gpus))
         slots = [environment | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(at_once)]
     executor = _executor(cluster, slurm or {})
     with Board(tally) as board:
@@ -137,7 +140,7 @@ def _queue(
         while waiting or active:
             while waiting and free:
                 run, slot = waiting.popleft(), free.popleft()
-                with _no_interrupt():
+                with held_back(signal.SIGINT):  # a terminal sends it to all; jobs hear of it by a request, in time
                     active[slot] = run, executor.submit(execute, run, slots[slot]), time.monotonic()
             if not wait:
                 return
@@ -214,19 +217,6 @@ def _kill(job: submitit.Job[None]) -> None:
         for process in [*controller.children(recursive=True), controller]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """Ctrl-C comes after the block, and does not reach the processes that start in it: a terminal sends it to all.
-
-    Those hear of it from this process, in a way that leaves them time.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait(seconds: float, happened: Callable[[], bool]) -> None:

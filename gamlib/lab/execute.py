@@ -28,7 +28,7 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
-    job_id = os.environ.get("SLURM_JOB_ID", "") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    job_id = os.environ.get("SUBMITIT_LOCAL_JOB_ID", "") or os.environ.get("SLURM_JOB_ID", "")
     with run.claim(job_id, since=psutil.Process().create_time()) as mine:
         if not mine:
             return

@@ -162,7 +162,8 @@ class Run:
 
         Args:
             job_id: of the job that this is.
-            since: when the job began; requests to stop from before were for another one, and are forgotten.
+            since: when the job began; requests to stop from before were for another one, and are forgotten, as all
+                are that the block has met.
 
         Raises:
             RunFailed: the block ended without an exception and without a whole result.
@@ -196,6 +197,7 @@ class Run:
             finally:
                 ended.set()
                 heart.join()
+                self._forget_requests(math.inf)
                 self.write_status(**changes)
 
     def _beat(self, ended: threading.Event) -> None:

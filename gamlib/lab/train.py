@@ -66,11 +66,16 @@ def _train(run: Run, quiet: bool) -> None:
     began = time.perf_counter()
     if devices == 1:
         steps = sizes(_training_size(run), run.config.batch_size)
-        with _bar(run, len(steps), quiet) as bar:
+        with tqdm(total=run.config.epochs * len(steps), unit="step", disable=quiet, desc=run.config.name) as bar:
             group = Group(torch.device("cuda" if gpus else "cpu"))
-            stopped = _fit(run, group, bar.update, lambda metrics: _tell(run, metrics, bar, quiet))
+            stopped = _fit(
+                run, group, lambda done: bar.update(done - bar.n), lambda metrics: _tell(run, metrics, bar, quiet)
+            )
     else:
-        with _bar(run, 1, quiet) as bar, _following(run, bar, quiet):
+        with (
+            tqdm(total=run.config.epochs, unit="epoch", disable=quiet, desc=run.config.name) as bar,
+            _following(run, bar, quiet),
+        ):
             stopped = _launched(run)
     if stopped:
         raise RunStopped(stopped)
@@ -96,7 +101,7 @@ def _one_of_several(run: Run, threads: int) -> str:
 def _fit(
     run: Run,
     group: Group,
-    on_step: Callable[[], object] = lambda: None,
+    on_step: Callable[[int], object] = lambda done: None,
     on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
 ) -> str:
     """Train in a group of processes, of which the first one writes; why it was stopped, or nothing."""
@@ -107,7 +112,8 @@ def _fit(
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture()).to(group.device)
     checkpoints = Checkpoints(run.folder, config.model_dump(), print if first else lambda _: None)
-    source = _provenance(run, group, checkpoints.path.exists()) if first else ""
+    continued = checkpoints.path.exists() or checkpoints.previous.exists()
+    source = _provenance(run, group, continued) if first else ""
     speed = loop.Speed(config.amp, config.channels_last, config.compile, config.cuda_graphs, config.deterministic)
     lines: list[str] = []
     metrics: dict[str, float] = {}
@@ -125,8 +131,9 @@ def _fit(
             on_step=on_step,
         ):
             lines.append(json.dumps(metrics))
-            if first:
+            if first and len(lines) >= checkpoints.epochs:  # those before the checkpoint are there already
                 run.write("metrics.jsonl", "\n".join(lines) + "\n")
+            if first and len(lines) > checkpoints.epochs:
                 on_epoch(metrics)
     except loop.Stopped as stopped:
         return str(stopped)
@@ -184,12 +191,6 @@ def _provenance(run: Run, group: Group, continued: bool) -> str:
             earlier = [one for one in earlier if one != now]
     run.write("provenance.json", json.dumps({**now, "earlier": earlier}, indent=2))
     return "+".join(dict.fromkeys(one["source"] for one in [*earlier, now]))
-
-
-@contextmanager
-def _bar(run: Run, steps: int, quiet: bool) -> Iterator[Any]:
-    with tqdm(total=run.config.epochs * steps, unit="step", disable=quiet, desc=run.config.name) as bar:
-        yield bar
 
 
 def _tell(run: Run, metrics: dict[str, float], bar: Any, quiet: bool) -> None:

@@ -6,37 +6,41 @@ disjoint shares of the very batches that one process would see.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from gamlib.signals import held_back
 from gamlib.training.data import Files, Images, open_rgb
 from gamlib.training.datasets import DatasetError
 
 EVALUATION_BATCH = 500
 STREAMED_EVALUATION_BATCH = 128
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of pixels from 0 to 1
+Stream: TypeAlias = Generator[tuple[Tensor, Tensor], None, None]
 
 
 class Batches(Protocol):
     """What the loop asks of a source: this process's share of every batch, as (images, labels) on the device.
 
     Images are float32 [n, 3, H, W] of mean 0 and deviation 1; a share is empty where a batch is smaller than the world.
+    A stream that is not read to its end must be closed, which ends its workers.
     """
 
     train_size: int
     test_size: int
 
-    def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """The training batches of an epoch from the `first` on, counted from 0."""
         ...
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self) -> Stream:
         """The test images, each once, in their order."""
         ...
 
@@ -77,7 +81,7 @@ class FromMemory:
         self.test_images, self.test_labels = images.test[rank::world].to(device), images.test_labels[rank::world]
         self.test_labels = self.test_labels.to(device)
 
-    def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """See `Batches`."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(self.train_size, generator=generator)
@@ -96,7 +100,7 @@ class FromMemory:
             )
             begin += size
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self) -> Stream:
         """See `Batches`."""
         for images, labels in zip(
             self.test_images.split(EVALUATION_BATCH), self.test_labels.split(EVALUATION_BATCH), strict=True
@@ -160,19 +164,19 @@ class FromFiles:
         self._test = _Opened(files.test, files.test_labels, seed, size, training=False, flip=False)
         self.mean, self.std = (255 * torch.tensor(value, device=device) for value in (IMAGENET_MEAN, IMAGENET_STD))
 
-    def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """See `Batches`."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         parts = sizes(self.train_size, batch_size)
         order = torch.randperm(self.train_size, generator=generator)[: sum(parts)].split(parts)
         yield from self._loaded(self._train, epoch, [batch[self.rank :: self.world] for batch in order[first:]])
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def test(self) -> Stream:
         """See `Batches`."""
         share = torch.arange(self.test_size)[self.rank :: self.world]
         yield from self._loaded(self._test, 0, share.split(STREAMED_EVALUATION_BATCH))
 
-    def _loaded(self, opened: "_Opened", epoch: int, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _loaded(self, opened: "_Opened", epoch: int, batches: Sequence[Tensor]) -> Stream:
         loader = DataLoader(
             opened,
             batch_sampler=[[(epoch, index) for index in batch.tolist()] for batch in batches],
@@ -181,7 +185,10 @@ class FromFiles:
             collate_fn=opened.stacked,
         )
         try:
-            for images, labels in loader:
+            # A signal to all of a job is this process's to hear, which saves first; its readers end with the stream.
+            with held_back(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                loaded = iter(loader)
+            for images, labels in loaded:
                 images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
                 images = images.contiguous(memory_format=torch.channels_last).float()
                 yield (images - self.mean[:, None, None]) / self.std[:, None, None], labels

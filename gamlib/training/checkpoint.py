@@ -3,6 +3,7 @@
 import os
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
@@ -32,6 +33,7 @@ class Checkpoints:
         self.path, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
         self.identity, self.report = dict(identity), report
         self.last = "there is no checkpoint"  # what a message says of the last good state
+        self.epochs = 0  # that were over when the state was saved which `load` gave
         for path in (self.path, self.previous):
             remove_parts(path)
 
@@ -52,34 +54,40 @@ class Checkpoints:
                     self.path.replace(self.previous)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be saved: {error.strerror}; {self.last}") from error
-        self._good(state)
+        self.saved(state)
 
     def load(self) -> dict[str, Any] | None:
         """The last good state, its tensors in main memory; None where there is none.
 
         Raises:
-            CheckpointError: it is of another configuration.
+            CheckpointError: it is of another configuration, or cannot be read now: it may be good.
         """
         for path in (self.path, self.previous):
-            if not path.exists():
-                continue
             try:
                 state = _read(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
             except ValueError as damage:
                 self.report(f"{path} is damaged ({damage}); the one before it is used, if there is one")
-                path.replace(path.with_suffix(".damaged"))
+                with suppress(FileNotFoundError):  # another process of this run may have found it too
+                    path.replace(path.with_suffix(".damaged"))
                 continue
             self._refuse_another(path, state.pop("identity", {}))
-            self._good(state)
+            self.saved(state, path)
+            self.epochs = state["epoch"]
             return state
         return None
+
+    def saved(self, state: Mapping[str, Any], path: Path | None = None) -> None:
+        """Say of a state that it is the last good one on the disk."""
+        place = f"epoch {state['epoch'] + 1}, step {state['step']}"
+        self.last = f"the last good checkpoint is of {place}: {path or self.path}"
 
     def finish(self) -> None:
         """Remove what a run that is done has no use for."""
         self.previous.unlink(missing_ok=True)
-
-    def _good(self, state: Mapping[str, Any]) -> None:
-        self.last = f"the last good checkpoint is of epoch {state['epoch'] + 1}, step {state['step']}: {self.path}"
 
     def _refuse_another(self, path: Path, theirs: Mapping[str, Any]) -> None:
         differing = [
@@ -96,21 +104,14 @@ def _read(path: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: what is wrong with it.
+        OSError: it cannot be read.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if (member := archive.testzip()) is not None:
                 raise ValueError(f"the checksum of {member} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        EOFError,
-        RuntimeError,
-        UnpicklingError,
-        KeyError,
-        NotImplementedError,
-    ) as error:
+    except (zipfile.BadZipFile, EOFError, RuntimeError, UnpicklingError, KeyError, NotImplementedError) as error:
         raise ValueError(str(error).partition("\n")[0]) from None
     if not isinstance(state, dict) or not {"identity", "epoch", "step"} <= state.keys():
         raise ValueError("it holds something else")

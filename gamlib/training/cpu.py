@@ -11,8 +11,10 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_trim_threshold, 2**31 - 1)
-        mallopt(m_mmap_threshold, 2**30)
+        if mallopt(m_mmap_threshold, 2**30) or mallopt(
+            m_mmap_threshold, 2**25
+        ):  # the most that glibc before 2.35 takes
+            mallopt(m_trim_threshold, 2**31 - 1)
 
 
 class _Conv2d(nn.Conv2d):

@@ -37,10 +37,6 @@ class Images:
     test: Tensor
     test_labels: Tensor
 
-    def to(self, device: torch.device) -> "Images":
-        """The same on another device."""
-        return Images(*(part.to(device) for part in vars(self).values()))
-
 
 @dataclass(frozen=True)
 class Files:
@@ -184,7 +180,8 @@ def _imagenet(dataset: Dataset) -> Files:
 
     parts: list[Any] = []
     classes: list[list[str]] = []
-    for split in ("train", "val"):
+    # What the paper tests on is the validation part; as many are held out of the training images for choosing.
+    for split, number in (("train", dataset.train_size), ("val", dataset.validation_size)):
         folder = _imagenet_root() / split
         try:
             found = ImageFolder(str(folder))
@@ -195,15 +192,12 @@ def _imagenet(dataset: Dataset) -> Files:
                 f"dataset='imagenet': {len(found.classes)} class folders in {folder}; there must be "
                 f"{dataset.num_classes}. Another tree of classes is dataset='imagefolder:{folder.parent}'"
             )
+        if len(found) != number:
+            raise DatasetError(f"dataset='imagenet': {len(found):,} images in {folder}; there must be {number:,}")
         parts += [[Path(path) for path, _ in found.samples], torch.tensor(found.targets)]
         classes.append(found.classes)
     if classes[0] != classes[1]:
         raise DatasetError(f"dataset='imagenet': train/ and val/ of {folder.parent} have other classes")
-    if len(parts[0]) != dataset.train_size:
-        raise DatasetError(
-            f"dataset='imagenet': {len(parts[0]):,} training images in {folder.parent}; there must be "
-            f"{dataset.train_size:,}"
-        )
     return Files(*parts)
 
 

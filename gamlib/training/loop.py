@@ -7,8 +7,10 @@ seed, the epoch and the step, so that weights, momentum and position are the who
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     save_seconds: float = 600.0,
     stop: Callable[[], str] = lambda: "",
-    on_step: Callable[[], object] = lambda: None,
+    on_step: Callable[[int], object] = lambda done: None,
 ) -> Iterator[dict[str, float]]:
     """Train a network in place, and give the metrics of every epoch when it ends, those before a checkpoint too.
 
@@ -68,25 +70,16 @@ def fit(
         checkpoints: where states are kept, at every epoch's end, every `save_seconds` between, and on a stop; training
             goes on from the last one there is.
         stop: asked after every step; a text that is not empty says by what the training is to be stopped.
-        on_step: called after every step.
+        on_step: called after every step with the number of steps since the first epoch began.
 
     Raises:
         FloatingPointError: a loss or weight is not finite; the message names epoch, step and the last good checkpoint.
         Stopped: `stop` said so.
         CheckpointError: a state cannot be saved, or is of another configuration.
     """
-    return _Training(
-        model,
-        batches,
-        recipe,
-        seed,
-        group or Group(next(model.parameters()).device),
-        speed,
-        checkpoints,
-        save_seconds,
-        stop,
-        on_step,
-    ).epochs()
+    group = group or Group(next(model.parameters()).device)
+    training = _Training(model, batches, recipe, seed, group, speed, checkpoints, save_seconds, stop, on_step)
+    return training.epochs()
 
 
 @dataclass
@@ -102,7 +95,7 @@ class _Training:
     checkpoints: Checkpoints | None
     save_seconds: float
     stop: Callable[[], str]
-    on_step: Callable[[], object]
+    on_step: Callable[[int], object]
 
     def __post_init__(self) -> None:
         self.device = self.group.device
@@ -110,7 +103,8 @@ class _Training:
             keep_memory()
             if self.speed.amp:
                 exact_gradients(self.model)
-        torch.use_deterministic_algorithms(self.speed.deterministic or self.device.type == "cpu")
+        exact = self.speed.deterministic or self.device.type == "cpu"
+        torch.use_deterministic_algorithms(exact)
         torch.backends.cudnn.benchmark = not self.speed.deterministic
         self.layout = torch.channels_last if self.speed.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
@@ -125,9 +119,14 @@ class _Training:
         self.metrics: list[dict[str, float]] = []
         if self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
             self._restore(state)
-        wrapped, mode = self.group.wrap(self.model), "reduce-overhead" if self.speed.cuda_graphs else "default"
-        self.forward: Any = torch.compile(wrapped, dynamic=False, mode=mode) if self.speed.compile else wrapped
+        trained = self.group.wrap(self.model, exact)
+        self.trained: Any = self._compiled(trained)
+        self.tested: Any = self.trained if trained is self.model else self._compiled(self.model)
         self.saved_at = time.monotonic()
+
+    def _compiled(self, model: nn.Module) -> Any:
+        mode = "reduce-overhead" if self.speed.cuda_graphs else "default"
+        return torch.compile(model, dynamic=False, mode=mode) if self.speed.compile else model
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """The metrics of every epoch, those before the checkpoint first."""
@@ -166,19 +165,20 @@ class _Training:
         self.model.train()
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self.recipe.lr_at(self.epoch)
-        for images, labels in self.batches.train(self.epoch, self.recipe.batch_size, self.step):
-            torch.manual_seed(seed_of(self.seed, self.epoch, self.step, self.group.rank))  # for dropout
-            self._one_step(images, labels)
-            self.step += 1
-            self.seconds = time.perf_counter() - began
-            self.on_step()
-            if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
-                self._refuse_divergence()
-            self._save_if_due()
+        with closing(self.batches.train(self.epoch, self.recipe.batch_size, self.step)) as batches:
+            for images, labels in batches:
+                torch.manual_seed(seed_of(self.seed, self.epoch, self.step, self.group.rank))  # for dropout
+                self._one_step(images, labels)
+                self.step += 1
+                self.seconds = time.perf_counter() - began
+                self.on_step(self.epoch * len(self.steps) + self.step)
+                if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+                    self._refuse_divergence()
+                self._save_if_due()
         self._refuse_divergence()
 
     def _one_step(self, images: Tensor, labels: Tensor) -> None:
-        outputs = self._scores(images)
+        outputs = self._scores(self.trained, images)
         branches = outputs if isinstance(outputs, tuple) else (outputs,)
         share = 1 / self.steps[self.step]  # of the whole batch, of which this process may have a part
         losses = [
@@ -192,9 +192,9 @@ class _Training:
         self.losses[self.step] = losses[0].detach() * share
         self.wrong += (branches[0].argmax(1) != labels).sum()
 
-    def _scores(self, images: Tensor) -> Any:
+    def _scores(self, network: Any, images: Tensor) -> Any:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.speed.amp):
-            return self.forward(images.contiguous(memory_format=self.layout))
+            return network(images.contiguous(memory_format=self.layout))
 
     def _sums(self) -> tuple[float, float]:
         """Mean loss and top-1 error in percent of the epoch's training images, as they were met."""
@@ -204,7 +204,10 @@ class _Training:
 
     def _evaluate(self) -> tuple[float, float, float]:
         self.model.eval()
-        loss, top1, top5 = evaluate(self._scores, self.batches.test(), self.group, self._save_if_due)
+        # Several processes may have unequally many test batches: those listen again when they are through.
+        listen = self._save_if_due if self.group.world == 1 else lambda: None
+        with closing(self.batches.test()) as batches:
+            loss, top1, top5 = evaluate(partial(self._scores, self.tested), batches, self.group, listen)
         if not math.isfinite(loss):
             raise FloatingPointError(f"training diverged: the test loss is {loss} {self._place()}")
         return loss, top1, top5
@@ -213,13 +216,14 @@ class _Training:
         finite = self.losses[: self.step].isfinite()
         if not bool(finite.all()):
             step = int(finite.int().argmin())
-            raise FloatingPointError(
-                f"training diverged: the training loss is {float(self.losses[step])} {self._place(step)}"
-            )
+            loss = float(self.losses[step])
+            raise FloatingPointError(f"training diverged: the training loss is {loss} {self._place(step + 1)}")
 
-    def _place(self, step: int | None = None) -> str:
+    def _place(self, step: int = 0) -> str:
+        """In which step, counted from 1; by default after the last one that was taken."""
         last = f"; {self.checkpoints.last}" if self.checkpoints else ""
-        return f"in epoch {self.epoch + 1}, step {(self.step if step is None else step) + 1}{last}"
+        epoch, taken = (self.epoch, self.step) if self.step else (self.epoch - 1, len(self.steps))
+        return f"{'in' if step else 'after'} epoch {epoch + 1}, step {step or taken}{last}"
 
     def _save_if_due(self) -> None:
         """Save when asked to stop, or when the time has come: all processes at the same step."""
@@ -239,6 +243,8 @@ class _Training:
                 raise FloatingPointError(f"training diverged: a weight is not finite {self._place()}")
             if self.group.rank == 0:
                 self.checkpoints.save(state)
+            else:
+                self.checkpoints.saved(state)
         self.saved_at = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
@@ -269,7 +275,7 @@ class _Training:
 @torch.no_grad()
 def evaluate(
     scores: Callable[[Tensor], Tensor],
-    batches: Iterator[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
     group: Group,
     on_batch: Callable[[], object] = lambda: None,
 ) -> tuple[float, float, float]:

@@ -39,13 +39,19 @@ class Group:
         dist.all_reduce(words, dist.ReduceOp.MAX, group=self.control)
         return [bool(word) for word in words]
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The network for training in this group; its own modules stay the ones to save and to evaluate."""
+    def wrap(self, model: nn.Module, exact: bool) -> nn.Module:
+        """The network for training in this group; its own modules stay the ones to save and to evaluate.
+
+        Args:
+            model: on this group's device.
+            exact: sum gradients in one order from the first step on. Otherwise torch arranges them anew after it, and
+                more than two processes that go on from a checkpoint would round otherwise.
+        """
         if self.world == 1:
             return model
-        if self.device.type == "cuda":
-            return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), [self.device.index])
-        return DistributedDataParallel(synchronised(model))
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.device.type == "cuda" else synchronised(model)
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(model, ids, find_unused_parameters=exact)
 
 
 def launch(function: Callable[..., Any], processes: int, *arguments: Any) -> Any:
@@ -109,6 +115,7 @@ class SyncBatchNorm(_BatchNorm):
             return super().forward(input)
         from torch.distributed.nn.functional import all_reduce
 
+        kind, input = input.dtype, input if input.dtype == torch.float64 else input.float()
         dims = [0, *range(2, input.dim())]
         shape = [1, -1, *[1] * (input.dim() - 2)]
         count = torch.tensor(float(input.numel() // input.shape[1]))
@@ -123,7 +130,7 @@ class SyncBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean, share)
                 self.running_var.lerp_(variance * count / (count - 1), share)
         normed = centred * (variance + self.eps).rsqrt().view(shape)
-        return normed * self.weight.view(shape) + self.bias.view(shape) if self.affine else normed
+        return (normed * self.weight.view(shape) + self.bias.view(shape) if self.affine else normed).to(kind)
 
 
 def synchronised(model: nn.Module) -> nn.Module:

@@ -20,8 +20,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18-gam": {"backbone": "resnet18", "attention": "gam", "width": 0.25},
     "mobilenet_v2-se": {"backbone": "mobilenet_v2", "attention": "se", "width": 0.5},
 }
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["gamlib.lab.train", "gamlib.training.data"])
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["gamlib.lab.train", "gamlib.training.data"])
 
 
 def run_in(folder: Path, network: str) -> Run:
@@ -31,7 +31,7 @@ def run_in(folder: Path, network: str) -> Run:
 
 def start(folder: Path, network: str, minutes: float) -> BaseProcess:
     """A process that trains the run of this folder, from where it stands."""
-    process = _processes.Process(target=_train, args=(folder, network, minutes))
+    process = processes.Process(target=_train, args=(folder, network, minutes))
     process.start()
     return process
 

@@ -69,6 +69,9 @@ def test_a_request_to_stop_is_for_the_job_that_runs_and_not_for_the_next() -> No
     run.ask_to_stop("a test")
     with pytest.raises(RunFailed), run.claim(since=time.time() - 60):
         assert run.asked_to_stop() == "a test"
+    run.queue()
+    assert run.asked_to_stop() == ""  # it has been heard
+    run.ask_to_stop("a test")
     with pytest.raises(RunFailed), run.claim(since=time.time() + 60):
         assert run.asked_to_stop() == ""
     run.ask_to_stop("a test")

@@ -62,6 +62,40 @@ def test_a_damaged_checkpoint_is_told_of_and_the_previous_used(tmp_path: Path, d
     assert (tmp_path / "checkpoint.damaged").exists()
 
 
+def test_what_cannot_be_read_now_is_neither_damaged_nor_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file server that is away for a minute must not cost a night."""
+    Checkpoints(tmp_path, IDENTITY).save(state(3))
+
+    def away(_: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="cannot be read: Stale file handle"):
+        patch.setattr(checkpoint, "_read", away)
+        Checkpoints(tmp_path, IDENTITY).load()
+    found = Checkpoints(tmp_path, IDENTITY).load()
+    assert found is not None and found["epoch"] == 3
+
+
+def test_a_damaged_one_that_another_process_has_put_aside_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Checkpoints(tmp_path, IDENTITY).save(state(0))
+    Checkpoints(tmp_path, IDENTITY).save(state(1))
+    read = checkpoint._read
+
+    def beaten(path: Path) -> dict[str, Any]:
+        if path.name == "checkpoint.pt":
+            path.rename(tmp_path / "checkpoint.damaged")
+            raise ValueError("cut")
+        return read(path)
+
+    monkeypatch.setattr(checkpoint, "_read", beaten)
+    found = Checkpoints(tmp_path, IDENTITY).load()
+    assert found is not None and found["epoch"] == 0
+
+
 def test_with_both_damaged_there_is_none(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, IDENTITY, lambda _: None)
     checkpoints.save(state(0))

@@ -221,9 +221,14 @@ def test_imagenet_is_refused_where_it_is_missing_or_of_another_size(
     grow(folder, leaves(("train", "val"), 3, 2))
     with pytest.raises(DatasetError, match=rf"2 class folders in {folder}/train; there must be 1000.*r:{folder}'"):
         data.load("imagenet")
-    monkeypatch.setitem(DATASETS, "imagenet", replace(DATASETS["imagenet"], num_classes=2, train_size=7))
-    with pytest.raises(DatasetError, match=r"6 training images in .*; there must be 7"):
-        data.load("imagenet")
+    for train_size, validation_size, refusal in (
+        (7, 4, "6 images in .*train; there"),
+        (6, 5, "4 images in .*val; there"),
+    ):
+        small = replace(DATASETS["imagenet"], num_classes=2, train_size=train_size, validation_size=validation_size)
+        monkeypatch.setitem(DATASETS, "imagenet", small)
+        with pytest.raises(DatasetError, match=refusal):
+            data.load("imagenet")
     (folder / "val" / "b" / "0.png").rename(folder / "0.png")
     (folder / "val" / "b" / "1.png").unlink()
     with pytest.raises(DatasetError, match=rf"dataset='imagenet': {folder}/val: .*b"):

@@ -1,5 +1,4 @@
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from double import Double
-from torch import Tensor, nn
+from torch import nn
 
 from gamlib import build_model
 from gamlib.training import batches, data, loop
@@ -195,7 +194,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_place_and_no_checkpoint
 
 def test_a_loss_is_found_at_its_very_step() -> None:
     class Spoiled(batches.FromMemory):
-        def train(self, epoch: int, batch_size: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        def train(self, epoch: int, batch_size: int, first: int = 0) -> batches.Stream:
             for step, (batch, labels) in enumerate(super().train(epoch, batch_size, first)):
                 yield batch * (float("nan") if (epoch, step) == (1, 2) else 1), labels
 
