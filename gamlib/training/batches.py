@@ -184,16 +184,18 @@ class FromFiles:
             pin_memory=self.device.type == "cuda",
             collate_fn=opened.stacked,
         )
+        # A signal to all of a job is this process's to hear, which saves first; its readers end with the stream.
+        with held_back(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            loaded = iter(loader)
         try:
-            # A signal to all of a job is this process's to hear, which saves first; its readers end with the stream.
-            with held_back(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-                loaded = iter(loader)
             for images, labels in loaded:
                 images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
                 images = images.contiguous(memory_format=torch.channels_last).float()
                 yield (images - self.mean[:, None, None]) / self.std[:, None, None], labels
         except DatasetError as error:  # a worker's comes wrapped into its traceback, the message last
             raise DatasetError(str(error).strip().splitlines()[-1].removeprefix(_RAISED)) from None
+        finally:  # now, and not when the last traceback that knows them is gone: they hear no signal of an end
+            getattr(loaded, "_shutdown_workers", lambda: None)()
 
 
 _RAISED = f"{DatasetError.__module__}.{DatasetError.__qualname__}: "

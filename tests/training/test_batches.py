@@ -1,3 +1,4 @@
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,4 @@ def test_a_file_that_is_no_image_is_named_in_one_line(files: Files, tmp_path: Pa
             list(images)
         assert str(refused.value).startswith(f"{tmp_path / 'odd.png'} cannot be read as an image: ")
         assert "\n" not in str(refused.value)
+        assert not multiprocessing.active_children(), "a reader outlives its stream"
