@@ -27,7 +27,7 @@ study: env ## the two ablations of the paper on embedded data, with figures
 
 test: env ## lint, types and all tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/pytest -n 2
+	@$(BIN)/pytest -n 2 --dist worksteal
 
 test-faults: env ## 25 runs killed at random moments, and a full disk: all go on bit by bit
 	@GAM_KILLS=25 $(BIN)/pytest tests/faults
