@@ -29,12 +29,12 @@ def fit(group: Group, attention: str, double: bool, **options: Any) -> tuple[lis
     model = build_model("resnet18", attention, num_classes=10, width=0.25)
     images = data.load("digits", 0.5)
     assert isinstance(images, data.Images)
-    # One process has a test batch more than the other.
-    batches.EVALUATION_BATCH = 448
     images = replace(images, test=images.test[:897], test_labels=images.test_labels[:897])
     kind = Double if double else batches.FromMemory
     feed = kind(images, group.device, seed=0, pad=2, rank=group.rank, world=group.world)
-    metrics = list(loop.fit(model.double() if double else model, feed, RECIPE, seed=0, group=group, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "EVALUATION_BATCH", 448)  # one process has a test batch more than the other
+        metrics = list(loop.fit(model.double() if double else model, feed, RECIPE, seed=0, group=group, **options))
     return metrics, {name: value.clone() for name, value in model.state_dict().items()}
 
 
