@@ -2,23 +2,34 @@
 
 import json
 import os
-import signal
-from collections.abc import Callable
-from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gamlib.lab import screen
-from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.config import RunConfig
 from gamlib.lab.parameters import key_values
 from gamlib.lab.screen import err, out
+from gamlib.options import (
+    FAILED,
+    AsJson,
+    Cluster,
+    Dataset,
+    DryRun,
+    LastDataset,
+    NoWait,
+    Parameters,
+    Seeds,
+    Studies,
+    Submitted,
+    Workers,
+    speaks_plainly,
+    takes_slurm_options,
+)
 
 if TYPE_CHECKING:
     from gamlib.lab.board import Tally
     from gamlib.lab.studies import Plan
-
-BAD_INPUT, FAILED, STOPPED = 2, 1, 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,66 +40,14 @@ app = typer.Typer(
     "Begin with [bold]gamlib study submodules --dry-run[/bold].",
 )
 
-Parameters = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-p", "--parameter", metavar="KEY=VALUE", help="A value of the configuration; may be given many times."
-    ),
-]
-Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="submodules, max_pooling, or a YAML file.")]
-Dataset = Annotated[str, typer.Option(help="The data set to run on.")]
-LastDataset = Annotated[str | None, typer.Option(help="Of which data set; by default the one last submitted.")]
-Seeds = Annotated[str, typer.Option(help="Seeds, such as 0-4 or 0,3,7.")]
-Cluster = Annotated[
-    str, typer.Option(help="local: a queue on this machine. slurm: submitit jobs. debug: in this process.")
-]
-Workers = Annotated[int | None, typer.Option(help="Local runs at once; by default one for every core, four at most.")]
-Partition = Annotated[str | None, typer.Option(help="SLURM partition.")]
-Gpus = Annotated[int | None, typer.Option(help="GPUs for each SLURM job.")]
-Cpus = Annotated[int | None, typer.Option(help="Cores for each SLURM job.")]
-Timeout = Annotated[int | None, typer.Option(help="Minutes that a SLURM job may take.")]
-NoWait = Annotated[bool, typer.Option("--no-wait", help="Return when the SLURM jobs are submitted.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show which runs exist and which would run, with all values.")]
-AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for programs.")]
-
-
-def speaks_plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input, failures and Ctrl-C end a command with one line and an exit code, not with a traceback."""
-
-    @wraps(command)
-    def wrapper(*args: Any, **kwargs: Any) -> None:
-        # A terminated command stops as one that got Ctrl-C: it stops its jobs and says where every run stands.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            from gamlib.lab.runs import RunFailed  # takes a second or two, in which Ctrl-C must end as plainly
-
-            command(*args, **kwargs)
-        except KeyboardInterrupt as stop:
-            _complain(str(stop) or "stopped; what is done stays done, and the same command goes on from here", STOPPED)
-        except ConfigError as error:
-            _complain(str(error), BAD_INPUT)
-        except RunFailed as error:
-            _complain(str(error), FAILED)
-        except OSError as error:
-            _complain(f"{error.filename or 'system'}: {error.strerror or error}", FAILED)
-
-    return wrapper
-
-
-def _complain(text: str, code: int) -> None:
-    err.print(text, style="red", markup=False, highlight=False)
-    raise typer.Exit(code)
-
 
 @app.command()
+@takes_slurm_options
 @speaks_plainly
 def run(
+    slurm: dict[str, Any],
     parameter: Parameters = None,
     cluster: Cluster = "local",
-    partition: Partition = None,
-    gpus: Gpus = None,
-    cpus: Cpus = None,
-    timeout: Timeout = None,
     no_wait: NoWait = False,
     dry_run: DryRun = False,
 ) -> None:
@@ -102,7 +61,7 @@ def run(
         out.print(f"{Run(config).status().state}: {Run(config).folder}", markup=False, highlight=False)
         return
     before = Run(config).result()
-    tally = dispatch([config], cluster, None, not no_wait, _slurm(partition, gpus, cpus, timeout))
+    tally = dispatch([config], cluster, None, not no_wait, slurm)
     if before is not None:
         out.print(f"already done: top-1 error {before.top1_error:.2f} %", highlight=False)
     out.print(str(Run(config).folder), markup=False, highlight=False)
@@ -112,21 +71,20 @@ def run(
 
 
 @app.command()
+@takes_slurm_options
 @speaks_plainly
 def study(
+    slurm: dict[str, Any],
     studies: Studies,
     dataset: Dataset = "digits",
     seeds: Seeds = "0-2",
     parameter: Parameters = None,
     cluster: Cluster = "local",
     workers: Workers = None,
-    partition: Partition = None,
-    gpus: Gpus = None,
-    cpus: Cpus = None,
-    timeout: Timeout = None,
     no_wait: NoWait = False,
     dry_run: DryRun = False,
     and_report: Annotated[bool, typer.Option("--report", help="Report the studies when their runs are done.")] = False,
+    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="Do again what other code has done.")] = False,
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from gamlib.lab.dispatch import dispatch
@@ -142,13 +100,12 @@ def study(
             screen.show_plan(plan)
         return
     configs = [config for plan in plans for config in plan.configs]
-    slurm = _slurm(partition, gpus, cpus, timeout)
 
     def save() -> None:
         for plan in plans:
-            plan.save()
+            plan.save(cluster, slurm)
 
-    tally = dispatch(configs, cluster, workers, not no_wait, slurm, before=save)
+    tally = dispatch(configs, cluster, workers, not no_wait, slurm, save, rerun_stale)
     names = " ".join(plan.study.name for plan in plans)
     if no_wait:
         out.print(f"submitted; watch with `gamlib status {names}`", markup=False, highlight=False)
@@ -174,24 +131,98 @@ def status(
         str | None, typer.Argument(metavar="[STUDY]", help="A study; by default all runs there are.")
     ] = None,
     dataset: LastDataset = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until all have ended.")] = False,
     json_: AsJson = False,
 ) -> None:
     """What every run is doing: done, running, queued, failed and why, preempted, lost, or missing."""
-    from gamlib.lab.runs import Run, all_runs, row
+    from gamlib.lab.runs import Run, all_runs
     from gamlib.lab.studies import Plan
 
+    runs: dict[Run, str] = {}
     if study is None:
-        runs, foreign = all_runs()
-        rows = [row(run) for run in runs]
+        found, foreign = all_runs()
+        runs = dict.fromkeys(found, "")
         for folder in foreign:
             err.print(f"not a run of this code, left out: {folder}", markup=False, highlight=False)
     else:
         arms = Plan.load(study, dataset).arms
-        rows = [{"arm": arm} | row(Run(config)) for arm, configs in arms.items() for config in configs]
+        runs = {Run(config): arm for arm, configs in arms.items() for config in configs}
     if json_:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(screen.status_rows(runs), indent=2))
+    elif watch:
+        screen.watch(runs)
+    else:
+        screen.show_statuses(screen.status_rows(runs))
+
+
+@app.command()
+@takes_slurm_options
+@speaks_plainly
+def retry(
+    slurm: dict[str, Any],
+    study: Submitted,
+    dataset: LastDataset = None,
+    cluster: Annotated[str | None, typer.Option(help="By default the one it was submitted to.")] = None,
+    no_wait: NoWait = False,
+) -> None:
+    """Submit what failed, was lost or was stopped of a study again; each goes on from its last checkpoint.
+
+    SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
+    """
+    from gamlib.lab.dispatch import dispatch
+    from gamlib.lab.runs import Run
+    from gamlib.lab.slurm import statuses
+    from gamlib.lab.studies import Plan
+
+    plan = Plan.load(study, dataset)
+    cluster = cluster or plan.cluster
+    options = {**(plan.slurm if cluster == "slurm" else {}), **slurm}
+    ended = [
+        run for run, now in statuses(map(Run, plan.configs)).items() if now.state in ("failed", "lost", "preempted")
+    ]
+    if not ended:
+        out.print("nothing to retry: no run has failed, was lost or was stopped", highlight=False)
         return
-    screen.show_statuses(rows)
+    tally = dispatch(
+        [run.config for run in ended], cluster, None, not no_wait, options, lambda: plan.save(cluster, options)
+    )
+    _name_failures(tally)
+    if tally.failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@speaks_plainly
+def cancel(study: Submitted, dataset: LastDataset = None) -> None:
+    """Stop what is queued or running of a study, and say what that left; [bold]gamlib retry[/bold] goes on."""
+    from gamlib.lab.housekeeping import cancel
+    from gamlib.lab.runs import Run
+    from gamlib.lab.studies import Plan
+
+    left = cancel([Run(config) for config in Plan.load(study, dataset).configs])
+    for run, now in left.items():
+        out.print(f"{run.folder.name}: {now.state}, {now.error}", markup=False, highlight=False)
+    out.print(f"{len(left)} runs stopped" if left else "nothing is queued or running", highlight=False)
+
+
+@app.command()
+@speaks_plainly
+def gc(
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Checkpoints of finished runs, too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this they are only shown.")] = False,
+) -> None:
+    """Remove what submission left of finished runs: shows it first, and removes it with --yes."""
+    from gamlib.lab.housekeeping import leftovers
+
+    paths = leftovers(checkpoints)
+    size = sum(path.stat().st_size for path in paths) / 2**20
+    for path in paths:
+        if yes:
+            path.unlink(missing_ok=True)
+        else:
+            out.print(os.path.relpath(path), markup=False, highlight=False)
+    how = "removed" if yes else "would be removed with --yes"
+    out.print(f"{len(paths)} files, {size:.1f} MiB {how}" if paths else "nothing to remove", highlight=False)
 
 
 @app.command()
@@ -250,11 +281,6 @@ def _report(plan: "Plan", force: bool) -> None:
     out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
     for path in paths:
         out.print(os.path.relpath(path), markup=False, highlight=False)
-
-
-def _slurm(partition: str | None, gpus: int | None, cpus: int | None, timeout: int | None) -> dict[str, Any]:
-    values = {"slurm_partition": partition, "gpus_per_node": gpus, "cpus_per_task": cpus, "timeout_min": timeout}
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def _name_failures(tally: "Tally") -> None:

@@ -27,7 +27,7 @@ def gamlib(*arguments: str) -> tuple[int, str]:
         (("run", "-p", "epochs"), "-p epochs: allowed: texts like epochs=3"),
         (("run", "--cluster", "cloud"), "cluster='cloud': allowed: local, slurm, debug"),
         (("run", "--no-wait"), "wait=False: allowed with cluster='slurm' only"),
-        (("run", "--partition", "gpu"), "slurm_partition: allowed with cluster='slurm' only"),
+        (("run", "--partition", "gpu"), "partition: allowed with cluster='slurm' only"),
         (
             ("study", "submodules", "--cluster", "debug", "--workers", "3"),
             "workers=3: allowed with cluster='local' only",

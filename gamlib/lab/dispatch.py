@@ -1,7 +1,6 @@
 """Dispatch: runs become submitit jobs, on this machine or on a SLURM cluster."""
 
 import os
-import shutil
 import signal
 import time
 from collections import deque
@@ -12,17 +11,18 @@ from typing import Any
 import psutil
 import submitit
 
+from gamlib.lab import slurm as slurms
 from gamlib.lab.board import Board, Tally
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.execute import execute
 from gamlib.lab.places import cores, runs_root, share_of_cores
+from gamlib.lab.provenance import SOURCE, source_hash
 from gamlib.lab.runs import Run, RunStopped, first_line, unique
 from gamlib.signals import held_back
 from gamlib.training.datasets import DatasetError
 
 CLUSTERS = ("local", "slurm", "debug")
 POLL_SECONDS = 0.2
-CLUSTER_POLL_SECONDS = 5
 GRACE_SECONDS = 120  # for a run to end its step and save
 YEAR_MINUTES = 365 * 24 * 60  # a local job has no time limit; submitit wants one
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -35,6 +35,7 @@ def dispatch(
     wait: bool = True,
     slurm: Mapping[str, Any] | None = None,
     before: Callable[[], object] = lambda: None,
+    rerun_stale: bool = False,
 ) -> Tally:
     """Execute the runs that are not done, each configuration once; the other runs go on when one fails.
 
@@ -44,8 +45,10 @@ def dispatch(
         workers: local runs at once, each with its share of the cores; by default one for every core, four at most.
             Another number gives a run another number of threads, and its results other last bits.
         wait: False returns when the jobs are submitted (slurm only).
-        slurm: what submitit's AutoExecutor is told, e.g. `slurm_partition`, `timeout_min`, `gpus_per_node`.
+        slurm: options of the jobs by the names of `slurm.NAMES`, e.g. `partition`, `timeout` in minutes, `gpus`, and
+            in `slurm` any other options of sbatch as a list of "key=value" (slurm only).
         before: called once when everything is found in order, just before the first job starts.
+        rerun_stale: runs that other code than the present has done are done again; what they left is set aside.
 
     Raises:
         ConfigError: an unknown cluster, an impossible number of workers, no SLURM on this machine, fewer GPUs than a
@@ -61,36 +64,63 @@ def dispatch(
     if cluster != "slurm" and (slurm or not wait):
         option = next(iter(slurm or {}), "wait=False")
         raise ConfigError(f"{option}: allowed with cluster='slurm' only, and this is {cluster!r}")
-    if cluster == "slurm" and shutil.which("sbatch") is None:
-        raise ConfigError("cluster='slurm': there is no sbatch on the PATH of this machine; allowed here: local, debug")
+    told: dict[str, Any] = {}
+    if cluster == "slurm":
+        if not slurms.here():
+            raise ConfigError(
+                "cluster='slurm': there is no sbatch on the PATH of this machine; allowed here: local, debug"
+            )
+        given = dict(slurm or {})
+        told = slurms.options(given, given.pop("slurm", ()))
     runs = unique(configs)
-    todo = [run for run in runs if run.result() is None]
+    stale = [run for run in runs if rerun_stale and run.stale()]
+    todo = [run for run in runs if run.result() is None or run in stale]
     tally = Tally(runs, done_before=len(runs) - len(todo))
     if todo:
         _prepare({run.config.dataset for run in todo})
     before()
+    for run in stale:
+        run.set_aside()
     if not todo:
         return tally
-    threads = (slurm or {}).get("cpus_per_task", share_of_cores(workers))
+    threads = told.get("cpus_per_task", share_of_cores(workers))
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if cluster == "debug":
         with Board(tally) as board:
             _in_process(todo, board, environment)
         return tally
-    devices = max(run.config.devices for run in todo)
     if cluster == "slurm":
-        slots = [environment if "cpus_per_task" in (slurm or {}) else {} for _ in todo]
-        slurm = ({"gpus_per_node": devices} if devices > 1 else {}) | dict(slurm or {})
-    else:
-        gpus = _gpus(devices)
-        at_once = min(workers or min(cores(), 4), len(todo))
-        if devices > 1 and gpus != [""]:
-            at_once = min(at_once, len(gpus))
-        slots = [environment | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(at_once)]
-    executor = _executor(cluster, slurm or {})
+        _on_slurm(todo, tally, told, environment if "cpus_per_task" in told else {}, wait)
+        return tally
+    devices = max(run.config.devices for run in todo)
+    gpus = _gpus(devices)
+    at_once = min(workers or min(cores(), 4), len(todo))
+    if devices > 1 and gpus != [""]:
+        at_once = min(at_once, len(gpus))
+    slots = [environment | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(at_once)]
+    executor = submitit.AutoExecutor(folder=runs_root() / "submitit", cluster="local")
+    executor.update_parameters(name="gamlib", timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
     with Board(tally) as board:
-        _queue(todo, board, executor, slots, here=cluster == "local", wait=wait)
+        _queue(todo, board, executor, slots)
     return tally
+
+
+def _on_slurm(
+    todo: list[Run], tally: Tally, told: Mapping[str, Any], environment: Mapping[str, str], wait: bool
+) -> None:
+    from gamlib.lab import arrays
+
+    with Board(tally) as board:
+        submitted = arrays.submit(todo, told, {SOURCE: source_hash(), **environment})
+        others = len(todo) - len(submitted)
+        board.console.print(
+            f"{len(submitted)} runs submitted" + f", {others} were in a queue before" * (others > 0), highlight=False
+        )
+        if wait:
+            try:
+                arrays.watch(todo, board)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
 
 
 def _in_process(todo: list[Run], board: Board, environment: Mapping[str, str]) -> None:
@@ -108,61 +138,43 @@ def _in_process(todo: list[Run], board: Board, environment: Mapping[str, str]) -
         board.ended(run, time.monotonic() - began, reason)
 
 
-def _executor(cluster: str, slurm: Mapping[str, Any]) -> submitit.AutoExecutor:
-    executor = submitit.AutoExecutor(folder=runs_root() / "submitit", cluster=cluster)
-    limit = YEAR_MINUTES if cluster == "local" else 24 * 60
-    try:
-        executor.update_parameters(**{"name": "gamlib", "timeout_min": limit, "stderr_to_stdout": True, **slurm})
-    except (NameError, TypeError, ValueError) as error:
-        raise ConfigError(" ".join(str(error).split())) from None
-    return executor
-
-
 def _queue(
     todo: list[Run],
     board: Board,
     executor: submitit.AutoExecutor,
     slots: list[dict[str, str]],
-    here: bool,
-    wait: bool,
 ) -> None:
     """At most one job a slot, in order; submitit's local executor alone would start all of them at once.
 
     Args:
         slots: for every job that may run at once, variables for its kernel.
-        here: the jobs are processes of this machine, and end with this one; else they are a cluster's.
     """
     waiting, free = deque(todo), deque(range(len(slots)))
     active: dict[int, tuple[Run, submitit.Job[None], float]] = {}
     try:
         for run in todo:
-            run.queue(here)
+            run.queue()
         while waiting or active:
             while waiting and free:
                 run, slot = waiting.popleft(), free.popleft()
+                if by := run.asked_to_stop():
+                    free.append(slot)
+                    run.write_status(state="preempted", error=f"stopped by {by} before it began")
+                    board.ended(run, 0, run.status().error)
+                    continue
                 with held_back(signal.SIGINT):  # a terminal sends it to all; jobs hear of it by a request, in time
                     active[slot] = run, executor.submit(execute, run, slots[slot]), time.monotonic()
-            if not wait:
-                return
-            running = [run for run, _, _ in active.values() if here or run.status().state == "running"]
-            board.tally.running = len(running)
+            board.tally.running = len(active)
             board.refresh()
-            time.sleep(POLL_SECONDS if here else CLUSTER_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
             for slot, (run, job, began) in list(active.items()):
-                # A cluster without accounting never says that a job has ended; the run's own folder does.
-                if job.done() or (not here and run.status().state in ("done", "failed")):
+                if job.done():
                     del active[slot]
                     free.append(slot)
                     board.tally.running = len(active)
                     board.ended(run, time.monotonic() - began, _settle(run, job))
-    except KeyboardInterrupt:
-        if not here:
-            raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
+    except BaseException:  # Ctrl-C among them: the jobs end with this process
         _stop(active, waiting, board)
-        raise
-    except BaseException:
-        if here:
-            _stop(active, waiting, board)
         raise
 
 

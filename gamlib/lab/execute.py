@@ -12,9 +12,12 @@ from typing import IO, Any
 
 import psutil
 
+from gamlib.lab import slurm
 from gamlib.lab.places import NOTEBOOKS
+from gamlib.lab.provenance import SOURCE, source_hash
 from gamlib.lab.runs import BATCH, JOB, Run, RunFailed, RunStopped
 from gamlib.lab.stops import signals_ask
+from gamlib.signals import held_back
 
 
 def execute(run: Run, environment: Mapping[str, str]) -> None:
@@ -28,13 +31,18 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
-    job_id = os.environ.get("SUBMITIT_LOCAL_JOB_ID", "") or os.environ.get("SLURM_JOB_ID", "")
-    with run.claim(job_id, since=psutil.Process().create_time()) as mine:
+    cluster, job_id = slurm.job()
+    with run.claim(cluster, job_id, since=psutil.Process().create_time()) as mine:
         if not mine:
             return
         with signals_ask(run.ask_to_stop) as take_signals, (run.folder / "log.txt").open("a", buffering=1) as log:
-            print(f"--- attempt {run.status().attempts}, job {job_id or 'none'}, process {os.getpid()}", file=log)
+            print(
+                f"--- attempt {run.status().attempts}, {cluster} job {job_id or 'none'}, process {os.getpid()}",
+                file=log,
+            )
             try:
+                if environment.get(SOURCE, source_hash()) != source_hash():
+                    run.write_status(error="its code is not the one that it was submitted with")
                 parameters = run.config.model_dump()
                 environment = {**environment, JOB: run.signature}
                 if by := run.asked_to_stop():
@@ -94,7 +102,9 @@ def execute_notebook(
                         asyncio.get_running_loop().remove_signal_handler(number)
                     on_start()
                 env = {**os.environ, BATCH: "1", **environment}
-                await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
+                # SLURM sends a signal to all processes of a job: the kernel hears it when training does, not before.
+                with held_back(signal.SIGTERM, signal.SIGUSR2):
+                    await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
 
             async def is_alive(self) -> bool:  # type: ignore[override]
                 alive = await super().is_alive()

@@ -1,6 +1,7 @@
-"""How values come into a configuration: as texts of a command line, or from the parameters cell of a notebook."""
+"""How values come in: as texts of a command line, or from the parameters cell of a notebook."""
 
 import ast
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,3 +57,22 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
             if isinstance(target, ast.Name):
                 found[target.id] = namespace[target.id]
     return found
+
+
+def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
+    """Seeds as a list, each once: from numbers, or from a text such as "0-4" or "0,3,7".
+
+    Raises:
+        ConfigError: anything else, or no seed at all.
+    """
+    refused = ConfigError(f"seeds={seeds!r}: allowed: whole numbers from 0, like 0-4 or 0,3,7")
+    found: list[int] = []
+    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str)
+    texts = [str(seed) for seed in seeds] if listed else str(seeds).split(",")  # type: ignore[union-attr]
+    for text in texts:
+        if not (match := re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)):
+            raise refused
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if not found:
+        raise refused
+    return list(dict.fromkeys(found))

@@ -13,6 +13,7 @@ from typing import Any
 
 from gamlib.lab.places import ROOT
 
+SOURCE = "GAM_SOURCE"  # in a job's environment: the hash of the code that submitted it
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "submitit")
 
 
@@ -33,6 +34,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "clean": None if changed is None else not changed,
         "source": source_hash(),
+        "submitted_source": os.environ.get(SOURCE) or source_hash(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "device": device,
         "threads": threads,

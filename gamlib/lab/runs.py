@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
 from gamlib.lab.places import runs_root
+from gamlib.lab.provenance import source_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,10 +52,12 @@ class Status(BaseModel):
     attempts: int = 0
     heartbeat: str = ""
     started: str = ""
+    cluster: str = ""
     job_id: str = ""
     host: str = ""
     pid: int = 0
     error: str = ""
+    fruitless: int = 0  # attempts in a row that were told to stop before they took a step
 
 
 class Result(BaseModel):
@@ -88,6 +91,20 @@ class Run:
         result = _read(Result, self.folder / "result.json")
         return result if result is not None and result.signature == self.signature else None
 
+    def stale(self) -> bool:
+        """Whether it is done, and other code than the present did it."""
+        result = self.result()
+        return result is not None and result.source != source_hash()
+
+    def set_aside(self) -> None:
+        """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew."""
+        result = self.result()
+        kept = self.folder / f"before-{result.source if result else 'unknown'}"
+        kept.mkdir(exist_ok=True)
+        for path in sorted(self.folder.iterdir(), key=lambda path: path.name != "result.json"):
+            if path.is_file() and not path.name.startswith("."):
+                path.replace(kept / path.name)
+
     def metrics(self) -> "pd.DataFrame":
         """The epochs so far, one row each."""
         import pandas as pd  # late: a job that only watches a kernel has no need of it
@@ -120,12 +137,13 @@ class Run:
         """Write one file of the folder so that a reader sees all of it or what was there before."""
         write_whole(self.folder / name, text)
 
-    def queue(self, here: bool = True) -> None:
-        """Say that the run waits, in this process or in a cluster's queue. One that runs is left alone."""
+    def queue(self, job_id: str = "", cluster: str = "local") -> None:
+        """Say that the run waits, in this process or as a cluster's job. One that runs is left alone."""
         if self.status().state != "running":
             self._describe()
-            host, pid = (socket.gethostname(), os.getpid()) if here else ("", 0)
-            self.write_status(state="queued", host=host, pid=pid, job_id="", error="")
+            self._forget_requests(math.inf)
+            host, pid = (socket.gethostname(), os.getpid()) if cluster == "local" else ("", 0)
+            self.write_status(state="queued", host=host, pid=pid, job_id=job_id, cluster=cluster, error="")
 
     def unqueue(self) -> None:
         """Take back that the run waits in this process: it never began."""
@@ -155,13 +173,13 @@ class Run:
                 request.unlink()
 
     @contextmanager
-    def claim(self, job_id: str = "", since: float = math.inf) -> Iterator[bool]:
+    def claim(self, cluster: str = "", job_id: str = "", since: float = math.inf) -> Iterator[bool]:
         """Own the run while the block lasts; the state it ends in is written whatever happens.
 
         Only one process owns a run, so a second waits here. It gets False when it finds the run done after that.
 
         Args:
-            job_id: of the job that this is.
+            cluster, job_id: of the job that this is, if it is one.
             since: when the job began; requests to stop from before were for another one, and are forgotten, as all
                 are that the block has met.
 
@@ -175,10 +193,11 @@ class Run:
                 return
             self._forget_requests(since)
             self._describe()
-            mine = {"host": socket.gethostname(), "pid": os.getpid(), "job_id": job_id, "error": ""}
-            self.write_status(state="running", attempts=self.status().attempts + 1, started=_now(), **mine)
+            mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+            mine |= {"cluster": cluster, "job_id": job_id}
+            self.write_status(attempts=self.status().attempts + 1, started=_now(), error="", **mine)
             ended = threading.Event()
-            heart = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+            heart = threading.Thread(target=self._beat, args=(ended, mine), daemon=True)
             heart.start()
             changes: dict[str, Any] = {"state": "done", "error": ""}
             try:
@@ -200,10 +219,11 @@ class Run:
                 self._forget_requests(math.inf)
                 self.write_status(**changes)
 
-    def _beat(self, ended: threading.Event) -> None:
+    def _beat(self, ended: threading.Event, mine: Mapping[str, Any]) -> None:
+        """Say again whose it is, too: who submitted it may have written "queued" a moment late."""
         while not ended.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):  # a full disk must not end a run that has nothing to write just now
-                self.write_status()
+                self.write_status(**mine)
 
 
 def first_line(error: BaseException) -> str:
@@ -235,9 +255,9 @@ def _alive(status: Status) -> bool:
     return time.time() - datetime.fromisoformat(status.heartbeat).timestamp() < LOST_AFTER_SECONDS
 
 
-def row(run: Run) -> dict[str, Any]:
-    """What `gamlib status` says of a run."""
-    status, result = run.status(), run.result()
+def row(run: Run, status: Status) -> dict[str, Any]:
+    """What `gamlib status` says of a run; `code` is "other" where the present code did not make the result."""
+    result = run.result()
     return {
         "name": run.folder.name,
         "dataset": run.config.dataset,
@@ -245,6 +265,7 @@ def row(run: Run) -> dict[str, Any]:
         "state": status.state,
         "attempts": status.attempts,
         "top1_error": result.top1_error if result else None,
+        "code": ("present" if result.source == source_hash() else "other") if result else None,
         "error": status.error,
         "heartbeat": status.heartbeat,
         "job_id": status.job_id,

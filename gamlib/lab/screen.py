@@ -1,18 +1,25 @@
 """The screen: what the command shows of frames, plans and runs. It decides nothing."""
 
 import sys
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gamlib.lab.config import RunConfig
+    from gamlib.lab.runs import Run
     from gamlib.lab.studies import Plan
 
+MOST = 500  # runs in a table; of more, those that need a look come first
+URGENT = ("failed", "lost", "preempted", "running", "queued", "missing", "done")
 WIDTH = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
 out = Console(soft_wrap=True, width=WIDTH)
 err = Console(stderr=True, soft_wrap=True, width=WIDTH)
@@ -51,23 +58,50 @@ def show_plan(plan: "Plan") -> None:
             out.print(f"    seed {run.config.seed}: {what}  {run.folder.name}", markup=False, highlight=False)
 
 
+def status_rows(runs: "Mapping[Run, str]") -> list[dict[str, Any]]:
+    """What each run does, with its arm where it has one."""
+    from gamlib.lab.runs import row
+    from gamlib.lab.slurm import statuses
+
+    return [({"arm": runs[run]} if runs[run] else {}) | row(run, status) for run, status in statuses(runs).items()]
+
+
 def show_statuses(rows: Sequence[dict[str, Any]]) -> None:
-    """The runs of `runs.row`, with the arm where they are of one study, and how many are in which state."""
+    """The runs of `status_rows`, and how many are in which state."""
     if not rows:
         out.print("no runs yet; see `gamlib study --help`", markup=False)
         return
+    out.print(_statuses(rows))
+    out.print(_counts(rows), highlight=False)
+
+
+def watch(runs: "Mapping[Run, str]", seconds: float = 5.0) -> None:
+    """The same, anew every few seconds, until no run is queued or running."""
+    rows = status_rows(runs)
+    with Live(console=out, auto_refresh=False) as live:
+        while True:
+            live.update(Group(_statuses(rows), _counts(rows)), refresh=True)
+            if not any(row["state"] in ("queued", "running") for row in rows):
+                return
+            time.sleep(seconds)
+            rows = status_rows(runs)
+
+
+def _statuses(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(box=None, header_style="bold")
     shown = [key for key in ("arm", "seed", "state", "attempts", "top1_error", "error", "name") if key in rows[0]]
     for key in shown:
-        table.add_column(
-            key.replace("top1_error", "top-1 error (%)"), justify="right" if key == "top1_error" else "left"
-        )
-    for entry in rows:
-        table.add_row(
-            *(f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for v in map(entry.get, shown))
-        )
-    out.print(table)
-    counts = {
-        state: sum(entry["state"] == state for entry in rows) for state in dict.fromkeys(e["state"] for e in rows)
-    }
-    out.print(", ".join(f"{number} {state}" for state, number in counts.items()), highlight=False)
+        title = key.replace("top1_error", "top-1 error (%)")
+        table.add_column(title, justify="right" if key == "top1_error" else "left")
+    for entry in sorted(rows, key=lambda row: URGENT.index(row["state"]))[:MOST] if len(rows) > MOST else rows:
+        texts = {key: f"{v:.2f}" if isinstance(v, float) else "" if v is None else str(v) for key, v in entry.items()}
+        texts["state"] += " by other code" if entry["code"] == "other" else ""
+        table.add_row(*(Text(texts[key]) for key in shown))
+    return table
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> str:
+    counts = Counter(entry["state"] for entry in rows)
+    counts["done by other code"] = sum(entry["code"] == "other" for entry in rows)
+    more = f"; {MOST} of {len(rows)} are shown, --json gives all" if len(rows) > MOST else ""
+    return ", ".join(f"{number} {state}" for state, number in counts.items() if number) + more

@@ -26,14 +26,17 @@ def signals_ask(ask: Callable[[str], object]) -> Iterator[Callable[[], None]]:
     def take() -> None:
         for number in SIGNALS:
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield lambda: None
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     take()
     try:
         yield take
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, previous in before.items():
             signal.signal(number, previous)

@@ -1,7 +1,6 @@
 """Studies: arms times seeds, with a name. Two are the paper's; any other is a YAML file or a few lines of Python."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from gamlib.files import write_whole
 from gamlib.lab.config import ConfigError, RunConfig, one_line, unknown_name
+from gamlib.lab.parameters import parse_seeds
 from gamlib.lab.places import runs_root
 from gamlib.lab.provenance import source_hash
 from gamlib.training.datasets import DATASETS, folder_name
@@ -149,6 +149,8 @@ class Plan(BaseModel):
     overrides: dict[str, Any]
     arms: dict[str, list[RunConfig]]
     source: str  # hash of the code that checked it
+    cluster: str = "local"  # where it was submitted to last
+    slurm: dict[str, Any] = {}  # options of its jobs there
 
     @property
     def name(self) -> str:
@@ -160,9 +162,10 @@ class Plan(BaseModel):
         """All runs, seed by seed, so that a study that is stopped half-way has whole seeds."""
         return [configs[index] for index in range(len(self.seeds)) for configs in self.arms.values()]
 
-    def save(self) -> None:
+    def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
         """Remember what was asked for, in `runs/studies/`: a definition, not a state."""
-        write_whole(_plans() / f"{self.name}.json", self.model_dump_json(indent=2))
+        plan = self.model_copy(update={"cluster": cluster, "slurm": slurm or {}})
+        write_whole(_plans() / f"{self.name}.json", plan.model_dump_json(indent=2))
 
     @classmethod
     def load(cls, study: str, dataset: str | None = None) -> Self:
@@ -187,13 +190,13 @@ class Plan(BaseModel):
             return None
         plan = cls._read(_plans() / f"{study.name}-{dataset}.json")
         wanted = (study, dataset, seeds, overrides, source_hash())
-        same = plan is not None and (plan.study, plan.dataset, plan.seeds, plan.overrides, plan.source) == wanted
-        return plan if same else None
+        return plan if plan and (plan.study, plan.dataset, plan.seeds, plan.overrides, plan.source) == wanted else None
 
     @classmethod
     def _read(cls, path: Path) -> Self | None:
         try:
-            content = {key: json.loads(path.read_text())[key] for key in cls.model_fields}
+            content = {"cluster": "local", "slurm": {}, **json.loads(path.read_text())}
+            content = {key: content[key] for key in cls.model_fields}
             arms = {label: [RunConfig.trusted(run) for run in runs] for label, runs in content["arms"].items()}
             return cls.model_construct(**{**content, "study": Study(**content["study"]), "arms": arms})
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
@@ -214,27 +217,6 @@ def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
     except ValueError:
         lacking = set()  # RunConfig refuses the name
     return {key: value for key, value in values.items() if key in own or key not in lacking}
-
-
-def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
-    """Seeds as a list, each once: from numbers, or from a text such as "0-4" or "0,3,7".
-
-    Raises:
-        ConfigError: anything else, or no seed at all.
-    """
-    refused = ConfigError(f"seeds={seeds!r}: allowed: whole numbers from 0, like 0-4 or 0,3,7")
-    found: list[int] = []
-    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str)
-    texts = [str(seed) for seed in seeds] if listed else str(seeds).split(",")  # type: ignore[union-attr]
-    for text in texts:
-        match = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)
-        if not match:
-            raise refused
-        first, last = int(match[1]), int(match[2] or match[1])
-        found += range(first, last + 1)
-    if not found:
-        raise refused
-    return list(dict.fromkeys(found))
 
 
 def _gam(table: int, variant: str = "", **values: Any) -> Arm:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from gamlib import paper
+from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Result, Run
 from gamlib.lab.statistics import mean_interval
 from gamlib.lab.studies import Plan
@@ -83,12 +84,13 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
         return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
     sources = sorted(frame["source"].dropna().unique())
+    present = "" if sources in ([], [source_hash()]) else f", and the present code is {source_hash()}"
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
     made = (
         f"{plan.dataset}, {each('backbone')} at width {each('width')}, {each('epochs')} epochs{overrides}{where}; "
-        f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}."
+        f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}{present}."
     )
     printed = any(_printed(plan, label) is not None for label in plan.arms)
     return " ".join(filter(None, (made, "Paper: full width, ImageNet-1K, one run each." * printed, plan.study.note)))

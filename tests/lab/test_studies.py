@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from gamlib.lab.config import ConfigError, RunConfig
-from gamlib.lab.studies import STUDIES, Plan, Study, find_study, parse_seeds
+from gamlib.lab.parameters import parse_seeds
+from gamlib.lab.studies import STUDIES, Plan, Study, find_study
 
 
 def test_the_studies_share_their_common_runs() -> None:

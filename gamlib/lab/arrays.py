@@ -1,0 +1,119 @@
+"""Submission to SLURM: a study is one job array, and a run has one job, whoever submits it and whatever goes wrong."""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import submitit
+from filelock import FileLock
+
+from gamlib.lab import slurm
+from gamlib.lab.board import Board
+from gamlib.lab.config import ConfigError
+from gamlib.lab.execute import execute
+from gamlib.lab.places import runs_root
+from gamlib.lab.runs import Run, RunStopped
+from gamlib.lab.stops import signals_ask
+
+POLL_SECONDS = 5.0
+FRUITLESS = 5  # attempts without a step before a run fails: SLURM's signal may come a minute early, and so by chance
+
+
+def submit(runs: Sequence[Run], told: Mapping[str, Any], environment: Mapping[str, str]) -> list[Run]:
+    """Submit the runs that no one else has in a queue, and say which ones those were.
+
+    A lock among all who share the folder of runs lets one submit at a time. What a killed submission left in SLURM's
+    queue is cancelled first: its jobs would not find what to run.
+
+    Args:
+        runs: none of them done.
+        told: what submitit's executor is told, see `slurm.options`.
+        environment: variables for the kernels.
+
+    Raises:
+        ConfigError: sbatch refuses; what had been submitted before stays so.
+    """
+    folder = runs_root() / "submitit"
+    folder.mkdir(parents=True, exist_ok=True)
+    submitted: list[Run] = []
+    with FileLock(folder / ".lock"):
+        for record in folder.glob("*.submitting"):
+            slurm.cancel(name=record.stem)
+            record.unlink()
+        known = slurm.statuses(runs)
+        todo = [run for run in runs if known[run].state not in ("queued", "running", "done")]
+        for devices in dict.fromkeys(run.config.devices for run in todo):
+            alike = [run for run in todo if run.config.devices == devices]
+            gpus = {"gpus_per_node": devices} if devices > 1 else {}
+            for first in range(0, len(alike), slurm.max_array_size()):
+                array = alike[first : first + slurm.max_array_size()]
+                _submit(array, {**gpus, **told}, environment)
+                submitted += array
+    return submitted
+
+
+def _submit(array: Sequence[Run], told: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    folder = runs_root() / "submitit"
+    record = folder / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
+    record.touch()  # as long as it is there, jobs of that name may be there of which no run knows
+    executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+    try:
+        executor.update_parameters(name=record.stem, stderr_to_stdout=True, **told)
+        jobs = executor.map_array(train_on_slurm, array, [environment] * len(array))
+    except (NameError, TypeError, ValueError) as error:
+        record.unlink()
+        raise ConfigError(" ".join(str(error).split())) from None
+    except submitit.core.utils.FailedJobError as error:
+        record.unlink()
+        raise ConfigError(f"sbatch refused: {_last(str(error))}") from None
+    for run, job in zip(array, jobs, strict=True):
+        run.queue(job.job_id, "slurm")
+    record.unlink()
+
+
+def _last(text: str) -> str:
+    lines = [line for line in text.strip().splitlines() if line]
+    return lines[-1].removeprefix("sbatch: error: ") if lines else "no reason given"
+
+
+def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
+    """The job of a run on a cluster: told to stop before its time is up, it saves, and has itself queued again.
+
+    SLURM sends SIGUSR2 some time before the limit (`scancel --signal=USR2` does the same). Where it sends SIGTERM, it
+    has decided already what becomes of the job: a preempted one it queues again by itself, a cancelled one not.
+
+    Raises:
+        RunStopped: by another signal, or SLURM would not queue it again.
+        RunFailed: see `execute`.
+    """
+    with signals_ask(run.ask_to_stop):
+        before = run.status()
+        try:
+            execute(run, environment)
+        except RunStopped as stopped:
+            if not str(stopped).startswith("stopped by SIGUSR2"):
+                raise
+            fruitless = before.fruitless + 1 if str(stopped) == before.error else 0
+            if fruitless == FRUITLESS:
+                error = f"{stopped}, {FRUITLESS + 1} times in a row: its time limit is too short"
+                run.write_status(state="failed", error=error)
+                raise
+            run.write_status(state="queued", host="", pid=0, error=str(stopped), fruitless=fruitless)
+            if not slurm.requeue(slurm.job()[1]):
+                run.write_status(state="preempted", error=f"{stopped}; SLURM would not queue it again")
+                raise
+
+
+def watch(runs: Sequence[Run], board: Board) -> None:
+    """Wait until the jobs of some runs have ended, and tell of each."""
+    left, began = list(runs), time.monotonic()
+    while left:
+        time.sleep(POLL_SECONDS)
+        known = slurm.statuses(left)
+        board.tally.running = sum(known[run].state == "running" for run in left)
+        for run, status in known.items():
+            if status.state not in ("queued", "running"):
+                left.remove(run)
+                board.ended(run, time.monotonic() - began, status.error)
+        board.refresh()

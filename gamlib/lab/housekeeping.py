@@ -1,0 +1,58 @@
+"""Runs that are to stop, and files that nobody needs any more."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from gamlib.lab import slurm
+from gamlib.lab.places import runs_root
+from gamlib.lab.runs import Run, Status, all_runs
+
+CANCEL_SECONDS = 60.0
+
+
+def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
+    """Stop what is queued or running, wherever it is, and say what every one of those runs left.
+
+    A run that trains saves its state, where its cluster gives it the time. This waits for that, but not for ever.
+
+    Raises:
+        ConfigError: SLURM cannot be told.
+    """
+    stopped = {run: status for run, status in slurm.statuses(runs).items() if status.state in ("queued", "running")}
+    jobs = {run: status for run, status in stopped.items() if status.cluster == "slurm"}
+    for run in stopped.keys() - jobs.keys():
+        run.ask_to_stop("gamlib cancel")
+    slurm.cancel(status.job_id for status in jobs.values())
+    for run, status in jobs.items():
+        if status.state == "queued":
+            run.write_status(state="preempted", error="cancelled before it began")
+    until = time.monotonic() + CANCEL_SECONDS
+    while True:
+        now = slurm.statuses(stopped)
+        if time.monotonic() > until or all(status.state not in ("queued", "running") for status in now.values()):
+            return now
+        time.sleep(1)
+
+
+def leftovers(checkpoints: bool) -> list[Path]:
+    """Files of submitit's that no job needs and no failed run is explained by; if asked, checkpoints of runs done.
+
+    What is of a run that is done, and of jobs of which no run knows any more.
+    """
+    runs, _ = all_runs()
+    needed = {status.job_id for run in runs if (status := run.status()).state not in ("done", "missing")}
+    folder = runs_root() / "submitit"
+    found = []
+    if folder.is_dir():
+        with FileLock(folder / ".lock"):  # what is just being submitted has no run yet
+            for path in sorted(folder.iterdir()):
+                parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
+                if not path.name.startswith(".") and not {parts[0], "_".join(parts[:2])} & needed:
+                    found.append(path)
+    if checkpoints:
+        done = [run for run in runs if run.result() is not None]
+        found += [path for run in done for path in sorted(run.folder.glob("checkpoint*.*")) if path.is_file()]
+    return found

@@ -1,0 +1,366 @@
+"""What is asked of SLURM and told to it, with commands that only print. A real SLURM is in tests/slurm."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from gamlib.cli import app
+from gamlib.lab import arrays, dispatch, slurm
+from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.runs import Run
+
+Finish = Callable[..., Run]
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Puts shell scripts before everything else on the PATH; each call's arguments are a line of the file it gives."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(slurm, "DEFAULTS", tmp_path / "gamlib.toml")
+    slurm.max_array_size.cache_clear()
+
+    def command(name: str, script: str) -> Path:
+        calls = tmp_path / f"{name}.calls"
+        (folder / name).write_text(f'#!/bin/sh\necho "$@" >> {calls}\n{script}\n')
+        (folder / name).chmod(0o755)
+        return calls
+
+    for name in ("squeue", "sacct", "scancel"):
+        command(name, "")
+    command("scontrol", "echo 'MaxArraySize            = 401'")
+    return command
+
+
+@pytest.fixture
+def sbatch(commands: Callable[[str, str], Path], tmp_path: Path) -> Path:
+    """Gives every submission the next number, from 1."""
+    return commands("sbatch", f'n=$(cat {tmp_path}/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n > {tmp_path}/n\n'
+                              'echo "Submitted batch job $n"')  # fmt: skip
+
+
+def runs(number: int) -> list[Run]:
+    return [Run(RunConfig(seed=seed)) for seed in range(number)]
+
+
+def test_the_command_line_goes_before_the_users_file_and_that_before_the_projects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "ROOT", tmp_path)
+    monkeypatch.setattr(slurm, "DEFAULTS", tmp_path / "gamlib.toml")
+    project = (
+        '[tool.gamlib.slurm]\npartition = "p"\naccount = "p"\nqos = "p"\nslurm = {reservation = "p", comment = "p"}\n'
+    )
+    (tmp_path / "pyproject.toml").write_text(project)
+    (tmp_path / "gamlib.toml").write_text(
+        '[slurm]\naccount = "u"\nqos = "u"\ntimeout = 240\nmem = 8.5\nsetup = "module load x"\n'
+    )
+    told = slurm.options({"qos": "c", "gpus": None}, ["comment=c", "exclusive"])
+    assert told == {
+        "slurm_partition": "p",
+        "slurm_account": "u",
+        "slurm_qos": "c",
+        "timeout_min": 240,
+        "mem_gb": 8.5,
+        "slurm_setup": ["module load x"],
+        "slurm_signal_delay_s": 120,
+        "slurm_additional_parameters": {"requeue": True, "reservation": "p", "comment": "c", "exclusive": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "extra", "message"),
+    [
+        ({"gpus": -1}, [], "gpus=-1: allowed: a whole number from 0"),
+        ({"cpus": 0}, [], "cpus=0: allowed: a whole number from 1"),
+        ({"cpus": True}, [], "cpus=True: allowed: a whole number from 1"),
+        ({"timeout": 1.5}, [], "timeout=1.5: allowed: a whole number from 1"),
+        ({"array_parallelism": 0}, [], "array_parallelism=0: allowed: a whole number from 1"),
+        ({"mem": 0.0}, [], "mem=0.0: allowed: a number above 0"),
+        ({"mem": float("inf")}, [], "mem=inf: allowed: a number above 0"),
+        ({"memory": 8}, [], "slurm.memory: allowed: partition"),
+        ({}, ["=3"], "slurm='=3': allowed: key=value"),
+    ],
+)  # fmt: skip
+def test_impossible_options_are_refused(given: dict[str, Any], extra: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        slurm.options(given, extra)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])
+def test_a_file_of_defaults_that_is_wrong_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "DEFAULTS", tmp_path / "gamlib.toml")
+    (tmp_path / "gamlib.toml").write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        slurm.options({})
+    assert str(tmp_path / "gamlib.toml") in str(refused.value)
+
+
+def test_what_a_node_takes_down_goes_on_unless_that_is_not_wanted() -> None:
+    assert slurm.options({})["slurm_additional_parameters"] == {"requeue": True}
+    assert slurm.options({}, ["no-requeue"])["slurm_additional_parameters"] == {"no-requeue": True}
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (14 * 24 * 60, 120)])
+def test_a_run_is_told_to_stop_in_time_and_not_much_earlier(minutes: int, seconds: int) -> None:
+    assert slurm.options({"timeout": minutes})["slurm_signal_delay_s"] == seconds
+
+
+def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Callable[[str, str], Path]) -> None:
+    commands("squeue", "printf '7_0 RUNNING\\n7_1 PENDING\\n9 RUNNING\\n'")
+    asked = commands("sacct", "printf '7_0|FAILED\\n7_2|CANCELLED by 1000\\n8|TIMEOUT\\n'")
+    assert slurm.states({"7_0", "7_1", "7_2", "8", "6"}) == {
+        "7_0": "RUNNING",
+        "7_1": "PENDING",
+        "7_2": "CANCELLED",
+        "8": "TIMEOUT",
+    }
+    assert "6,7,8" in asked.read_text()
+
+
+def test_a_slurm_that_does_not_answer_leaves_the_folders_word(commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    commands("squeue", "exit 1")
+    assert slurm.states({"7"}) is None
+    assert slurm.statuses([run])[run].state == "queued"
+
+
+@pytest.mark.parametrize("state", sorted(slurm.ENDED - {"COMPLETED"}))
+@pytest.mark.parametrize("said", ["queued", "running"])
+def test_every_end_of_slurms_is_told_with_the_last_line_of_the_log(
+    state: str, said: str, commands: Callable[[str, str], Path]
+) -> None:
+    (run,) = runs(1)
+    run.queue("7_0", "slurm")
+    if said == "running":
+        run.write_status(state="running", host="elsewhere", pid=1)
+    commands("sacct", f"echo '7_0|{state}'")
+    assert slurm.statuses([run])[run].error == f"{state}: its job left no word"
+    slurm.log_of("7_0").parent.mkdir(parents=True)
+    slurm.log_of("7_0").write_text("first\nslurmstepd: error: what SLURM says\n\n")
+    status = slurm.statuses([run])[run]
+    assert (status.state, status.error) == ("failed", f"{state}: slurmstepd: error: what SLURM says")
+
+
+def test_what_was_killed_for_its_memory_says_so(commands: Callable[[str, str], Path]) -> None:
+    """Without cgroups SLURM calls it FAILED, and the last line says no more than that it was killed."""
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    commands("sacct", "echo '7|FAILED'")
+    slurm.log_of("7").parent.mkdir(parents=True)
+    slurm.log_of("7").write_text("x\nslurmstepd: error: Exceeded job memory limit\nsrun: error: n0: task 0: Killed\n")
+    assert slurm.statuses([run])[run].error == "FAILED: slurmstepd: error: Exceeded job memory limit"
+
+
+@pytest.mark.parametrize(
+    ("said", "known", "state", "error"),
+    [
+        ("queued", "PENDING", "queued", ""),
+        ("queued", None, "lost", "SLURM does not know its job 7 any more"),
+        ("queued", "RUNNING", "queued", ""),
+        ("running", "RUNNING", "running", ""),
+        ("running", "PENDING", "queued", ""),
+        ("running", None, "running", ""),
+        ("running", "COMPLETED", "failed", "COMPLETED: its job left no word"),
+        ("preempted", "PENDING", "queued", ""),
+        ("preempted", "COMPLETING", "running", "why"),
+        ("preempted", "CANCELLED", "preempted", "CANCELLED: why"),
+        ("failed", "FAILED", "failed", "why"),
+        ("failed", "OUT_OF_MEMORY", "failed", "OUT_OF_MEMORY: why"),
+        ("failed", None, "failed", "why"),
+    ],
+)  # fmt: skip
+def test_the_folder_speaks_first_and_slurm_where_it_knows_better(
+    said: str, known: str | None, state: str, error: str, commands: Callable[[str, str], Path]
+) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    why = "why" if said in ("failed", "preempted") else ""
+    run.write_status(state=said, host="elsewhere", pid=1, error=why)
+    commands("squeue", f"echo '7 {known}'" if known else "")
+    status = slurm.statuses([run])[run]
+    assert (status.state, status.error) == (state, error)
+
+
+def test_a_job_that_is_gone_with_an_old_heartbeat_is_lost(commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    run.write_status(state="running", host="elsewhere", pid=1)
+    text = (run.folder / "status.json").read_text()
+    stamp = run.status().heartbeat
+    (run.folder / "status.json").write_text(text.replace(stamp, "2026-01-01T00:00:00+00:00"))
+    assert slurm.statuses([run])[run].state == "lost"
+    commands("squeue", "echo '7 RUNNING'")
+    assert slurm.statuses([run])[run].state == "running", "SLURM knows that it runs: the file system may be slow"
+
+
+def test_runs_done_before_are_none_of_slurms_business(finish: Finish, commands: Callable[[str, str], Path]) -> None:
+    run = finish(RunConfig(), 5.0)
+    run.write_status(cluster="slurm", job_id="7")
+    commands("squeue", "echo '7 PENDING'")
+    assert slurm.statuses([run])[run].state == "done"
+
+
+def test_a_study_is_one_array_split_where_slurm_wants_it(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
+    commands("scontrol", "echo 'MaxArraySize            = 4'")
+    todo = runs(7)
+    submitted = arrays.submit(todo, slurm.options({"array_parallelism": 2}), {})
+    assert submitted == todo
+    assert [run.status().job_id for run in todo] == ["1_0", "1_1", "1_2", "2_0", "2_1", "2_2", "3"]
+    assert {run.status().state for run in todo} == {"queued"}
+    assert not list((todo[0].folder.parents[1] / "submitit").glob("*.submitting"))
+
+
+def test_who_is_in_the_queue_is_not_submitted_again(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
+    todo = runs(3)
+    arrays.submit(todo[:2], slurm.options({}), {})
+    commands("squeue", "printf '1_0 PENDING\\n1_1 RUNNING\\n'")
+    assert arrays.submit(todo, slurm.options({}), {}) == todo[2:]
+    assert len(sbatch.read_text().splitlines()) == 2
+
+
+def test_a_refusal_leaves_nothing_and_says_why(commands: Callable[[str, str], Path]) -> None:
+    commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2; exit 1")
+    with pytest.raises(ConfigError, match="sbatch refused: Batch job submission failed: Invalid qos specification"):
+        arrays.submit(runs(2), slurm.options({"qos": "gold"}), {})
+    assert [run.status().state for run in runs(2)] == ["missing", "missing"]
+    assert not list((runs(1)[0].folder.parents[1] / "submitit").glob("*.submitting"))
+
+
+def test_jobs_of_a_submission_that_was_killed_are_cancelled_by_the_next(
+    sbatch: Path, commands: Callable[[str, str], Path]
+) -> None:
+    told = commands("scancel", "")
+    folder = runs(1)[0].folder.parents[1] / "submitit"
+    folder.mkdir(parents=True)
+    (folder / "gamlib-0123456789ab.submitting").touch()
+    arrays.submit(runs(1), slurm.options({}), {})
+    assert "--name gamlib-0123456789ab" in told.read_text()
+    assert not list(folder.glob("*.submitting"))
+
+
+def test_runs_on_several_devices_ask_for_as_many_gpus(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
+    several = Run(RunConfig(devices=4, batch_size=32))
+    arrays.submit([*runs(1), several], slurm.options({}), {})
+    texts = [path.read_text() for path in (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")]
+    assert sorted("--gpus-per-node=4" in text for text in texts) == [False, True]
+
+
+def test_retry_takes_the_options_of_the_submission_but_for_those_given(
+    sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    def gamlib(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, list(arguments))
+        return result.exit_code, result.output
+
+    study = tmp_path / "two.yaml"
+    study.write_text("arms:\n  plain: {attention: none}\n  gam: {}\n")
+    options = ("--cluster", "slurm", "--partition", "gpu", "--mem", "8", "--no-wait")
+    assert gamlib("study", str(study), "--seeds", "0", *options)[0] == 0
+    both = [Run(RunConfig(attention="none")), Run(RunConfig())]
+    commands("squeue", "printf '1_0 PENDING\\n'")
+    commands("sacct", "printf '1_1|OUT_OF_MEMORY\\n'")
+    code, output = gamlib("status", "two")
+    assert code == 0 and "OUT_OF_MEMORY" in output and "1 queued, 1 failed" in output, output
+    code, output = gamlib("retry", "two", "--mem", "16", "--no-wait")
+    assert code == 0 and "1 runs submitted" in output, output
+    assert [run.status().job_id for run in both] == ["1_0", "2"]
+    texts = [path.read_text() for path in (both[0].folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")]
+    assert sorted("--mem=16GB" in text for text in texts) == [False, True]
+    assert all("--partition=gpu" in text and "--requeue" in text for text in texts)
+    commands("squeue", "printf '1_0 PENDING\\n2 PENDING\\n'")
+    assert "nothing to retry" in gamlib("retry", "two")[1]
+    told = commands("scancel", "")
+    commands("squeue", "")
+    commands("sacct", "printf '1_0|CANCELLED\\n2|CANCELLED\\n'")
+    assert "nothing is queued or running" in gamlib("cancel", "two")[1]
+    assert not told.exists()
+
+
+def test_cancel_says_what_it_left(
+    sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = runs(1)
+    arrays.submit([run], slurm.options({}), {})
+    commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '1 PENDING'")
+    commands("sacct", "echo '1|CANCELLED'")
+    from gamlib.lab import housekeeping
+
+    left = housekeeping.cancel([run])
+    assert (left[run].state, left[run].error) == ("preempted", "CANCELLED: cancelled before it began")
+    assert (tmp_path / "scancel.calls").read_text() == "--quiet 1\n"
+
+
+def test_a_cluster_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="there is no sbatch on the PATH of this machine"):
+        dispatch.dispatch([RunConfig()], "slurm")
+    assert not (places / "runs").exists()
+
+
+def test_leftovers_are_those_of_runs_that_are_done(finish: Finish, places: Path) -> None:
+    from gamlib.lab.housekeeping import leftovers
+
+    done, failed = finish(RunConfig(seed=0), 5.0), Run(RunConfig(seed=1))
+    done.write_status(state="done", cluster="slurm", job_id="7_0")
+    failed.queue("7_1", "slurm")
+    failed.write_status(state="failed", error="why")
+    folder = places / "runs" / "submitit"
+    folder.mkdir()
+    names = {
+        "7_0_submitted.pkl",
+        "7_0_0_log.out",
+        "7_0_0_result.pkl",
+        "7_1_submitted.pkl",
+        "7_1_0_log.out",
+        "5_submitted.pkl",
+    }
+    for name in [*names, ".lock"]:
+        (folder / name).touch()
+    for run in (done, failed):
+        (run.folder / "checkpoint.pt").touch()
+    assert {path.name for path in leftovers(checkpoints=False)} == {n for n in names if not n.startswith("7_1")}
+    assert {path for path in leftovers(checkpoints=True) if path.suffix == ".pt"} == {done.folder / "checkpoint.pt"}
+    shown = CliRunner().invoke(app, ["gc"]).output
+    assert "7_0_submitted.pkl" in shown and "4 files, 0.0 MiB would be removed with --yes" in shown
+    assert (folder / "5_submitted.pkl").exists()
+    assert "4 files, 0.0 MiB removed" in CliRunner().invoke(app, ["gc", "--yes"]).output
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "7_1_0_log.out", "7_1_submitted.pkl"]
+    assert "nothing to remove" in CliRunner().invoke(app, ["gc"]).output
+    assert (done.folder / "checkpoint.pt").exists()
+
+
+def test_results_of_other_code_are_told_and_done_again_if_asked(
+    finish: Finish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finish(RunConfig(), 5.0)
+    assert run.stale(), "the fixture's source is none of this code's"
+    assert "done by other code" in CliRunner().invoke(app, ["status"]).output
+
+    def executed(again: Run, _: Any) -> None:
+        assert again.result() is None and again.status().state == "missing"
+        assert (again.folder / "before-0123456789abcdef" / "result.json").exists()
+        finish(again.config, 4.0)
+
+    monkeypatch.setattr(dispatch, "execute", executed)
+    assert dispatch.dispatch([run.config], "debug").failed == {}
+    assert run.result().top1_error == 5.0  # type: ignore[union-attr]
+    tally = dispatch.dispatch([run.config], "debug", rerun_stale=True)
+    assert tally.failed == {} and run.result().top1_error == 4.0  # type: ignore[union-attr]
+
+
+def test_watch_ends_when_all_have_ended(finish: Finish) -> None:
+    finish(RunConfig(), 5.0)
+    began = time.monotonic()
+    output = CliRunner().invoke(app, ["status", "--watch"]).output
+    assert "1 done" in output and time.monotonic() - began < 60
