@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-faults bench lint lab lock
+.PHONY: help env study test test-faults test-slurm bench lint lab lock
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -31,6 +31,10 @@ test: env ## lint, types and all tests
 
 test-faults: env ## 25 runs killed at random moments, and a full disk: all go on bit by bit
 	@GAM_KILLS=25 $(BIN)/pytest tests/faults
+
+test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the faults they survive; as root, on Debian
+	@$(BIN)/python tests/slurm/cluster.py install || true
+	@GAM_SLURM=1 $(BIN)/pytest tests/slurm
 
 bench: env ## images/s and memory of a training step, against a plain loop
 	@$(BIN)/python benchmarks/training.py

@@ -19,6 +19,22 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+_survived: list[str] = []
+
+
+@pytest.fixture
+def survives() -> Callable[[str], None]:
+    """Called at the end of a test with the fault that it was about; the last line of all counts them."""
+    return _survived.append
+
+
+def pytest_unconfigure() -> None:
+    for fault in _survived:
+        print(f"survived: {fault}")
+    if _survived:
+        print(f"{len(_survived)} faults survived")
+
+
 @pytest.fixture
 def finish() -> Callable[..., Run]:
     """Leave the files of a finished run without training it: the machinery's tests need outcomes, not networks."""
