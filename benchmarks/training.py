@@ -20,10 +20,8 @@ ran, from which CUDA graphs hide a part. `input` is the time to get a batch from
 """
 
 import copy
-import platform
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -32,18 +30,18 @@ from typing import Annotated, Any
 import plain_loop
 import torch
 import typer
+from about import about
 from timing import CLASSES, Given, Outcome, Work, measure, random_images, variants
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from gamlib import build_model
-from gamlib.cli import speaks_plainly
 from gamlib.files import write_whole
 from gamlib.lab.config import ConfigError
 from gamlib.lab.places import cores
-from gamlib.lab.provenance import provenance
 from gamlib.lab.runs import RunFailed
 from gamlib.lab.screen import err, out, print_frame
+from gamlib.options import speaks_plainly
 from gamlib.training import loop
 from gamlib.training.batches import FromMemory
 from gamlib.training.recipes import RECIPES
@@ -139,7 +137,9 @@ def _variants(work: Work, chosen: Sequence[str]) -> list[str]:
 
 def _measure(plan: dict[Work, list[str]], file: Path | None) -> None:
     rows: list[dict[str, Any]] = []
-    about = _about(next(iter(plan)))
+    work = next(iter(plan))
+    gpu = torch.cuda.get_device_name() if work.device == "cuda" else ""
+    machine = about(work.device, work.threads) | {"gpu": gpu}
     if file:
         write_whole(file, "")  # a place that cannot be written to is known at once
     turns = sum(len(names) * (1 + work.repetitions) for work, names in plan.items())
@@ -147,7 +147,7 @@ def _measure(plan: dict[Work, list[str]], file: Path | None) -> None:
         with tqdm(total=turns, unit="turn", desc="measuring") as bar:
             for work, names in plan.items():
                 outcome = measure(work, names, partial(_tell, bar, work))
-                new = [vars(work) | _row(work, name, outcome) | about for name in names]
+                new = [vars(work) | _row(work, name, outcome) | machine for name in names]
                 rows += new
                 if file:
                     write_whole(file, _frame(rows).to_csv(index=False))
@@ -157,7 +157,7 @@ def _measure(plan: dict[Work, list[str]], file: Path | None) -> None:
         raise KeyboardInterrupt("stopped; the tables above are whole") from None
     out.print(
         f"random images; medians of {work.repetitions} turns of {work.steps} steps; spread: least and largest ratio; "
-        f"{about['gpu'] or about['cpu']}, {work.threads} threads, {about['date']}, commit {about['commit']}",
+        f"{machine['gpu'] or machine['cpu']}, {work.threads} threads, {machine['date']}, commit {machine['commit']}",
         markup=False,
         highlight=False,
     )
@@ -168,17 +168,6 @@ def _measure(plan: dict[Work, list[str]], file: Path | None) -> None:
 def _tell(bar: "tqdm[Any]", work: Work, variant: str) -> None:
     bar.set_postfix_str(f"{work.network} {work.attention} {variant}")
     bar.update()
-
-
-def _about(work: Work) -> dict[str, Any]:
-    """The machine, the day, the code: columns of every row."""
-    source, cpuinfo = provenance(work.device, work.threads), Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    commit = source["commit"] and source["commit"][:7] + ("" if source["clean"] else "+changes")
-    about = {"cpu": models[0] if models else platform.machine(), "cores": source["cores"], "commit": commit}
-    about |= {"gpu": torch.cuda.get_device_name() if work.device == "cuda" else "", "source": source["source"]}
-    return about | {"date": date.today().isoformat()} | source["versions"]
 
 
 def _row(work: Work, name: str, outcome: Outcome) -> dict[str, Any]:

@@ -87,3 +87,13 @@ def test_bad_options_are_refused_in_one_line(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+@pytest.mark.slow
+def test_dispatch_is_measured() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "dispatch.py"), "--no-slurm", "--folders", "4"]
+    done = subprocess.run([*command, "--repetitions", "1"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for what in ("status, all runs there are", "report"):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(what))
+        assert int(line.split()[-4]) == 4 and float(line.split()[-3]) > 0
