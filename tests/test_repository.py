@@ -25,6 +25,7 @@ FLOORS = [
     "readings",
     "training",
     "lab",
+    "options",
     "cli",
 ]
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
