@@ -191,9 +191,9 @@ def reading(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> str:
             tests = f"p corrected by Holm for {tested} comparisons" if tested > 1 else "p"
             sentences.append(
                 f"Better or worse is what the t-test paired by seed calls so, {tests} below {ALPHA}. Intervals are by "
-                "Student's t, each by itself; what seeds could have shown is the smallest difference that one such test "
-                f"finds in {100 * POWER:.0f} % of studies, if their spread is the one seen here. All of it is about "
-                "chance in the initial weights and in the order of the images, not in the choice of test images."
+                "Student's t, each by itself; what seeds could have shown is the smallest difference that one such "
+                f"test finds in {100 * POWER:.0f} % of studies, if their spread is the one seen here. All of it is "
+                "about chance in the initial weights and in the order of the images, not in the choice of test images."
             )
     return " ".join(sentences)
 
