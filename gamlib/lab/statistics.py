@@ -117,11 +117,10 @@ class Comparison:
             text += f"{self.mean:+.2f} points"
         if self.seeds > 1:
             low, high = self.interval
-            corrected = "" if self.corrected == self.p else f", corrected {_p(self.corrected)}"
-            text += f" (95 % interval {low:+.2f} to {high:+.2f}, {_p(self.p)}{corrected})"
+            text += f" (95 % interval {low:+.2f} to {high:+.2f}, {_p(self.p)}, corrected {_p(self.corrected)})"
         text += f"{', ' * bool(self.seeds)}{self.verdict}"
         if self.verdict.startswith("not told apart") and not math.isnan(self.smallest):
-            text += f", which could have shown {self.smallest:.2f} points"
+            text += f", which uncorrected could have shown {self.smallest:.2f} points"
         return text
 
 
@@ -191,9 +190,10 @@ def reading(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> str:
             tests = f"p corrected by Holm for {tested} comparisons" if tested > 1 else "p"
             sentences.append(
                 f"Better or worse is what the t-test paired by seed calls so, {tests} below {ALPHA}. Intervals are by "
-                "Student's t, each by itself; what seeds could have shown is the smallest difference that one such "
-                f"test finds in {100 * POWER:.0f} % of studies, if their spread is the one seen here. All of it is "
-                "about chance in the initial weights and in the order of the images, not in the choice of test images."
+                "Student's t, each by itself; what seeds uncorrected could have shown is the smallest difference that "
+                f"one such test alone finds in {100 * POWER:.0f} % of studies, if their spread is the one seen here. "
+                "All of it is about chance in the initial weights and in the order of the images, not in the choice "
+                "of test images."
             )
     return " ".join(sentences)
 
