@@ -213,6 +213,21 @@ def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path
     wait_for(lambda: not kernels(), 15)
 
 
+def test_a_cancelled_study_says_what_it_left_and_ends(tmp_path: Path) -> None:
+    study = tmp_path / "two.yaml"
+    study.write_text("arms:\n  long: {epochs: 100000}\n  never: {epochs: 100001}\n")
+    process = start("study", str(study), "--seeds", "0", "--workers", "1", *SMALL[2:])
+    wait_for(lambda: not endless().metrics().empty)
+    code, told = finished(start("cancel", "two"))
+    assert code == 0 and "2 runs stopped" in told, told
+    assert "preempted, stopped by gamlib cancel in epoch " in told
+    assert "preempted, stopped by gamlib cancel before it began" in told
+    code, output = finished(process)
+    assert code == 1, output
+    assert (endless().folder / "checkpoint.pt").exists() and not kernels()
+    assert "nothing is queued or running" in finished(start("cancel", "two"))[1]
+
+
 def test_a_second_command_leaves_a_running_run_alone(places: Path) -> None:
     """It queues the same runs and is stopped; the first's run is still the first's."""
     first = start("run", *ENDLESS)
