@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from gamlib.backbones import build_model
+from gamlib.lab.by_image import write_predictions
 from gamlib.lab.places import share_of_cores
 from gamlib.lab.provenance import provenance
 from gamlib.lab.runs import BATCH, JOB, Result, Run, RunFailed, RunStopped
@@ -20,13 +21,14 @@ from gamlib.training import data, loop
 from gamlib.training.batches import Batches, FromFiles, FromMemory, sizes
 from gamlib.training.checkpoint import Checkpoints
 from gamlib.training.parallel import Group, join, launch
+from gamlib.training.predictions import predict
 
 MINUTES = "GAM_CHECKPOINT_MINUTES"  # between two checkpoints within an epoch
 DEFAULT_MINUTES = 10.0
 
 
 def train(run: Run) -> Run:
-    """Train a run's network unless that is done, and leave `metrics.jsonl` and `result.json` in its folder.
+    """Train a run's network unless that is done, and leave `metrics.jsonl`, `predictions.npz` and `result.json`.
 
     It goes on from the run's last checkpoint. SIGTERM, SIGUSR2, Ctrl-C and a request in the run's folder save the state
     after the present step and end it. In a terminal or in Jupyter a bar shows the progress; under papermill each epoch
@@ -137,7 +139,9 @@ def _fit(
                 on_epoch(metrics)
     except loop.Stopped as stopped:
         return str(stopped)
+    predicted, label = predict(model, batches, group, config.amp)
     if first:
+        write_predictions(run.folder, predicted.numpy(), label.numpy())
         result = Result(
             signature=run.signature,
             parameters=sum(parameter.numel() for parameter in model.parameters()),

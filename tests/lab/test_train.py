@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gamlib.lab.by_image import correct
 from gamlib.lab.config import RunConfig
 from gamlib.lab.runs import Run, RunFailed, RunStopped
 from gamlib.lab.train import train
@@ -64,6 +65,15 @@ def test_a_stop_saves_the_state_and_the_same_call_goes_on_bit_by_bit(
     assert run.status().state == "done" and run.status().attempts == 2
     assert_same(run, undisturbed)
     assert not (run.folder / "checkpoint.previous.pt").exists()
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_predictions_are_those_that_the_error_counts(amp: bool) -> None:
+    run = run_of(epochs=1, amp=amp)
+    train(run)
+    right, result = correct(run), run.result()
+    assert right is not None and result is not None
+    assert len(right) == 898 and 100 * (1 - right.mean()) == pytest.approx(result.top1_error)
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gamlib.lab.by_image import by_image, correct, write_predictions
+from gamlib.lab.config import RunConfig
+from gamlib.lab.runs import Run
+from gamlib.lab.studies import Plan, Study
+
+Finish = Callable[..., Run]
+LABEL = np.arange(40) % 4
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Study(name="two", arms={"plain": {"attention": "none"}, "gam": {}}).plan(seeds="0-1")
+
+
+def leave(run: Run, wrong: list[int], label: "np.ndarray[tuple[int], np.dtype[np.int64]]" = LABEL) -> None:
+    predicted = label.copy()
+    predicted[wrong] += 1
+    write_predictions(run.folder, predicted, label)
+
+
+def test_each_seed_is_compared_on_its_images(plan: Plan, finish: Finish) -> None:
+    for label, wrong in (("plain", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), ("gam", [9, 10])):
+        leave(finish(plan.arms[label][0], 5.0), wrong)
+    table = by_image(plan)
+    (row,) = table.to_dict("records")
+    p = row.pop("p")
+    assert row == {"arm": "gam", "reference": "plain", "seed": 0, "images": 40, "only_arm": 9, "only_reference": 1}
+    assert p == pytest.approx(2 * (1 + 10) / 2**10)
+
+
+def test_what_cannot_be_compared_is_left_out(plan: Plan, finish: Finish) -> None:
+    runs = {label: [Run(config) for config in configs] for label, configs in plan.arms.items()}
+    finish(runs["plain"][0].config, 5.0)
+    leave(runs["plain"][0], [1])
+    assert by_image(plan).empty, "the other is not done"
+    finish(runs["gam"][0].config, 5.0)
+    assert by_image(plan).empty, "the other has left no predictions"
+    leave(runs["gam"][0], [1], LABEL[:20])
+    assert by_image(plan).empty, "other images"
+    leave(runs["gam"][0], [1])
+    assert len(by_image(plan)) == 1
+    file = runs["gam"][0].folder / "predictions.npz"
+    file.write_bytes(file.read_bytes()[:50])
+    assert correct(runs["gam"][0]) is None and by_image(plan).empty
+
+
+@pytest.mark.parametrize(("classes", "size"), [(10, 1), (1000, 2)])
+def test_predictions_are_compact_and_whole(classes: int, size: int, tmp_path: Path) -> None:
+    label = np.arange(5000) % classes
+    predicted = (label + (np.arange(5000) % 7 == 0)) % classes
+    run = Run(RunConfig())
+    run.folder.mkdir(parents=True)
+    write_predictions(run.folder, predicted, label)
+    with np.load(run.folder / "predictions.npz") as arrays:
+        assert arrays["predicted"].dtype.itemsize == size
+        assert (arrays["predicted"] == predicted).all() and (arrays["label"] == label).all()
+    right = correct(run)
+    assert right is not None and (right == (np.arange(5000) % 7 != 0)).all()
