@@ -34,7 +34,7 @@ test-faults: env ## 25 runs killed at random moments, and a full disk: all go on
 
 test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the faults they survive; as root, on Debian
 	@$(BIN)/python tests/slurm/cluster.py install || true
-	@GAM_SLURM=1 $(BIN)/pytest tests/slurm
+	@GAM_SLURM=1 $(BIN)/pytest -n 2 --dist worksteal -rs tests/slurm
 
 bench: env ## images/s and memory of a training step, against a plain loop
 	@$(BIN)/python benchmarks/training.py

@@ -19,20 +19,19 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-_survived: list[str] = []
-
-
 @pytest.fixture
-def survives() -> Callable[[str], None]:
+def survives(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Called at the end of a test with the fault that it was about; the last line of all counts them."""
-    return _survived.append
+    return lambda fault: request.node.user_properties.append(("survived", fault))
 
 
-def pytest_unconfigure() -> None:
-    for fault in _survived:
-        print(f"survived: {fault}")
-    if _survived:
-        print(f"{len(_survived)} faults survived")
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = [report for report in terminalreporter.getreports("passed") if report.when == "call"]
+    faults = [value for report in passed for key, value in report.user_properties if key == "survived"]
+    for fault in faults:
+        terminalreporter.write_line(f"survived: {fault}")
+    if faults:
+        terminalreporter.write_line(f"{len(faults)} faults survived")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import submitit
@@ -17,6 +18,7 @@ from gamlib.lab.runs import Run, RunStopped
 from gamlib.lab.stops import signals_ask
 
 POLL_SECONDS = 5.0
+FILES_AT_ONCE = 16
 FRUITLESS = 5  # attempts without a step before a run fails: SLURM's signal may come a minute early, and so by chance
 
 
@@ -67,8 +69,8 @@ def _submit(array: Sequence[Run], told: Mapping[str, Any], environment: Mapping[
     except submitit.core.utils.FailedJobError as error:
         record.unlink()
         raise ConfigError(f"sbatch refused: {_last(str(error))}") from None
-    for run, job in zip(array, jobs, strict=True):
-        run.queue(job.job_id, "slurm")
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # each write waits for the disk
+        list(pool.map(Run.queue, array, [job.job_id for job in jobs], ["slurm"] * len(array)))
     record.unlink()
 
 

@@ -5,8 +5,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
-
 from gamlib.files import write_whole
 from gamlib.lab.execute import execute_notebook
 from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root
@@ -121,6 +119,8 @@ def _noted(executed: Path) -> str | None:
 
 
 def _note(executed: Path, fingerprint: str) -> None:
+    import nbformat  # late: a second, and a study without a notebook needs none
+
     notebook = nbformat.read(executed, as_version=4)
     notebook.metadata["gamlib_report"] = fingerprint
     write_whole(executed, nbformat.writes(notebook))

@@ -110,7 +110,7 @@ class Run:
         import pandas as pd  # late: a job that only watches a kernel has no need of it
 
         path = self.folder / "metrics.jsonl"
-        return pd.read_json(path, lines=True) if path.exists() else pd.DataFrame()
+        return pd.DataFrame(map(json.loads, path.read_text().splitlines() if path.exists() else ()))
 
     def status(self) -> Status:
         """What `status.json` says, corrected by what is known better.

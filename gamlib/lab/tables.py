@@ -1,6 +1,7 @@
 """Tables: the runs of a study as a frame, and the summary that goes into a paper, beside what the paper prints."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -90,10 +91,21 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
     made = (
         f"{plan.dataset}, {each('backbone')} at width {each('width')}, {each('epochs')} epochs{overrides}{where}; "
-        f"errors in percent, mean ± 95 % interval over seeds {', '.join(map(str, plan.seeds))}; gamlib {code}{present}."
+        f"errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}; gamlib {code}{present}."
     )
     printed = any(_printed(plan, label) is not None for label in plan.arms)
     return " ".join(filter(None, (made, "Paper: full width, ImageNet-1K, one run each." * printed, plan.study.note)))
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """0, 1, 2 and 5 as "0–2, 5"; one or two in a row are named."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def label(plan: Plan, frame: pd.DataFrame) -> str:

@@ -126,7 +126,7 @@ def test_a_time_limit_three_times_over(
     cluster: Cluster, places: Path, monkeypatch: pytest.MonkeyPatch, survives: Survives
 ) -> None:
     """SLURM's own signal, some seconds before a limit of a minute; the same job, again and again."""
-    values = LONG | {"epochs": 700}
+    values = LONG | {"epochs": 500}
     run = submit(values, timeout=1)
     with monkeypatch.context() as patch:
         patch.setenv("GAM_RUNS", str(places / "undisturbed"))
@@ -197,8 +197,7 @@ def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFram
     run = submit(LONG, slurm=["no-requeue", "nodelist=n1"])
     trains(run)
     cluster.kill("slurmd-n1")
-    steps = [process for process in psutil.process_iter(["name"]) if process.info["name"] == "slurmstepd"]
-    for process in [*steps, psutil.Process(run.status().pid), *kernels()]:  # with all that ran on it
+    for process in [*steps(cluster), psutil.Process(run.status().pid), *kernels()]:  # with all that ran on it
         process.kill()
     wait_for(lambda: "down" in cluster.run("sinfo", "-h", "-n", "n1", "-o", "%T").stdout, 120)
     wait_for(lambda: now(run).error.startswith("NODE_FAIL: "), 60)
@@ -208,17 +207,26 @@ def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFram
     survives("a node that dies")
 
 
-def kernels() -> list[psutil.Process]:
-    """The kernels of this test: those whose runs lie in its folder."""
+def processes(word: str, variable: str, value: str) -> list[psutil.Process]:
+    """Those with a word in their command line and a value in their environment."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:
-            ours = "ipykernel_launcher" in (process.info["cmdline"] or [])
-            if ours and process.environ().get("GAM_RUNS") == os.environ["GAM_RUNS"]:
+            if any(word in part for part in process.info["cmdline"] or []) and process.environ().get(variable) == value:
                 found.append(process)
         except psutil.Error:
             continue
     return found
+
+
+def kernels() -> list[psutil.Process]:
+    """The kernels of this test: those whose runs lie in its folder."""
+    return processes("ipykernel_launcher", "GAM_RUNS", os.environ["GAM_RUNS"])
+
+
+def steps(cluster: Cluster) -> list[psutil.Process]:
+    """SLURM's own processes around the jobs of this cluster."""
+    return processes("slurmstepd", "SLURM_CONF", cluster.environment["SLURM_CONF"])
 
 
 def test_a_killed_kernel_is_a_failure_with_its_reason(survives: Survives) -> None:
