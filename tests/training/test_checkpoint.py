@@ -72,7 +72,7 @@ def test_what_cannot_be_read_now_is_neither_damaged_nor_left_out(
         raise OSError(116, "Stale file handle")
 
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="cannot be read: Stale file handle"):
-        patch.setattr(checkpoint, "_read", away)
+        patch.setattr(checkpoint, "read", away)
         Checkpoints(tmp_path, IDENTITY).load()
     found = Checkpoints(tmp_path, IDENTITY).load()
     assert found is not None and found["epoch"] == 3
@@ -83,7 +83,7 @@ def test_a_damaged_one_that_another_process_has_put_aside_is_passed_over(
 ) -> None:
     Checkpoints(tmp_path, IDENTITY).save(state(0))
     Checkpoints(tmp_path, IDENTITY).save(state(1))
-    read = checkpoint._read
+    read = checkpoint.read
 
     def beaten(path: Path) -> dict[str, Any]:
         if path.name == "checkpoint.pt":
@@ -91,7 +91,7 @@ def test_a_damaged_one_that_another_process_has_put_aside_is_passed_over(
             raise ValueError("cut")
         return read(path)
 
-    monkeypatch.setattr(checkpoint, "_read", beaten)
+    monkeypatch.setattr(checkpoint, "read", beaten)
     found = Checkpoints(tmp_path, IDENTITY).load()
     assert found is not None and found["epoch"] == 0
 
