@@ -22,26 +22,28 @@ class Explorer(widgets.VBox):
 
     Args:
         dataset: whose finished runs can be chosen.
-        image: index of the test image to begin with.
+        image: index of the test image, or the path of the file, to begin with.
 
     Raises:
         RunFailed: none of its runs with attention is done.
     """
 
-    def __init__(self, dataset: str = "digits", image: int = 0) -> None:
+    def __init__(self, dataset: str = "digits", image: int | str = 0) -> None:
         runs = maps.finished(dataset)
         if not runs:
             raise RunFailed(
                 f"no run with attention on {dataset} is done and has its weights: `gamlib study` makes some"
             )
         wide = widgets.Layout(width="98%")
-        self.run = widgets.Dropdown(options=[(run.folder.name, run) for run in runs], description="Run", layout=wide)
+        whole = next((run for run in runs if run.config.submodules == "ch+sp"), runs[0])
+        named = [(run.folder.name, run) for run in runs]
+        self.run = widgets.Dropdown(options=named, value=whole, description="Run", layout=wide)
         self.layer = widgets.Dropdown(description="Layer", layout=wide)
         last = maps.test_size(runs[0].config) - 1
-        self.index = widgets.IntSlider(
-            min(image, last), 0, last, description="Image", continuous_update=False, layout=wide
-        )
+        index = int(image) if str(image).isdecimal() else 0
+        self.index = widgets.IntSlider(index, 0, last, description="Image", continuous_update=False, layout=wide)
         self.file = widgets.Text(
+            "" if str(image).isdecimal() else str(image),
             placeholder="path of a file of your own, instead of a test image",
             description="File",
             continuous_update=False,

@@ -55,7 +55,7 @@ def side_by_side(views: Sequence[View]) -> Figure:
             _bar(figure, columns, low, high)
         layers = ", ".join(dict.fromkeys(view.layer.removesuffix(".attention") for view in views))
         figure.suptitle(f"{views[0].picture.name}, behind {layers}", fontsize=7, color="0.4")
-        _legend(figure, "mean over positions", "least to greatest")
+        _legend(figure, "mean over positions", "their range")
     plt.close(figure)
     return figure
 

@@ -17,7 +17,7 @@ from gamlib.gates import Gates, grad_cam, predict, read_gates
 from gamlib.lab.config import RunConfig
 from gamlib.lab.places import ROOT
 from gamlib.lab.runs import Run, RunFailed, all_runs
-from gamlib.lab.studies import Plan
+from gamlib.lab.studies import STUDIES, Plan
 from gamlib.training import data
 from gamlib.training.batches import IMAGENET_MEAN, IMAGENET_STD, for_test, mean_and_std
 from gamlib.training.checkpoint import kept, read
@@ -219,6 +219,11 @@ def histories(
     return {arm: history(networks(run), picture(run.config, image), layer) for arm, run in _of_arms(plan).items()}
 
 
+def figure_name(plan: Plan) -> str:
+    """The name of the figures of `views` and, with "-training" behind it, of `histories`."""
+    return f"attention_maps-{plan.name.removeprefix(f'{Path(STUDY).stem}-')}"
+
+
 def history(models: Mapping[int, nn.Module], picture: Picture, layer: str | None = None) -> dict[int, Gates]:
     """The gates of one block for a picture, by the number of epochs after which they were so.
 
@@ -248,9 +253,8 @@ def _of_arms(plan: Plan) -> dict[str, Run]:
     }
     found = {arm: run for arm, run in done.items() if run is not None}
     if not found:
-        seeds = ",".join(map(str, plan.seeds))
-        raise RunFailed(
-            f"no run with attention of {plan.name} is done: `gamlib study studies/gates.yaml --dataset {plan.dataset} "
-            f"--seeds {seeds}` makes those of {', '.join(with_gates)}"
-        )
+        name = plan.study.name if plan.study.name in STUDIES else f"studies/{plan.study.name}.yaml"
+        chosen = "".join(f" -p {key}={value}" for key, value in plan.overrides.items())
+        command = f"gamlib study {name} --dataset {plan.dataset} --seeds {','.join(map(str, plan.seeds))}{chosen}"
+        raise RunFailed(f"no run with attention of {plan.name} is done: `{command}` makes them")
     return found
