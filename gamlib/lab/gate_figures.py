@@ -40,15 +40,15 @@ def side_by_side(views: Sequence[View]) -> Figure:
     channel is the gate's that varies most over the image, shown from 0 to 1. Grad-CAM is stretched map by map. Outlines
     are the image's.
     """
-    scale = _scale([view.gates for view in views])
+    limits = scale([view.gates for view in views])
     with plt.style.context(STYLE):
         figure, rows = _grid(len(views), HEADS, (1, 1.25, 1.6, 1, 1, 1, 1), 1.3)
         for row, view in zip(rows, views, strict=True):
-            _row(row, view, scale)
+            _row(row, view, limits)
         for axes in rows[:-1, 1:3].flat:
             axes.set_xlabel("")
         for columns, (low, high) in (
-            (rows[:, 3], scale),
+            (rows[:, 3], limits),
             (rows[:, 4], (0.0, 1.0)),
             (rows[:, 5:], ("least", "greatest")),
         ):
@@ -69,7 +69,7 @@ def along_training(histories: Mapping[str, Mapping[int, Gates]], picture: Pictur
     """
     epochs = sorted({epoch for along in histories.values() for epoch in along})
     heads = ("Channel gate\nby epoch", "Spatial gate\nby epoch", *(f"epoch {epoch}" for epoch in epochs))
-    scale = _scale([gates for along in histories.values() for gates in along.values()])
+    limits = scale([gates for along in histories.values() for gates in along.values()])
     with plt.style.context(STYLE):
         figure, rows = _grid(len(histories), heads, (1.7, 1.7, *(1 for _ in epochs)), 1.2)
         for row, (arm, along) in zip(rows, histories.items(), strict=True):
@@ -77,10 +77,10 @@ def along_training(histories: Mapping[str, Mapping[int, Gates]], picture: Pictur
             _spread(row[1], {epoch: gates.spatial for epoch, gates in along.items()}, SPATIAL, "no spatial gate")
             row[0].set_ylabel(arm, fontweight="bold")
             for axes, epoch in zip(row[2:], epochs, strict=True):
-                _mean(axes, picture, along[epoch].spatial if epoch in along else None, scale, "")
+                _mean(axes, picture, along[epoch].spatial if epoch in along else None, limits, "")
         for axes in rows[:-1, :2].flat:
             axes.set_xlabel("")
-        _bar(figure, rows[:, 2:], *scale, "mean over channels of the spatial gate")
+        _bar(figure, rows[:, 2:], *limits, "mean over channels of the spatial gate")
         figure.suptitle(picture.name, fontsize=7, color="0.4")
         _legend(figure, "median", "90 % of the values")
     plt.close(figure)
@@ -96,14 +96,14 @@ def _grid(number: int, heads: Sequence[str], ratios: Sequence[float], rest: floa
     return figure, rows
 
 
-def _scale(several: Sequence[Gates]) -> tuple[float, float]:
+def scale(several: Sequence[Gates]) -> tuple[float, float]:
     """The range of all mean spatial gates, never so narrow that what is rounded to one number shows as a pattern."""
     means = [gates.spatial.mean(0) for gates in several if gates.spatial is not None]
     low, high = (float(min(m.min() for m in means)), float(max(m.max() for m in means))) if means else (0.0, 1.0)
     return (low, high) if high - low >= 0.02 else ((low + high) / 2 - 0.01, (low + high) / 2 + 0.01)
 
 
-def _row(row: Sequence[Axes], view: View, scale: tuple[float, float]) -> None:
+def _row(row: Sequence[Axes], view: View, limits: tuple[float, float]) -> None:
     picture, gates = view.picture, view.gates
     row[0].imshow(picture.pixels.permute(1, 2, 0).numpy())
     _bare(row[0])
@@ -111,7 +111,7 @@ def _row(row: Sequence[Axes], view: View, scale: tuple[float, float]) -> None:
     row[0].set_xlabel(f"{view.predicted} ({100 * view.confidence:.0f} %)", fontsize=7)
     _distribution(row[1], gates)
     _by_channel(row[2], gates.channel)
-    _mean(row[3], picture, gates.spatial, scale, "no spatial\ngate")
+    _mean(row[3], picture, gates.spatial, limits, "no spatial\ngate")
     if gates.spatial is None or len(gates.spatial) == 1:
         _nothing(row[4], "" if gates.spatial is None else "one for all\nchannels")
     else:
@@ -126,12 +126,12 @@ def _row(row: Sequence[Axes], view: View, scale: tuple[float, float]) -> None:
             axes.set_xlabel(f"class {view.label}", fontsize=7)
 
 
-def _mean(axes: Axes, picture: Picture, spatial: Tensor | None, scale: tuple[float, float], why: str) -> None:
+def _mean(axes: Axes, picture: Picture, spatial: Tensor | None, limits: tuple[float, float], why: str) -> None:
     if spatial is None:
         _nothing(axes, why)
         return
     mean = spatial.mean(0)
-    _over(axes, picture, mean, *scale)
+    _over(axes, picture, mean, *limits)
     axes.set_xlabel(f"{mean.min():.2f}–{mean.max():.2f}", fontsize=7)
 
 
@@ -142,9 +142,9 @@ def _over(axes: Axes, picture: Picture, found: Tensor, low: float = 0.0, high: f
     """
     height, width = picture.pixels.shape[1:]
     corners = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.imshow(found, COLOURS, vmin=low, vmax=high, extent=corners, interpolation="bilinear")
+    axes.imshow(found.numpy(), COLOURS, vmin=low, vmax=high, extent=corners, interpolation="bilinear")
     size = max(1, min(height, width) // 16) | 1
-    grey = F.avg_pool2d(picture.pixels.float().mean(0)[None], size, 1, size // 2, count_include_pad=False)[0]
+    grey = F.avg_pool2d(picture.pixels.float().mean(0)[None], size, 1, size // 2, count_include_pad=False)[0].numpy()
     if grey.min() < grey.max():
         for colour, thickness in (("black", 1.4), ("white", 0.7)):  # to be seen on bright and on dark
             axes.contour(grey, [float(grey.min() + grey.max()) / 2], colors=colour, linewidths=thickness)
@@ -172,9 +172,9 @@ def _by_channel(axes: Axes, channel: Tensor | None) -> None:
     if channel is None:
         _nothing(axes, "no channel gate")
         return
-    values = channel.reshape(len(channel), -1)
+    values = channel.reshape(len(channel), -1).numpy()
     numbers = range(len(values))
-    axes.fill_between(numbers, values.amin(1), values.amax(1), color=CHANNEL, alpha=0.45, linewidth=0, step="mid")
+    axes.fill_between(numbers, values.min(1), values.max(1), color=CHANNEL, alpha=0.45, linewidth=0, step="mid")
     axes.step(numbers, values.mean(1), color="black", linewidth=0.8, where="mid")
     axes.set(xlim=(-0.5, len(values) - 0.5), ylim=(0, 1), yticks=(0, 0.5, 1), xlabel="Channel")
     axes.set_yticks((0, 0.5, 1), ("0", "½", "1"))
@@ -195,7 +195,7 @@ def _spread(axes: Axes, along: Mapping[int, Tensor | None], colour: str, why: st
     axes.fill_between(list(known), low, high, color=colour, alpha=0.35, linewidth=0)
     axes.plot(list(known), middle, color="black", linewidth=0.8, marker="o", markersize=2, clip_on=False)
     axes.set_yticks((0, 0.5, 1), ("0", "½", "1"))
-    last = max(known)
+    last = max(1, *known)
     axes.set(ylim=(0, 1), xlim=(0, last), xlabel="Epoch", xticks=sorted({0, last // 2, last}))
 
 

@@ -41,6 +41,37 @@ def test_the_last_state_comes_back_whole_and_the_one_before_is_kept(tmp_path: Pa
     assert kept(tmp_path) == ["checkpoint.pt"]
 
 
+def test_the_weights_of_the_epochs_to_keep_stay_and_only_those(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=(1, 2))
+    for epoch, step in ((0, 0), (0, 5), (1, 0), (1, 5), (2, 3), (3, 0)):
+        checkpoints.save(state(epoch, step))
+    assert kept(tmp_path) == ["checkpoint.epoch1.pt", "checkpoint.previous.pt", "checkpoint.pt"]
+    found = checkpoint.read(checkpoint.kept(tmp_path, 1))
+    assert torch.equal(found["model"]["weight"], torch.full((1000,), 1.0)) and "metrics" not in found
+    assert (found["epoch"], found["identity"]) == (1, IDENTITY)
+
+
+def test_a_run_that_was_killed_between_the_two_files_makes_up_for_it(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, IDENTITY, keep=(1,)).save(state(1))
+    path = checkpoint.kept(tmp_path, 1)
+    whole = path.read_bytes()
+    path.rename(path.with_name(f".{path.name}.1.2.part"))
+    Checkpoints(tmp_path, IDENTITY, keep=(1,)).load()
+    assert path.read_bytes() == whole and kept(tmp_path) == [path.name, "checkpoint.pt"]
+
+
+def test_without_room_for_weights_to_keep_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_whole", full)
+    Checkpoints(tmp_path, IDENTITY, told.append, keep=(1,)).save(state(1))
+    assert kept(tmp_path) == ["checkpoint.pt"]
+    assert told == [f"{checkpoint.kept(tmp_path, 1)} cannot be saved: No space left on device; the run goes on without"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "foreign"])
 def test_a_damaged_checkpoint_is_told_of_and_the_previous_used(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, IDENTITY)
