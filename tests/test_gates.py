@@ -114,7 +114,7 @@ def test_of_a_block_that_is_called_twice_the_last_call_counts() -> None:
 
 def test_looking_changes_nothing() -> None:
     model = network_of("cbam").train()
-    model.layer1.eval()  # type: ignore[union-attr, operator]
+    model.layer1.eval()  # type: ignore[union-attr]
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     read_gates(model, image())
