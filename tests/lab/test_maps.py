@@ -78,6 +78,7 @@ def test_the_networks_along_training_are_there_and_differ(trained: Run) -> None:
     weights = [model.state_dict()["conv1.weight"] for model in maps.networks(trained).values()]
     assert len(weights) == 4
     assert not any(torch.equal(one, other) for one, other in pairwise(weights))
+    torch.manual_seed(99)
     before = torch.get_rng_state()
     maps.network(trained, 0)
     assert torch.equal(torch.get_rng_state(), before)
@@ -101,6 +102,10 @@ def test_what_cannot_be_loaded_is_refused_with_its_path(trained: Run) -> None:
     with pytest.raises(RunFailed, match=r"checkpoint.epoch3.pt is not there: .* there are those after 0, 1, 2, 4"):
         maps.network(trained, 3)
     path = trained.folder / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save(state | {"identity": state["identity"] | {"seed": 1}}, path)
+    with pytest.raises(RunFailed, match=r"checkpoint.pt cannot be used: it is of another run or epoch"):
+        maps.network(trained)
     (trained.folder / "checkpoint.epoch2.pt").replace(path)
     with pytest.raises(RunFailed, match=r"checkpoint.pt cannot be used: it is of another run or epoch"):
         maps.network(trained)
