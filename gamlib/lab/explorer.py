@@ -80,8 +80,8 @@ class Explorer(widgets.VBox):
             return
         try:
             picture = maps.picture(run.config, self.file.value.strip() or self.index.value)
-            view = maps.look(run, picture, self.layer.value, "gates", self._models[run.config.epochs])
-            along = {"gates": maps.history(self._models, picture, self.layer.value)}
+            view = maps.look(run, picture, self.layer.value, run.config.attention, self._models[run.config.epochs])
+            along = {run.config.attention: maps.history(self._models, picture, self.layer.value)}
         except (RunFailed, ValueError) as error:
             self._say(error)
             return
