@@ -8,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from gamlib.lab import report
 from gamlib.lab.config import RunConfig
@@ -75,6 +76,20 @@ def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:
     assert "Which max-pooling" in text and "gam_low_rank" in text
     with pytest.raises(PapermillExecutionError, match="backbone='resnet19': allowed: resnet18"):
         execute("1_complexity.ipynb", places, backbones=["resnet19"])
+
+
+def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(places: Path) -> None:
+    values = {"seeds": "4", "overrides": {"epochs": 2, "width": 0.25, "train_fraction": 0.2}}
+    text = execute("5_attention_maps.ipynb", places, **values)
+    assert text.count("image/png") == 2 and text.count("widget-view+json") == 1
+    panel = places / "figures" / "attention_maps-digits.png"
+    for path in (panel, panel.with_suffix(".pdf"), places / "figures" / "attention_maps-digits-training.pdf"):
+        assert str(path) in text and path.stat().st_size > 10_000
+    first, own = panel.read_bytes(), places / "own.png"
+    Image.new("LA", (50, 40), (200, 128)).save(own)
+    layer = "layer2.0.bn2.attention"
+    execute("5_attention_maps.ipynb", places, **values, cluster=None, image=str(own), layer=layer)
+    assert panel.read_bytes() != first
 
 
 def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:

@@ -20,6 +20,7 @@ FLOORS = [
     "paper",
     "attention",
     "backbones",
+    "gates",
     "complexity",
     "audit",
     "readings",

@@ -113,7 +113,8 @@ def _fit(
     batches = _batches(run, group)
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture()).to(group.device)
-    checkpoints = Checkpoints(run.folder, config.model_dump(), print if first else lambda _: None)
+    report, keep = (print, kept_epochs(config.epochs)) if first else (lambda _: None, ())
+    checkpoints = Checkpoints(run.folder, config.model_dump(), report, keep)
     continued = checkpoints.path.exists() or checkpoints.previous.exists()
     source = _provenance(run, group, continued) if first else ""
     speed = loop.Speed(config.amp, config.channels_last, config.compile, config.cuda_graphs, config.deterministic)
@@ -153,6 +154,11 @@ def _fit(
         run.write("result.json", result.model_dump_json(indent=2))
         checkpoints.finish()
     return ""
+
+
+def kept_epochs(epochs: int) -> tuple[int, ...]:
+    """After which epochs a run keeps its weights beside those of the last: the first, a quarter and half of them."""
+    return tuple(sorted({1, round(epochs / 4), round(epochs / 2)} - {0, epochs}))
 
 
 def checkpoint_minutes() -> float:

@@ -201,6 +201,14 @@ class FromFiles:
 _RAISED = f"{DatasetError.__module__}.{DatasetError.__qualname__}: "
 
 
+def for_test(size: int = 224) -> Any:
+    """How a large image is fed for the test: from a PIL image its centre, as uint8 [3, size, size]."""
+    from torchvision import transforms
+
+    cropped = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
+    return transforms.Compose([*cropped, transforms.PILToTensor()])
+
+
 class _Opened(Dataset[tuple[Tensor, int]]):
     """Image files as uint8 [3, size, size], by (epoch, index)."""
 
@@ -210,11 +218,8 @@ class _Opened(Dataset[tuple[Tensor, int]]):
         from torchvision import transforms
 
         self.files, self.labels, self.seed, self.size = files, labels, seed, size
-        if training:
-            cropped = [transforms.RandomResizedCrop(size)] + [transforms.RandomHorizontalFlip()] * flip
-        else:
-            cropped = [transforms.Resize(round(size * 256 / 224)), transforms.CenterCrop(size)]
-        self.transform: Any = transforms.Compose([*cropped, transforms.PILToTensor()])
+        cropped = [transforms.RandomResizedCrop(size)] + [transforms.RandomHorizontalFlip()] * flip
+        self.transform = transforms.Compose([*cropped, transforms.PILToTensor()]) if training else for_test(size)
 
     def __getitem__(self, at: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = at

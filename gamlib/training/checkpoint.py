@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gamlib.files import remove_parts, whole
+from gamlib.files import remove_parts, whole, write_whole
 
 
 class CheckpointError(RuntimeError):
@@ -27,11 +27,18 @@ class Checkpoints:
         folder: where they lie. No other process may write there.
         identity: what decides a run, as plain values; a checkpoint of another identity is refused.
         report: told in one line what was found damaged.
+        keep: numbers of epochs at whose end the weights alone are kept too, each in a file of its own.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], report: Callable[[str], object] = print) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        report: Callable[[str], object] = print,
+        keep: Collection[int] = (),
+    ) -> None:
         self.path, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
-        self.identity, self.report = dict(identity), report
+        self.identity, self.report, self.keep = dict(identity), report, keep
         self.last = "there is no checkpoint"  # what a message says of the last good state
         self.epochs = 0  # that were over when the state was saved which `load` gave
         for path in (self.path, self.previous):
@@ -55,6 +62,7 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be saved: {error.strerror}; {self.last}") from error
         self.saved(state)
+        self._keep(state)
 
     def load(self) -> dict[str, Any] | None:
         """The last good state, its tensors in main memory; None where there is none.
@@ -64,7 +72,7 @@ class Checkpoints:
         """
         for path in (self.path, self.previous):
             try:
-                state = _read(path)
+                state = read(path)
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -77,6 +85,7 @@ class Checkpoints:
             self._refuse_another(path, state.pop("identity", {}))
             self.saved(state, path)
             self.epochs = state["epoch"]
+            self._keep(state)  # a run that was killed between the two files
             return state
         return None
 
@@ -89,6 +98,19 @@ class Checkpoints:
         """Remove what a run that is done has no use for."""
         self.previous.unlink(missing_ok=True)
 
+    def _keep(self, state: Mapping[str, Any]) -> None:
+        """The weights, if they are of the end of an epoch to keep. Training needs none of it and goes on without."""
+        if state["step"] or state["epoch"] not in self.keep:
+            return
+        path = kept(self.path.parent, state["epoch"])
+        buffer = BytesIO()
+        torch.save({key: state[key] for key in ("epoch", "step", "model")} | {"identity": self.identity}, buffer)
+        try:
+            remove_parts(path)
+            write_whole(path, buffer.getvalue())
+        except OSError as error:
+            self.report(f"{path} cannot be saved: {error.strerror}; the run goes on without")
+
     def _refuse_another(self, path: Path, theirs: Mapping[str, Any]) -> None:
         differing = [
             f"{key}={theirs.get(key)!r} there, {self.identity.get(key)!r} here"
@@ -99,7 +121,12 @@ class Checkpoints:
             raise CheckpointError(f"{path} is of another configuration: {'; '.join(differing)}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def kept(folder: Path, epoch: int) -> Path:
+    """Where the weights lie that were kept at the end of an epoch."""
+    return folder / f"checkpoint.epoch{epoch}.pt"
+
+
+def read(path: Path) -> dict[str, Any]:
     """A file of torch.save: a zip archive, with a checksum for each member that torch itself does not look at.
 
     Raises:

@@ -41,6 +41,37 @@ def test_the_last_state_comes_back_whole_and_the_one_before_is_kept(tmp_path: Pa
     assert kept(tmp_path) == ["checkpoint.pt"]
 
 
+def test_the_weights_of_the_epochs_to_keep_stay_and_only_those(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep=(1, 2))
+    for epoch, step in ((0, 0), (0, 5), (1, 0), (1, 5), (2, 3), (3, 0)):
+        checkpoints.save(state(epoch, step))
+    assert kept(tmp_path) == ["checkpoint.epoch1.pt", "checkpoint.previous.pt", "checkpoint.pt"]
+    found = checkpoint.read(checkpoint.kept(tmp_path, 1))
+    assert torch.equal(found["model"]["weight"], torch.full((1000,), 1.0)) and "metrics" not in found
+    assert (found["epoch"], found["identity"]) == (1, IDENTITY)
+
+
+def test_a_run_that_was_killed_between_the_two_files_makes_up_for_it(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, IDENTITY, keep=(1,)).save(state(1))
+    path = checkpoint.kept(tmp_path, 1)
+    whole = path.read_bytes()
+    path.rename(path.with_name(f".{path.name}.1.2.part"))
+    Checkpoints(tmp_path, IDENTITY, keep=(1,)).load()
+    assert path.read_bytes() == whole and kept(tmp_path) == [path.name, "checkpoint.pt"]
+
+
+def test_without_room_for_weights_to_keep_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_whole", full)
+    Checkpoints(tmp_path, IDENTITY, told.append, keep=(1,)).save(state(1))
+    assert kept(tmp_path) == ["checkpoint.pt"]
+    assert told == [f"{checkpoint.kept(tmp_path, 1)} cannot be saved: No space left on device; the run goes on without"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "foreign"])
 def test_a_damaged_checkpoint_is_told_of_and_the_previous_used(tmp_path: Path, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path, IDENTITY)
@@ -72,7 +103,7 @@ def test_what_cannot_be_read_now_is_neither_damaged_nor_left_out(
         raise OSError(116, "Stale file handle")
 
     with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="cannot be read: Stale file handle"):
-        patch.setattr(checkpoint, "_read", away)
+        patch.setattr(checkpoint, "read", away)
         Checkpoints(tmp_path, IDENTITY).load()
     found = Checkpoints(tmp_path, IDENTITY).load()
     assert found is not None and found["epoch"] == 3
@@ -83,7 +114,7 @@ def test_a_damaged_one_that_another_process_has_put_aside_is_passed_over(
 ) -> None:
     Checkpoints(tmp_path, IDENTITY).save(state(0))
     Checkpoints(tmp_path, IDENTITY).save(state(1))
-    read = checkpoint._read
+    read = checkpoint.read
 
     def beaten(path: Path) -> dict[str, Any]:
         if path.name == "checkpoint.pt":
@@ -91,7 +122,7 @@ def test_a_damaged_one_that_another_process_has_put_aside_is_passed_over(
             raise ValueError("cut")
         return read(path)
 
-    monkeypatch.setattr(checkpoint, "_read", beaten)
+    monkeypatch.setattr(checkpoint, "read", beaten)
     found = Checkpoints(tmp_path, IDENTITY).load()
     assert found is not None and found["epoch"] == 0
 
