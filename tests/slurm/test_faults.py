@@ -323,10 +323,12 @@ def test_a_bad_parameter_in_one_of_fifty_is_refused_before_any_is_submitted(
     survives("a bad parameter in one of fifty runs")
 
 
-def test_code_that_differs_from_the_submitters_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_that_differs_from_the_submitters_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a GPU that is asked for is one that SLURM counts."""
     with monkeypatch.context() as patch:
         patch.setattr("gamlib.lab.dispatch.source_hash", lambda: "0123456789abcdef")
-        run = submit(SHORT)
+        run = submit(SHORT, gpus=1)
+    assert "gres:gpu:1" in cluster.run("squeue", "-h", "-o", "%b").stdout
     wait_for(lambda: now(run).state == "running" and now(run).error)
     assert now(run).error == "its code is not the one that it was submitted with"
     assert ended(run).state == "done"
