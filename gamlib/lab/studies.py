@@ -172,7 +172,9 @@ class Study(BaseModel):
                 try:
                     arms[label] = [widened(config, arms[arm.parameters_of][0]) for config in arms[label]]
                 except ValueError as error:
-                    raise ConfigError(f"arm {label!r}, parameters_of={arm.parameters_of!r}: {error}") from None
+                    raise ConfigError(
+                        f"arm {label!r}, parameters_of={arm.parameters_of!r}: {error}; --arms can leave it out"
+                    ) from None
         for key in overrides.keys() - taken:
             raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
         return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=arms, source=source_hash())
