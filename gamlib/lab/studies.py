@@ -130,13 +130,15 @@ class Study(BaseModel):
         Raises:
             ConfigError: a pattern that is no arm's, or an arm whose parameters are those of one left out.
         """
-        patterns = [arms] if isinstance(arms, str) else list(arms)
+        kept = set() if (patterns := [arms] if isinstance(arms, str) else list(arms)) else set(self.arms)
         for pattern in patterns:
-            if not any(_named(label, [pattern]) for label in self.arms):
+            found = {pattern} & self.arms.keys() or {label for label in self.arms if fnmatchcase(label, pattern)}
+            if not found:
                 raise ConfigError(f"arms={pattern!r}: allowed: {', '.join(self.arms)}")
-        kept = {label: arm for label, arm in self.arms.items() if not patterns or _named(label, patterns)}
-        compare = [pair for pair in self.compare if set(pair) <= kept.keys()]
-        return type(self)(**{**dict(self), "arms": kept, "compare": compare})
+            kept |= found
+        chosen = {label: arm for label, arm in self.arms.items() if label in kept}
+        compare = [pair for pair in self.compare if set(pair) <= kept]
+        return type(self)(**{**dict(self), "arms": chosen, "compare": compare})
 
     def plan(self, dataset: str = "digits", seeds: Iterable[int] | int | str = "0-2", **overrides: Any) -> "Plan":
         """The runs of this study, resolved and checked, all of them before anything starts.
@@ -247,10 +249,6 @@ class Plan(BaseModel):
 
 def _plans() -> Path:
     return runs_root() / "studies"
-
-
-def _named(label: str, patterns: list[str]) -> bool:
-    return any(label == pattern or fnmatchcase(label, pattern) for pattern in patterns)
 
 
 def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
