@@ -12,6 +12,7 @@ from gamlib.lab.parameters import key_values
 from gamlib.lab.screen import err, out
 from gamlib.options import (
     FAILED,
+    Arms,
     AsJson,
     Cluster,
     Dataset,
@@ -78,6 +79,7 @@ def study(
     studies: Studies,
     dataset: Dataset = "digits",
     seeds: Seeds = "0-2",
+    arms: Arms = None,
     parameter: Parameters = None,
     cluster: Cluster = "local",
     workers: Workers = None,
@@ -94,7 +96,7 @@ def study(
     overrides = key_values(parameter or [])
     if "dataset" in overrides:
         dataset = overrides.pop("dataset")
-    plans = [find_study(name).plan(dataset, seeds, **overrides) for name in dict.fromkeys(studies)]
+    plans = [find_study(name).only(arms or []).plan(dataset, seeds, **overrides) for name in dict.fromkeys(studies)]
     if dry_run:
         for plan in plans:
             screen.show_plan(plan)

@@ -20,7 +20,13 @@ Parameters = Annotated[
         "-p", "--parameter", metavar="KEY=VALUE", help="A value of the configuration; may be given many times."
     ),
 ]
-Studies = Annotated[list[str], typer.Argument(metavar="STUDY...", help="submodules, max_pooling, or a YAML file.")]
+Studies = Annotated[
+    list[str], typer.Argument(metavar="STUDY...", help="submodules, max_pooling, benchmark, or a YAML file.")
+]
+Arms = Annotated[
+    list[str] | None,
+    typer.Option(help="Arms, such as 'ResNet-18*'; may be given many times. By default all.", show_default=False),
+]
 Dataset = Annotated[str, typer.Option(help="The data set to run on.")]
 LastDataset = Annotated[str | None, typer.Option(help="Of which data set; by default the one last submitted.")]
 Submitted = Annotated[str, typer.Argument(metavar="STUDY", help="The name of a study that was submitted.")]

@@ -36,6 +36,8 @@ def gamlib(*arguments: str) -> tuple[int, str]:
         (("study", "submodules", "-p", "seed=1"), "give --seeds"),
         (("study", "submodules", "--workers", "0"), "workers=0: allowed: a whole number from 1"),
         (("study", "submodules", "--dataset", "mnist"), "dataset='mnist': allowed: digits"),
+        (("study", "submodules", "--arms", "ch", "--arms", "cs"), "arms='cs': allowed: baseline, ch, sp"),
+        (("study", "submodules", "--arms", "wider"), "arm 'wider': parameters_of='ch+sp': allowed: an arm without"),
         (("study", "nothing"), "study 'nothing': allowed: submodules, max_pooling"),
         (("status", "nothing"), "study 'nothing': none was submitted yet"),
         (("report", "submodules"), "none was submitted yet"),
@@ -54,9 +56,17 @@ def test_a_dry_run_shows_what_would_run_and_starts_nothing(finish: Callable[...,
     done = finish(STUDIES["submodules"].plan(seeds="0").arms["sp"][0], 4.0)
     code, output = gamlib("study", "submodules", "--seeds", "0", "--dry-run")
     assert code == 0
-    assert f"done  {done.folder.name}" in output and output.count("would run (is missing)") == 3
+    assert f"done  {done.folder.name}" in output and output.count("would run (is missing)") == 5
     assert "submodules=ch+sp" in output and "epochs=20" in output
+    (wider,) = (line for line in output.splitlines() if line.startswith("wider: "))
+    assert "width=0.589" in wider and "(1.0009 times the parameters of ch+sp)" in wider
     assert not (places / "runs" / "studies").exists()
+
+
+def test_a_dry_run_of_some_arms_shows_those() -> None:
+    code, output = gamlib("study", "benchmark", "--arms", "ResNet-18*", "--arms", "MobileNetV2", "--dry-run")
+    arms = [line.partition(":")[0] for line in output.splitlines() if line.startswith(("ResNet", "Mobile"))]
+    assert (code, len(arms), arms[0], arms[-1]) == (0, 8, "ResNet-18", "MobileNetV2")
 
 
 def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> None:
@@ -65,7 +75,7 @@ def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> N
     finish(plan.arms["ch"][1], 4.5)
     code, output = gamlib("status", "submodules", "--json")
     rows = json.loads(output)
-    assert (code, len(rows)) == (0, 8)
+    assert (code, len(rows)) == (0, 12)
     (done,) = [row for row in rows if row["state"] == "done"]
     assert (done["arm"], done["seed"], done["top1_error"]) == ("ch", 1, 4.5)
     assert {row["state"] for row in rows} == {"done", "missing"}

@@ -52,7 +52,7 @@ def test_a_mistyped_parameter_is_refused_in_the_notebook(places: Path) -> None:
 def test_a_study_notebook_trains_what_is_missing(places: Path) -> None:
     overrides = {"epochs": 1, "width": 0.25, "train_fraction": 0.2, "lr": "1e-3"}
     text = execute("2_submodules.ipynb", places, seeds=[4], overrides=overrides, cluster="local")
-    assert "4 of 4 runs are done" in text and "nothing can be said of one seed" in text
+    assert "6 of 6 runs are done" in text and "nothing can be said of one seed" in text
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -65,6 +65,31 @@ def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: 
     assert text.count("image/png") == 2
     assert f"{len(plan.configs)} of {len(plan.configs)} runs are done" in text and "(95 % interval" in text
     assert (places / "figures" / f"{plan.name}.pdf").exists()
+
+
+def test_the_benchmark_goes_on_from_what_is_there_and_shows_what_is_missing(places: Path) -> None:
+    overrides = {"epochs": 1, "width": 0.25, "train_fraction": 0.2}
+    some = {"seeds": [4], "arms": ["ResNet-18", "ResNet-18 + SE"], "overrides": overrides}
+    assert "2 of 2 runs are done" in execute("4_benchmark.ipynb", places, **some, cluster="local")
+    more = {**some, "arms": ["ResNet-18", "ResNet-18 + SE", "MobileNetV2*"]}
+    text = execute("4_benchmark.ipynb", places, **more, cluster=None)
+    assert "2 of 7 runs are done" in text and "ResNet-18 + SE against ResNet-18: " in text
+    assert "MobileNetV2 + SE against MobileNetV2: not measured" in text
+    table = (places / "figures" / "benchmark-digits.csv").read_text().splitlines()
+    assert [line.split(",")[:3] for line in table[2:4]] == [["ResNet-18 + SE", "1", "1"], ["MobileNetV2", "0", "1"]]
+    runs = {path.parent.name: path.stat().st_mtime_ns for path in (places / "runs").rglob("result.json")}
+    more = {**some, "arms": ["ResNet-18 + SE", "MobileNetV2"]}
+    assert "2 of 2 runs are done" in execute("4_benchmark.ipynb", places, **more, cluster="local")
+    again = {path.parent.name: path.stat().st_mtime_ns for path in (places / "runs").rglob("result.json")}
+    assert len(again) == 3 and runs.items() <= again.items()
+
+
+def test_the_report_of_some_arms_is_of_those(places: Path, finish: Callable[..., Run]) -> None:
+    plan = STUDIES["submodules"].only(["wider", "ch+sp"]).plan(seeds="0-1")
+    for config in plan.configs:
+        finish(config, 5.0 + config.seed)
+    report.report(plan)
+    assert len((places / "figures" / "submodules-digits.csv").read_text().splitlines()) == 3
 
 
 def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:

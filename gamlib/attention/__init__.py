@@ -14,6 +14,7 @@ from gamlib.attention.bam import BAM
 from gamlib.attention.cbam import CBAM
 from gamlib.attention.gam import GAM
 from gamlib.attention.gam_low_rank import LowRankGAM
+from gamlib.attention.gam_no_gate import UngatedGAM
 from gamlib.attention.gam_separable import SeparableGAM
 from gamlib.attention.se import SE
 from gamlib.attention.triplet import TripletAttention
@@ -27,6 +28,7 @@ __all__ = [
     "LowRankGAM",
     "SeparableGAM",
     "TripletAttention",
+    "UngatedGAM",
     "build_attention",
     "options",
     "slot",
@@ -40,6 +42,7 @@ MECHANISMS: dict[str, type[nn.Module]] = {
     "gam": GAM,
     "gam_separable": SeparableGAM,
     "gam_low_rank": LowRankGAM,
+    "gam_no_gate": UngatedGAM,
 }
 
 

@@ -27,8 +27,12 @@ class ChannelAttention(nn.Module):
         hidden = channels // reduction
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
 
+    def branch(self, x: Tensor) -> Tensor:
+        """What the sigmoid makes a gate of."""
+        return self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).sigmoid()
+        return self.branch(x).sigmoid()
 
 
 class SpatialAttention(nn.Module):
@@ -58,8 +62,12 @@ class SpatialAttention(nn.Module):
                 fan_out = module.out_channels // module.groups * math.prod(module.kernel_size)
                 nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
 
+    def branch(self, x: Tensor) -> Tensor:
+        """What the sigmoid makes a gate of."""
+        return self.expand(self.shuffle(self.relu(self.squeeze(self.pool(x)))))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.expand(self.shuffle(self.relu(self.squeeze(self.pool(x))))).sigmoid()
+        return self.branch(x).sigmoid()
 
 
 class GAM(nn.Module):
@@ -77,6 +85,7 @@ class GAM(nn.Module):
         ValueError: a value outside of these; the message names it and what is allowed.
     """
 
+    channel_attention = ChannelAttention
     spatial_attention = SpatialAttention
 
     def __init__(
@@ -96,14 +105,19 @@ class GAM(nn.Module):
         whole("channels", channels)
         divides("reduction", reduction, channels, "channels")
         divides("groups", groups, channels // reduction, f"hidden channels ({channels} / reduction {reduction})")
-        self.channel = ChannelAttention(channels, reduction) if "ch" in submodules else None
+        self.channel = self.channel_attention(channels, reduction) if "ch" in submodules else None
         self.spatial = (
             self.spatial_attention(channels, reduction, groups, gate_max_pool) if "sp" in submodules else None
         )
 
+    @staticmethod
+    def join(x: Tensor, attention: Tensor) -> Tensor:
+        """A map and what a submodule makes of it, both [N, C, H, W], as one."""
+        return x * attention
+
     def forward(self, x: Tensor) -> Tensor:
         if self.channel is not None:
-            x = x * self.channel(x)
+            x = self.join(x, self.channel(x))
         if self.spatial is not None:
-            x = x * self.spatial(x)
+            x = self.join(x, self.spatial(x))
         return x

@@ -133,7 +133,7 @@ class RunConfig(BaseModel):
             )
         dataset = describe(self.dataset)
         self._can_be_fed(dataset)
-        _network_exists(json.dumps(self.architecture()), self.weights)
+        count_parameters(self.architecture(), self.weights)
         return self
 
     def _can_be_fed(self, dataset: Dataset) -> None:
@@ -261,12 +261,20 @@ def _content_hash(file: Path, *_: int) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-@lru_cache
-def _network_exists(architecture: str, _: str | None) -> None:
-    """Build the network without memory; `build_model` says what does not fit. Another file is another call."""
+def count_parameters(architecture: Mapping[str, Any], file: str | None = None) -> int:
+    """Parameters of the network that `build_model` makes of these arguments, built without memory and only once.
+
+    Raises:
+        ValueError: `build_model` says what does not fit. Another content of a file of weights is asked about anew.
+    """
+    return _count(json.dumps(architecture, sort_keys=True), file)
+
+
+@lru_cache(maxsize=1024)
+def _count(architecture: str, _: str | None) -> int:
     import torch
 
     from gamlib.backbones import build_model
 
     with torch.device("meta"):
-        build_model(**json.loads(architecture))
+        return sum(value.numel() for value in build_model(**json.loads(architecture)).parameters())

@@ -53,8 +53,8 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
     output = runs_root() / "studies" / f"{plan.name}.ipynb"
     if not force and _noted(output) == _fingerprint(plan, paths):
         return paths
-    parameters = {"dataset": plan.dataset, "seeds": plan.seeds, "overrides": plan.overrides, "cluster": None}
-    _execute(plan.study.notebook, output, parameters)
+    given = {"dataset": plan.dataset, "seeds": plan.seeds, "arms": list(plan.arms), "overrides": plan.overrides}
+    _execute(plan.study.notebook, output, given | {"cluster": None})
     _note(output, _fingerprint(plan, paths))
     return paths
 

@@ -51,6 +51,11 @@ def show_plan(plan: "Plan") -> None:
     out.print("all runs: " + "  ".join(f"{k}={v}" for k, v in shared.items()), markup=False, highlight=False)
     for arm, configs in plan.arms.items():
         own = "  ".join(f"{k}={v}" for k, v in configs[0].model_dump(exclude={"seed"}).items() if k not in shared)
+        if (other := plan.study.arms[arm].parameters_of) is not None:
+            from gamlib.lab.widths import parameters
+
+            ratio = parameters(configs[0]) / parameters(plan.arms[other][0])
+            own += f"  ({ratio:.4f} times the parameters of {other})"
         out.print(f"{arm}: {own}", markup=False, highlight=False)
         for run in map(Run, configs):
             state = run.status().state

@@ -1,7 +1,8 @@
-"""Studies: arms times seeds, with a name. Two are the paper's; any other is a YAML file or a few lines of Python."""
+"""Studies: arms times seeds, with a name. Three are the paper's; any other is a YAML file or a few lines of Python."""
 
 import json
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,15 +10,17 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gamlib.files import write_whole
+from gamlib.lab.catalogue import CATALOGUE
 from gamlib.lab.config import ConfigError, RunConfig, one_line, unknown_name
 from gamlib.lab.parameters import parse_seeds
 from gamlib.lab.places import runs_root
 from gamlib.lab.provenance import source_hash
+from gamlib.lab.widths import widened
 from gamlib.training.datasets import DATASETS, folder_name
 
 
 class PaperRow(BaseModel):
-    """The printed row that an arm repeats (on ImageNet, where the paper ran it), where there is one of its backbone."""
+    """The printed row that an arm repeats, where there is one of its backbone; on CIFAR-100 that is one of Table 1."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,12 +30,16 @@ class PaperRow(BaseModel):
 
 
 class Arm(BaseModel):
-    """One configuration of an ablation, all seeds of it."""
+    """One configuration of an ablation, all seeds of it.
+
+    In a study it may be given by its values alone, beside which `paper` and `parameters_of` may stand.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     values: dict[str, Any] = Field(default={}, description="values of RunConfig that make this arm")
     paper: PaperRow | None = Field(default=None, description="the row of the paper: table, attention, variant")
+    parameters_of: str | None = Field(default=None, description="an arm: `width` is then as many parameters ask for")
 
 
 class Study(BaseModel):
@@ -63,15 +70,18 @@ class Study(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _short_arms(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """An arm may be given by its values alone."""
+        """Arms in their long form, and by default every arm compared with the first."""
         if not isinstance(given.get("arms"), Mapping):
             return given
         arms = {}
         for label, arm in given["arms"].items():
-            long = isinstance(arm, Arm) or (isinstance(arm, Mapping) and set(arm) & {"values", "paper"})
-            arms[str(label)] = arm if long else {"values": arm if arm is not None else {}}
-        compare = given.get("compare") or [(label, next(iter(arms))) for label in list(arms)[1:]]
-        return {**given, "arms": arms, "compare": compare}
+            if isinstance(arm, Mapping) and "values" not in arm:
+                own = {key: arm[key] for key in Arm.model_fields if key in arm}
+                arm = own | {"values": {key: value for key, value in arm.items() if key not in own}}
+            arms[str(label)] = arm if arm is not None else {}
+        every = [(label, next(iter(arms))) for label in list(arms)[1:]]
+        compare = given.get("compare")
+        return {**given, "arms": arms, "compare": every if compare is None else compare}
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
@@ -82,6 +92,13 @@ class Study(BaseModel):
         for label in (label for pair in self.compare for label in pair):
             if label not in self.arms:
                 raise ValueError(f"compare={label!r}: allowed: {', '.join(self.arms)}")
+        free = [label for label, arm in self.arms.items() if arm.parameters_of is None]
+        for label, arm in self.arms.items():
+            if arm.parameters_of not in (None, *free):
+                allowed = ", ".join(free) or "an arm without parameters_of"
+                raise ValueError(f"arm {label!r}: parameters_of={arm.parameters_of!r}: allowed: {allowed}")
+            if arm.parameters_of is not None and "width" in arm.values:
+                raise ValueError(f"arm {label!r}: width={arm.values['width']!r}: parameters_of decides it")
         return self
 
     @classmethod
@@ -103,6 +120,25 @@ class Study(BaseModel):
         if study.name in STUDIES:
             raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
         return study
+
+    def only(self, arms: Iterable[str] | str) -> Self:
+        """The same study with some of its arms, and those comparisons of which both sides are among them.
+
+        Args:
+            arms: labels, or patterns such as "ResNet-18*"; none of them is all arms.
+
+        Raises:
+            ConfigError: a pattern that is no arm's, or an arm whose parameters are those of one left out.
+        """
+        kept = set() if (patterns := [arms] if isinstance(arms, str) else list(arms)) else set(self.arms)
+        for pattern in patterns:
+            found = {pattern} & self.arms.keys() or {label for label in self.arms if fnmatchcase(label, pattern)}
+            if not found:
+                raise ConfigError(f"arms={pattern!r}: allowed: {', '.join(self.arms)}")
+            kept |= found
+        chosen = {label: arm for label, arm in self.arms.items() if label in kept}
+        compare = [pair for pair in self.compare if set(pair) <= kept]
+        return type(self)(**{**dict(self), "arms": chosen, "compare": compare})
 
     def plan(self, dataset: str = "digits", seeds: Iterable[int] | int | str = "0-2", **overrides: Any) -> "Plan":
         """The runs of this study, resolved and checked, all of them before anything starts.
@@ -133,6 +169,14 @@ class Study(BaseModel):
             fitting = _of_mechanism(values, set(arm.values))
             taken |= fitting.keys()
             arms[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]
+        for label, arm in self.arms.items():
+            if arm.parameters_of is not None:
+                try:
+                    arms[label] = [widened(config, arms[arm.parameters_of][0]) for config in arms[label]]
+                except ValueError as error:
+                    raise ConfigError(
+                        f"arm {label!r}, parameters_of={arm.parameters_of!r}: {error}; --arms can leave it out"
+                    ) from None
         for key in overrides.keys() - taken:
             raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
         return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=arms, source=source_hash())
@@ -219,54 +263,7 @@ def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key in own or key not in lacking}
 
 
-def _gam(table: int, variant: str = "", **values: Any) -> Arm:
-    return Arm(values={"attention": "gam", **values}, paper=PaperRow(table=table, attention="gam", variant=variant))
-
-
-def _cbam(table: int, variant: str = "", **values: Any) -> Arm:
-    return Arm(values={"attention": "cbam", **values}, paper=PaperRow(table=table, attention="cbam", variant=variant))
-
-
-_BASELINE = {"attention": "none"}
-
-STUDIES = {
-    "submodules": Study(
-        name="submodules",
-        question="Which submodule of GAM helps: channel attention, spatial attention, or both? (Table 3)",
-        notebook="2_submodules.ipynb",
-        arms={
-            "baseline": Arm(values=_BASELINE, paper=PaperRow(table=3, attention="none")),
-            "ch": _gam(3, "ch", submodules="ch"),
-            "sp": _gam(3, "sp", submodules="sp"),
-            "ch+sp": _gam(3, "ch+sp", submodules="ch+sp"),
-        },
-    ),
-    "max_pooling": Study(
-        name="max_pooling",
-        question="What does max-pooling do to the plain network, to CBAM and to GAM? (Table 4)",
-        notebook="3_max_pooling.ipynb",
-        note="(ours): our interpretation, max-pooling inside the gates, without (wmp) or with (mp).",
-        base={"stem": "imagenet"},
-        compare=[
-            ("baseline wmp", "baseline"),
-            ("CBAM wmp", "CBAM"),
-            ("GAM wmp", "GAM"),
-            ("GAM", "CBAM"),
-            ("CBAM gate wmp (ours)", "CBAM"),
-            ("GAM", "GAM gate mp (ours)"),
-        ],
-        arms={
-            "baseline": Arm(values=_BASELINE | {"max_pool": True}, paper=PaperRow(table=2, attention="none")),
-            "baseline wmp": Arm(values=_BASELINE | {"max_pool": False}),
-            "CBAM": _cbam(4, max_pool=True),
-            "CBAM wmp": _cbam(4, "wmp", max_pool=False),
-            "GAM": _gam(4, max_pool=True),
-            "GAM wmp": _gam(4, "wmp", max_pool=False),
-            "CBAM gate wmp (ours)": Arm(values={"attention": "cbam", "max_pool": True, "gate_max_pool": False}),
-            "GAM gate mp (ours)": Arm(values={"attention": "gam", "max_pool": True, "gate_max_pool": True}),
-        },
-    ),
-}
+STUDIES = {name: Study(name=name, **given) for name, given in CATALOGUE.items()}
 
 
 def find_study(name: str) -> Study:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -41,9 +42,11 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     """One row an arm: errors in percent as mean and half of the 95 % interval over seeds, and the paper's numbers.
 
     Columns: arm, done and runs (numbers of runs), parameters, top1_error, top1_half, top5_error, top5_half,
-    paper_imagenet_top1_error, paper_imagenet_top5_error (one run; NaN where the paper has no such row).
+    paper_imagenet_top1_error, paper_imagenet_top5_error (one run; NaN where the paper has no such row), on CIFAR-100
+    paper_cifar100_... where Table 1 has some of the arms.
     """
     rows = []
+    source, printed = _printed(plan)
     for label in plan.arms:
         of_arm = frame[frame["arm"] == label]
         top1, top1_half = mean_interval(of_arm["top1_error"])
@@ -58,30 +61,37 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
             "top5_error": top5,
             "top5_half": top5_half,
         }
-        printed = _printed(plan, label)
         for key in ("top1_error", "top5_error"):
-            row[f"paper_imagenet_{key}"] = math.nan if printed is None else printed[key]
+            row[f"paper_{source}_{key}"] = printed[label][key] if label in printed else math.nan
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _printed(plan: Plan, label: str) -> "pd.Series[Any] | None":
-    """The paper's row of an arm, if it has one with this backbone."""
-    row = plan.study.arms[label].paper
-    if row is None:
-        return None
-    try:
-        return paper.row(row.table, plan.arms[label][0].backbone, row.attention, row.variant)
-    except LookupError:
-        return None
+def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":
+    """The data set of the paper's numbers, and the printed row of every arm that has one with its backbone.
+
+    ImageNet, or CIFAR-100 where the study runs on it and Table 1 has any of its arms; never some of each.
+    """
+    found: dict[str, pd.Series[Any]] = {}
+    for source in ("cifar100", "imagenet") if plan.dataset == "cifar100" else ("imagenet",):
+        for label, arm in plan.study.arms.items():
+            if (row := arm.paper) is not None:
+                table, backbone = 1 if source == "cifar100" else row.table, plan.arms[label][0].backbone
+                with suppress(LookupError):
+                    found[label] = paper.row(table, backbone, row.attention, row.variant)
+        if found:
+            break
+    return source, found
 
 
 def note(plan: Plan, frame: pd.DataFrame) -> str:
     """The line under a table or a figure: what was run, and what made the numbers."""
     configs = plan.configs
+    found = {arm: runs[0].width for arm, runs in plan.arms.items() if plan.study.arms[arm].parameters_of is not None}
+    usual = [runs[0] for arm, runs in plan.arms.items() if arm not in found]
 
     def each(key: str) -> str:
-        values = dict.fromkeys(getattr(config, key) for config in configs)
+        values = dict.fromkeys(getattr(config, key) for config in usual)
         return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
     sources = sorted(frame["source"].dropna().unique())
@@ -89,12 +99,14 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
+    own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     made = (
-        f"{plan.dataset}, {each('backbone')} at width {each('width')}, {each('epochs')} epochs{overrides}{where}; "
+        f"{plan.dataset}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}{where}; "
         f"errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}; gamlib {code}{present}."
     )
-    printed = any(_printed(plan, label) is not None for label in plan.arms)
-    return " ".join(filter(None, (made, "Paper: full width, ImageNet-1K, one run each." * printed, plan.study.note)))
+    source, printed = _printed(plan)
+    said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
+    return " ".join(filter(None, (made, said, plan.study.note)))
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -127,16 +139,17 @@ def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:
     def printed(value: float) -> str:
         return "–" if math.isnan(value) else f"{value:.2f}"
 
+    top1, top5 = (column for column in map(str, table.columns) if column.startswith("paper_"))
     texts = {
         "Arm": table["arm"],
         "Runs": [f"{done} of {runs}" for done, runs in zip(table["done"], table["runs"], strict=True)],
         "Parameters": ["–" if math.isnan(n) else f"{n / 1e6:.3f}M" for n in table["parameters"]],
         "Top-1 error": list(map(cell, table["top1_error"], table["top1_half"])),
         "Top-5 error": list(map(cell, table["top5_error"], table["top5_half"])),
-        "Paper top-1": list(map(printed, table["paper_imagenet_top1_error"])),
-        "Paper top-5": list(map(printed, table["paper_imagenet_top5_error"])),
+        "Paper top-1": list(map(printed, table[top1])),
+        "Paper top-5": list(map(printed, table[top5])),
     }
-    if table["paper_imagenet_top1_error"].isna().all():
+    if table[top1].isna().all():
         del texts["Paper top-1"], texts["Paper top-5"]
     return pd.DataFrame(texts)
 

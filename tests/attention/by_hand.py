@@ -71,19 +71,40 @@ def batch_norm(x: Tensor, weights: Weights, name: str, training: bool) -> Tensor
     return (normed * weights[f"{name}.weight"] + weights[f"{name}.bias"]).movedim(-1, 1)
 
 
+def channel_scores(x: Tensor, weights: Weights) -> Tensor:
+    """What GAM's Mc makes a gate of."""
+    hidden = relu(linear(x, weights["channel.mlp.0.weight"], weights["channel.mlp.0.bias"]))
+    return linear(hidden, weights["channel.mlp.2.weight"], weights["channel.mlp.2.bias"])
+
+
+def spatial_scores(x: Tensor, weights: Weights, groups: int, gate_max_pool: bool) -> Tensor:
+    """What GAM's Ms makes a gate of."""
+    pooled = max_pool(x) if gate_max_pool else x
+    hidden = relu(convolution(pooled, weights["spatial.squeeze.weight"], groups=groups))
+    size = hidden.shape[1] // groups  # channel shuffle: the first of every group, then the second of every group, …
+    hidden = hidden[:, [group * size + index for index, group in product(range(size), range(groups))]]
+    return convolution(hidden, weights["spatial.expand.weight"], groups=groups)
+
+
 def global_attention(
     x: Tensor, weights: Weights, submodules: str = "ch+sp", groups: int = 1, gate_max_pool: bool = False
 ) -> Tensor:
     """GAM's F2 = Mc(F1) * F1 and F3 = Ms(F2) * F2; its variants have weights of their own for the same windows."""
     if "ch" in submodules:
-        hidden = relu(linear(x, weights["channel.mlp.0.weight"], weights["channel.mlp.0.bias"]))
-        x = sigmoid(linear(hidden, weights["channel.mlp.2.weight"], weights["channel.mlp.2.bias"])) * x
+        x = sigmoid(channel_scores(x, weights)) * x
     if "sp" in submodules:
-        pooled = max_pool(x) if gate_max_pool else x
-        hidden = relu(convolution(pooled, weights["spatial.squeeze.weight"], groups=groups))
-        size = hidden.shape[1] // groups  # channel shuffle: the first of every group, then the second of every group, …
-        hidden = hidden[:, [group * size + index for index, group in product(range(size), range(groups))]]
-        x = sigmoid(convolution(hidden, weights["spatial.expand.weight"], groups=groups)) * x
+        x = sigmoid(spatial_scores(x, weights, groups, gate_max_pool)) * x
+    return x
+
+
+def residual_branches(
+    x: Tensor, weights: Weights, submodules: str = "ch+sp", groups: int = 1, gate_max_pool: bool = False
+) -> Tensor:
+    """GAM without its gates: F2 = F1 + what Mc makes a gate of, F3 = F2 + what Ms makes a gate of."""
+    if "ch" in submodules:
+        x = x + channel_scores(x, weights)
+    if "sp" in submodules:
+        x = x + spatial_scores(x, weights, groups, gate_max_pool)
     return x
 
 

@@ -8,9 +8,9 @@ import torch
 from by_hand import assert_equal_with_gradients, global_attention, sizes
 
 from gamlib import GAM
-from gamlib.attention import LowRankGAM, SeparableGAM
+from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM
 
-family = pytest.mark.parametrize("mechanism", [GAM, SeparableGAM, LowRankGAM])
+family = pytest.mark.parametrize("mechanism", [GAM, SeparableGAM, LowRankGAM, UngatedGAM])
 
 
 @sizes

@@ -84,6 +84,7 @@ def test_a_mechanism_is_built_with_the_options_that_are_chosen() -> None:
         ("cbam", MLP + 2 * 49 + 2),
         ("tam", 3 * (2 * 49 + 2)),
         ("gam", MLP + 2 * 49 * C * K),
+        ("gam_no_gate", MLP + 2 * 49 * C * K),
         ("gam_separable", MLP + 49 * (C + K) + 2 * C * K),
         ("gam_low_rank", MLP + 2 * 7 * (C + K) * K),
     ],

@@ -56,7 +56,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
         (
             {"attention": None},
-            "attention=None: allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, abn",
+            "attention=None: allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, gam_no_gate, abn",
         ),
         ({"width": 1e300}, "width=1e+300: allowed: a number above 0, up to 16"),
         ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
@@ -70,7 +70,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ),
         (
             {"attention": "games"},
-            "attention='games': allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, abn",
+            "attention='games': allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, gam_no_gate, abn",
         ),
         ({"dataset": "mnist"}, "dataset='mnist': allowed: digits, cifar10, cifar100, imagenet, imagefolder:PATH"),
         ({"dataset": "imagefolder:none"}, "dataset='imagefolder:none': no folder "),
@@ -88,7 +88,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"devices": 9}, "devices=9: the smallest batch of an epoch has 8 images"),
         (
             {"attention": "cbam", "groups": 4},
-            "groups=4: attention=cbam has none, only gam, gam_separable, gam_low_rank",
+            "groups=4: attention=cbam has none, only gam, gam_separable, gam_low_rank, gam_no_gate",
         ),
         ({"attention": "abn", "reduction": 8}, "reduction=8: attention=abn has none, only se, bam, cbam, gam"),
         ({"attention": "se", "gate_max_pool": True}, "gate_max_pool=True: attention=se has none, only cbam, gam"),

@@ -13,7 +13,14 @@ from gamlib.lab.runs import Run, RunFailed
 from gamlib.lab.studies import STUDIES, Plan, Study
 
 Finish = Callable[..., Run]
-ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [5.0, 5.5, 6.0], "sp": [4.0, 4.5, 5.0], "ch+sp": [3.0, 3.5, 4.0]}
+ERRORS = {
+    "baseline": [6.0, 7.0, 8.0],
+    "ch": [5.0, 5.5, 6.0],
+    "sp": [4.0, 4.5, 5.0],
+    "ch+sp": [3.0, 3.5, 4.0],
+    "no gate": [4.0, 5.0, 6.0],
+    "wider": [6.0, 6.5, 7.0],
+}
 
 
 @pytest.fixture
@@ -30,10 +37,11 @@ def finish_all(plan: Plan, finish: Finish) -> None:
 def test_the_summary_is_mean_interval_and_the_papers_row(plan: Plan, finish: Finish) -> None:
     finish_all(plan, finish)
     table = tables.summary(plan, tables.outcomes(plan)).set_index("arm")
-    assert table["top1_error"].tolist() == [7.0, 5.5, 4.5, 3.5]
+    assert table["top1_error"].tolist() == [7.0, 5.5, 4.5, 3.5, 5.0, 6.5]
     assert table.loc["baseline", "top1_half"] == pytest.approx(4.302652729911275 / math.sqrt(3))
-    assert table["paper_imagenet_top1_error"].tolist() == [30.91, 30.25, 29.61, 29.34]
-    assert table["done"].tolist() == [3, 3, 3, 3]
+    printed = table["paper_imagenet_top1_error"]
+    assert printed.dropna().to_dict() == {"baseline": 30.91, "ch": 30.25, "sp": 29.61, "ch+sp": 29.34}
+    assert table["done"].tolist() == [3] * 6
 
 
 def test_an_arm_that_the_paper_lacks_has_no_number_of_it(finish: Finish) -> None:
@@ -60,6 +68,36 @@ def test_a_study_of_several_backbones_names_them_all() -> None:
     assert "digits, resnet18, mobilenet_v2 at width 0.5" in tables.note(plan, tables.outcomes(plan))
 
 
+def test_a_width_that_was_found_is_named_beside_the_usual_one(plan: Plan) -> None:
+    assert "resnet18 at width 0.5 (wider: 0.589), 20 epochs; errors" in tables.note(plan, tables.outcomes(plan))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "printed"),
+    [("digits", "imagenet", [30.91, 24.81, 23.01]), ("cifar100", "cifar100", [None, 22.74, 18.99])],
+)
+def test_the_benchmark_stands_beside_the_table_of_its_data_set(
+    dataset: str, source: str, printed: list[float | None]
+) -> None:
+    plan = STUDIES["benchmark"].only(["ResNet-18", "ResNet-50", "* (gc)"]).plan(dataset, seeds="0")
+    table = tables.summary(plan, frame := tables.outcomes(plan))
+    column = table[f"paper_{source}_top1_error"]
+    assert [None if math.isnan(value) else value for value in column] == printed
+    name = {"imagenet": "ImageNet-1K", "cifar100": "CIFAR-100"}[source]
+    assert f"Paper: full width, {name}, one run each." in tables.note(plan, frame)
+    texts = tables.for_reading(table)
+    assert texts["Paper top-1"].tolist() == ["–" if value is None else f"{value:.2f}" for value in printed]
+    assert texts["Paper top-5"].tolist()[1] == {"imagenet": "7.69", "cifar100": "6.37"}[source]
+    assert set(texts["Runs"]) == {"0 of 1"} and set(texts["Top-1 error"]) == {"–"}
+
+
+def test_on_cifar_arms_that_table_1_lacks_have_the_numbers_of_imagenet() -> None:
+    plan = STUDIES["submodules"].plan("cifar100", seeds="0")
+    table = tables.summary(plan, frame := tables.outcomes(plan))
+    assert table["paper_imagenet_top1_error"].tolist()[:2] == [30.91, 30.25]
+    assert "Paper: full width, ImageNet-1K" in tables.note(plan, frame)
+
+
 def test_failed_and_partial_runs_stay_out(plan: Plan, finish: Finish) -> None:
     finish_all(plan, finish)
     failed = Run(plan.arms["sp"][1])
@@ -69,8 +107,8 @@ def test_failed_and_partial_runs_stay_out(plan: Plan, finish: Finish) -> None:
     assert frame.set_index(["arm", "seed"]).loc[("sp", 1), "state"] == "failed"
     table = tables.summary(plan, frame).set_index("arm")
     assert (table.loc["sp", "done"], table.loc["sp", "top1_error"]) == (2, 4.5)
-    assert len(tables.histories(plan)) == 11 * 2
-    assert tables.label(plan, frame) == "digits, test images, 3 seeds, 11 of 12 runs"
+    assert len(tables.histories(plan)) == 17 * 2
+    assert tables.label(plan, frame) == "digits, test images, 3 seeds, 17 of 18 runs"
 
 
 def test_the_same_data_give_the_same_bytes(plan: Plan, finish: Finish) -> None:

@@ -1,7 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from gamlib import build_model, paper
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.parameters import parse_seeds
 from gamlib.lab.studies import STUDIES, Plan, Study, find_study
@@ -10,13 +13,16 @@ from gamlib.lab.studies import STUDIES, Plan, Study, find_study
 def test_the_studies_share_their_common_runs() -> None:
     plans = [STUDIES[name].plan(seeds="0") for name in ("submodules", "max_pooling")]
     signatures = [{config.signature for config in plan.configs} for plan in plans]
-    assert (len(signatures[0]), len(signatures[1]), len(signatures[0] | signatures[1])) == (4, 8, 10)
+    assert (len(signatures[0]), len(signatures[1]), len(signatures[0] | signatures[1])) == (6, 8, 12)
 
 
 def test_overrides_reach_every_arm_that_has_the_option() -> None:
     plan = STUDIES["submodules"].plan(seeds=[0], epochs="3", reduction=8)
     values = {arm: (configs[0].epochs, configs[0].reduction) for arm, configs in plan.arms.items()}
-    assert values == {"baseline": (3, None), "ch": (3, 8), "sp": (3, 8), "ch+sp": (3, 8)}
+    assert values == {"baseline": (3, None), "ch": (3, 8), "sp": (3, 8), "ch+sp": (3, 8)} | {
+        "no gate": (3, 8),
+        "wider": (3, None),
+    }
 
 
 @pytest.mark.parametrize(
@@ -51,10 +57,14 @@ def test_what_is_no_seed_is_refused(seeds: str) -> None:
         parse_seeds(seeds)
 
 
-def test_a_plan_is_remembered_as_it_was() -> None:
-    plan = STUDIES["max_pooling"].plan(seeds="0,5", epochs=2)
+@pytest.mark.parametrize(
+    "study", [STUDIES["max_pooling"], STUDIES["submodules"], STUDIES["submodules"].only(["wider", "ch*"])]
+)
+def test_a_plan_is_remembered_as_it_was(study: Study) -> None:
+    plan = study.plan(seeds="0,5", epochs=2)
     plan.save()
-    again = Plan.load("max_pooling")
+    assert Plan.checked(study, "digits", [0, 5], {"epochs": 2}) == plan
+    again = Plan.load(study.name)
     assert again == plan
     assert [config.signature for config in again.configs] == [config.signature for config in plan.configs]
 
@@ -87,6 +97,10 @@ def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
         ("arms: {x: {}}\ncompare: [[x, y]]", "compare='y': allowed: x"),
         ("arms: {x: {seed: 7}}", "seed=7: a study gets it when it is run"),
         ("base: {dataset: digits}\narms: {x: {}}", "dataset='digits': a study gets it when it is run"),
+        ("arms: {x: {}, y: {parameters_of: z}}", "arm 'y': parameters_of='z': allowed: x"),
+        ("arms: {x: {}, y: {parameters_of: x}, z: {parameters_of: y}}", "arm 'z': parameters_of='y': allowed: x"),
+        ("arms: {y: {parameters_of: y}}", "arm 'y': parameters_of='y': allowed: an arm without parameters_of"),
+        ("arms: {x: {}, y: {width: 2, parameters_of: x}}", "arm 'y': width=2: parameters_of decides it"),
         ("name: submodules\narms: {x: {}}", "name='submodules': that is a study of this project"),
     ],
 )
@@ -99,7 +113,7 @@ def test_a_bad_yaml_file_is_refused_in_one_line(tmp_path: Path, text: str, messa
 
 
 def test_an_unknown_study_lists_the_known(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="allowed: submodules, max_pooling, or a YAML file"):
+    with pytest.raises(ConfigError, match="allowed: submodules, max_pooling, benchmark, or a YAML file"):
         find_study("submodule")
     with pytest.raises(ConfigError, match="No such file"):
         find_study(str(tmp_path / "absent.yaml"))
@@ -118,3 +132,119 @@ def test_a_plan_of_other_code_is_checked_again(monkeypatch: pytest.MonkeyPatch) 
     assert Plan.checked(plan.study, "digits", [0, 1], {"epochs": 2}) is None
     monkeypatch.setattr("gamlib.lab.studies.source_hash", lambda: "other")
     assert Plan.checked(plan.study, "digits", [0], {"epochs": 2}) is None
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"width": 1},
+        {"width": "0.25", "stem": "cifar"},
+        {"reduction": 8, "groups": 2},
+        {"backbone": "resnet50"},
+        {"backbone": "mobilenet_v2", "width": 1},
+    ],
+    ids=str,
+)
+def test_the_controls_of_size_have_the_parameters_of_both_submodules(overrides: dict[str, Any]) -> None:
+    plan = STUDIES["submodules"].plan(seeds="0,4", **overrides)
+    numbers = {}
+    for label, (first, second) in plan.arms.items():
+        assert first.width == second.width
+        with torch.device("meta"):
+            numbers[label] = sum(value.numel() for value in build_model(**first.architecture()).parameters())
+    assert numbers["no gate"] == numbers["ch+sp"]
+    assert abs(numbers["wider"] / numbers["ch+sp"] - 1) < 0.01
+    assert numbers["baseline"] < 0.8 * numbers["wider"]
+    widths = {label: configs[0].width for label, configs in plan.arms.items()}
+    wider = widths.pop("wider")
+    assert set(widths.values()) == {float(overrides.get("width", 0.5))}
+    for neighbour in (round(wider - 0.001, 3), round(wider + 0.001, 3)):  # none comes nearer
+        with torch.device("meta"):
+            model = build_model(**plan.arms["wider"][0].architecture() | {"width": neighbour})
+        other = sum(value.numel() for value in model.parameters())
+        assert abs(other - numbers["ch+sp"]) >= abs(numbers["wider"] - numbers["ch+sp"])
+
+
+def test_the_controls_differ_from_the_others_in_nothing_else() -> None:
+    plan = STUDIES["submodules"].plan(seeds=0, epochs=2)
+    arms = {label: configs[0].model_dump() for label, configs in plan.arms.items()}
+    assert arms["no gate"] == arms["ch+sp"] | {"attention": "gam_no_gate"}
+    assert arms["wider"] == arms["baseline"] | {"width": 0.589}
+
+
+def test_an_arm_of_ones_own_can_have_anothers_parameters(tmp_path: Path) -> None:
+    path = tmp_path / "size.yaml"
+    text = "base: {{width: 0.25}}\narms:\n  wide: {0}\n  cbam: {{attention: cbam}}\n"
+    configs = []
+    for arm in ("{attention: tam, parameters_of: cbam}", "{values: {attention: tam}, parameters_of: cbam}"):
+        path.write_text(text.format(arm))
+        plan = find_study(str(path)).plan(seeds=0)
+        assert list(plan.arms) == ["wide", "cbam"]
+        configs.append(plan.arms["wide"][0])
+    assert configs[0] == configs[1] == RunConfig(attention="tam", width=configs[0].width)
+    assert configs[0].width > 0.25
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"width": 16}, "no width comes within 1 % of 3970851722; the nearest, 16, has 0.719 times as many"),
+        ({"width": 0.25, "backbone": "mobilenet_v2"}, "the nearest, 0.278, has 1.011 times as many"),
+    ],
+)
+def test_parameters_out_of_reach_are_refused_and_name_the_arm(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        STUDIES["submodules"].plan(seeds=0, **overrides)
+    assert str(refusal.value).startswith("arm 'wider', parameters_of='ch+sp': ")
+    assert message in str(refusal.value) and "--arms can leave it out" in str(refusal.value)
+    assert len(STUDIES["submodules"].only(["baseline", "ch", "sp"]).plan(seeds=0, **overrides).arms) == 3
+
+
+def test_pretrained_weights_fit_no_wider_network(tmp_path: Path) -> None:
+    file = tmp_path / "plain.pt"
+    torch.save(build_model("resnet18", "none", width=0.25, num_classes=10).state_dict(), file)
+    with pytest.raises(ConfigError, match=r"^arm 'wider', parameters_of='ch\+sp': weights=.* do not fit this resnet18"):
+        STUDIES["submodules"].plan(seeds=0, weights=str(file), width=0.25)
+    plan = STUDIES["submodules"].only(["baseline", "*ch*"]).plan(seeds=0, weights=str(file), width=0.25)
+    assert list(plan.arms) == ["baseline", "ch", "ch+sp"]
+
+
+def test_some_arms_of_a_study_keep_their_order_and_their_comparisons() -> None:
+    study = STUDIES["submodules"]
+    assert study.only([]) == study.only("*") == study
+    some = study.only(["wider", "ch*"])
+    assert list(some.arms) == ["ch", "ch+sp", "wider"] and some.compare == [("ch+sp", "wider")]
+    assert study.only("ch").compare == []
+    assert some.only(list(some.arms)) == some
+    with pytest.raises(ConfigError, match=r"^arms='chsp': allowed: baseline, ch, sp, "):
+        study.only(["ch", "chsp"])
+    with pytest.raises(ConfigError, match=r"^arm 'wider': parameters_of='ch\+sp': allowed: ch$"):
+        study.only(["wider", "ch"])
+
+
+def test_a_label_is_itself_before_it_is_a_pattern() -> None:
+    study = Study(name="odd", arms={"x": {}, "x*": {"reduction": 8}, "xy": {"reduction": 4}})
+    assert list(study.only("x*").arms) == ["x*"]
+    assert list(study.only("?y").arms) == ["xy"]
+
+
+def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
+    plan = STUDIES["benchmark"].plan(seeds=0, width=1)
+    printed = paper.table()
+    wanted = {paper.name(row): row for _, row in printed[printed["table"] <= 2].iterrows()}
+    renamed = {label.replace("-", " ").replace("MobileNetV2", "MobileNet V2"): label for label in plan.arms}
+    assert renamed.keys() == wanted.keys() and len(renamed) == 20
+    for name, label in renamed.items():
+        (config,), row = plan.arms[label], plan.study.arms[label].paper
+        values = paper.arguments(wanted[name])
+        values["stem"] = config.stem  # of the data set
+        assert {key: values[key] for key in values if key != "num_classes"} == {
+            key: value for key, value in config.architecture().items() if key in values and key != "num_classes"
+        }
+        assert row is not None
+        assert paper.row(row.table, config.backbone, row.attention, row.variant)["table"] == 2
+    assert len(plan.study.compare) == 17
+    for label, reference in plan.study.compare:
+        arm, plain = plan.arms[label][0], plan.arms[reference][0]
+        assert (plain.attention, plain.backbone) == ("none", arm.backbone)

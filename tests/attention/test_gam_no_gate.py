@@ -1,0 +1,58 @@
+"""GAM without gates: its own equations, and GAM in everything else."""
+
+import itertools
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from by_hand import assert_equal_with_gradients, residual_branches, sizes
+from torch import nn
+
+from gamlib import build_model
+from gamlib.attention import UngatedGAM
+from gamlib.attention.gam import SUBMODULES
+from gamlib.complexity import complexity
+
+
+@sizes
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(
+    ("submodules", "gate_max_pool"), [("ch+sp", False), ("ch+sp", True), ("ch", False), ("sp", False), ("sp", True)]
+)
+def test_values_and_gradients_are_those_of_the_equations(
+    submodules: str, gate_max_pool: bool, groups: int, size: tuple[int, int]
+) -> None:
+    options: Any = {"submodules": submodules, "groups": groups, "gate_max_pool": gate_max_pool}
+    assert_equal_with_gradients(UngatedGAM(32, reduction=4, **options), 32, size, partial(residual_branches, **options))
+
+
+@pytest.mark.parametrize("backbone", build_model.backbones())
+def test_a_network_has_gams_parameters_and_flops(backbone: str) -> None:
+    for submodules, reduction, groups in itertools.product(SUBMODULES, (8, 16), (1, 4)):
+        if backbone == "mobilenet_v2" and groups > 1:  # which has hidden layers of one channel
+            continue
+        options: Any = {"submodules": submodules, "reduction": reduction, "groups": groups}
+        with torch.device("meta"):
+            gam, ours = (build_model(backbone, name, **options) for name in ("gam", "gam_no_gate"))
+        assert complexity(ours) == complexity(gam), options
+        shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in (gam, ours)]
+        assert shapes[0] == shapes[1], options
+
+
+def test_it_begins_with_gams_weights_and_takes_those_it_was_trained_to() -> None:
+    states = []
+    for attention in ("gam", "gam_no_gate"):
+        torch.manual_seed(0)
+        states.append(build_model("resnet18", attention, width=0.25, groups=2, reduction=8).state_dict())
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_hooks_see_what_is_added() -> None:
+    block = UngatedGAM(32, submodules="sp")
+    assert isinstance(block.spatial, nn.Module)
+    seen: list[torch.Tensor] = []
+    block.spatial.register_forward_hook(lambda _, __, output: seen.append(output))
+    x = torch.randn(1, 32, 9, 9)
+    torch.testing.assert_close(block(x), x + seen[0])
+    assert float(seen[0].min().detach()) < 0  # no gate
