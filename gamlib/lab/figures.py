@@ -23,6 +23,7 @@ MECHANISM_STYLES = {
     "gam": ("GAM", "#D55E00", "*", 8),
 }
 ARMS_OF_A_COLUMN = 6  # more of them need the width of two
+CHARACTERS_OF_AN_INCH = 16  # of the names under an axis
 STYLE = Path(__file__).with_name("gam.mplstyle")
 
 
@@ -57,8 +58,10 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
 
     done = _drawable(frame)
     arms = [arm for arm in frame["arm"].unique() if arm in set(done["arm"])]
+    longest = max(len(word) for arm in arms for word in arm.split())
+    crowded = longest * len(arms) > CHARACTERS_OF_AN_INCH * _width(arms)
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(_width(arms), 2.5))
+        figure, axes = plt.subplots(figsize=(_width(arms), 3.3 if crowded else 2.5))
         sns.stripplot(
             done,
             x="arm",
@@ -84,7 +87,8 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
                 elinewidth=1,
                 zorder=3,
             )
-        axes.set_xticks(range(len(arms)), [arm.replace(" ", "\n") for arm in arms])
+        names = arms if crowded else [arm.replace(" ", "\n") for arm in arms]
+        axes.set_xticks(range(len(arms)), names, rotation=90 if crowded else 0)
         axes.set(xlabel=about, ylabel="Top-1 error (%)")
         axes.set_xlim(-0.5, len(arms) - 0.3)
         axes.set_ylim(bottom=0)
@@ -107,7 +111,7 @@ def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
     curves = _drawable(curves)
     arms = [arm for arm in arms if arm in set(curves["arm"])]
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(_width(arms), 2.8))
+        figure, axes = plt.subplots(figsize=(_width(arms), max(2.8, 0.155 * len(arms))))  # as high as its legend
         sns.lineplot(
             curves,
             x="epoch",

@@ -1,11 +1,13 @@
 """Tables, figures and their export, from runs whose outcomes are known."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 from gamlib.lab import figures, report, tables
@@ -126,6 +128,20 @@ def test_figures_have_the_width_of_a_column_and_embedded_fonts(plan: Plan, finis
             assert imread(path).shape[1] == 1005  # 85 mm at 300 dots an inch
         if path.suffix == ".pdf":
             assert b"FontFile2" in path.read_bytes()
+
+
+def test_as_many_arms_as_the_benchmark_has_are_all_named(finish: Finish) -> None:
+    plan = STUDIES["benchmark"].plan(seeds="0")
+    for config in plan.configs:
+        finish(config, 5.0)
+    figure = figures.error_by_arm(tables.outcomes(plan), "")
+    FigureCanvasAgg(figure).draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(boxes) == 20 and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    figure = figures.learning_curves(tables.histories(plan), list(plan.arms))
+    FigureCanvasAgg(figure).draw()
+    names = [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    assert len(names) == 20 and all(box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in names)
 
 
 def test_tables_are_read_back_as_they_were(plan: Plan, finish: Finish, places: Path) -> None:
