@@ -271,14 +271,20 @@ def audit(
 def _report(plan: "Plan", force: bool) -> None:
     import pandas as pd
 
+    from gamlib.lab import evidence
     from gamlib.lab import report as reports
-    from gamlib.lab.tables import for_reading, note, outcomes
+    from gamlib.lab.tables import note, outcomes
+    from gamlib.lab.typeset import for_reading
 
     paths = reports.report(plan, force)
-    table = pd.read_csv(next(path for path in paths if path.suffix == ".csv"))
+    table, compared = (
+        pd.read_csv(path, keep_default_na=False, na_values="") for path in paths if path.suffix == ".csv"
+    )
     out.print(f"\n{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
-    screen.print_frame(for_reading(table))
+    screen.print_frame(for_reading(table, compared))
     out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
+    for problem in evidence.problems(plan):
+        err.print(problem, style="red", markup=False, highlight=False)
     for path in paths:
         out.print(os.path.relpath(path), markup=False, highlight=False)
 
