@@ -16,7 +16,17 @@ BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm
 _TEX = str.maketrans(
     {mark: f"\\{mark}" for mark in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
-    | {"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
+    | {
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "−": "$-$",
+        "×": r"$\times$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "≠": r"$\neq$",
+        "–": "--",
+    }
 )
 
 
@@ -143,7 +153,7 @@ def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str = "", n
         )
     )
     no_wider = r"\ifdim\width>\linewidth\linewidth\else\width\fi"
-    fitting = f"\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n\\resizebox{{{no_wider}}}{{!}}{{%\n"
+    fitting = f"\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n\\resizebox{{{no_wider}}}{{!}}{{"
     below = f"\n\n\\smallskip\n\\parbox{{\\linewidth}}{{\\footnotesize {note.translate(_TEX)}}}" if note else ""
     body = body.replace(r"\begin{tabular}", fitting + r"\begin{tabular}")
-    return body.replace(r"\end{tabular}", r"\end{tabular}%" + "\n}" + below)
+    return body.replace(r"\end{tabular}", r"\end{tabular}}" + below)
