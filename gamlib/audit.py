@@ -50,14 +50,15 @@ def audit() -> pd.DataFrame:
     """
     rows = []
     for _, printed in paper.table().iterrows():
-        found = _count(tuple(paper.arguments(printed).items()), paper.IMAGE_SIZE[printed["dataset"]])
+        side = paper.IMAGE_SIZE[printed["dataset"]]
+        found = count(tuple(paper.arguments(printed).items()), (side, side))
         entry = {key: printed[key] for key in ("table", "row", "dataset", "backbone", "attention", "variant")}
-        for cell, count in (("params", found.parameters), ("flops", found.flops)):
+        for cell, number in (("params", found.parameters), ("flops", found.flops)):
             digits = printed[f"{cell}_printed"]
-            match = rounded(cell, count, digits) == digits
+            match = rounded(cell, number, digits) == digits
             known, text = EXPLAINED.get((printed["table"], printed["row"], cell), (None, ""))
-            note = text if count == known and not match else ""
-            entry |= {cell: count, f"{cell}_printed": float(digits), f"{cell}_match": match, f"{cell}_note": note}
+            note = text if number == known and not match else ""
+            entry |= {cell: number, f"{cell}_printed": float(digits), f"{cell}_match": match, f"{cell}_note": note}
         rows.append(entry)
     return pd.DataFrame(rows)
 
@@ -129,23 +130,24 @@ def economies(backbones: Sequence[str], reduction: int = 16) -> pd.DataFrame:
         if backbone != "mobilenet_v2":  # which has hidden layers of one channel, and that makes no four groups
             networks["gam gc"] = ("gam", 4)
         counts = {
-            name: _count(
-                (("backbone", backbone), ("attention", attention), ("reduction", reduction), ("groups", groups)), 224
+            name: count(
+                (("backbone", backbone), ("attention", attention), ("reduction", reduction), ("groups", groups)),
+                (224, 224),
             )
             for name, (attention, groups) in networks.items()
         }
         plain, full = counts["none"], counts["gam"]
-        for name, count in counts.items():
-            params = (count.parameters - plain.parameters) / (full.parameters - plain.parameters)
-            flops = (count.flops - plain.flops) / (full.flops - plain.flops)
-            row = {"backbone": backbone, "attention": name, "params": count.parameters, "flops": count.flops}
+        for name, found in counts.items():
+            params = (found.parameters - plain.parameters) / (full.parameters - plain.parameters)
+            flops = (found.flops - plain.flops) / (full.flops - plain.flops)
+            row = {"backbone": backbone, "attention": name, "params": found.parameters, "flops": found.flops}
             rows.append(row | {"params_added": params, "flops_added": flops})
     return pd.DataFrame(rows)
 
 
 @cache
-def _count(arguments: tuple[tuple[str, object], ...], size: int) -> Complexity:
-    """Tables repeat networks; each is counted once."""
+def count(arguments: tuple[tuple[str, object], ...], size: tuple[int, int]) -> Complexity:
+    """The network of some arguments of `build_model` for one image, width by height; each is counted once."""
     with torch.device("meta"):
         model = build_model(**dict(arguments))  # type: ignore[arg-type]
-    return complexity(model, (1, 3, size, size))
+    return complexity(model, (1, 3, *size[::-1]))

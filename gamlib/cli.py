@@ -271,18 +271,9 @@ def audit(
 
 
 def _report(plan: "Plan", force: bool) -> None:
-    import pandas as pd
-
     from gamlib.lab import report as reports
-    from gamlib.lab.tables import for_reading, note, outcomes
 
-    paths = reports.report(plan, force)
-    table = pd.read_csv(next(path for path in paths if path.suffix == ".csv"))
-    out.print(f"\n{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
-    screen.print_frame(for_reading(table))
-    out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
-    for path in paths:
-        out.print(os.path.relpath(path), markup=False, highlight=False)
+    screen.show_report(plan, reports.report(plan, force))
 
 
 def _name_failures(tally: "Tally") -> None:

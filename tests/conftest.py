@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,26 @@ def finish() -> Callable[..., Run]:
         from gamlib.lab.runs import Result
 
         epochs = [{"epoch": e, "top1_error": error + 20 / e, "train_loss": 1 / e, "test_loss": 1 / e} for e in (1, 2)]
+        rest = {"train_top1_error": 1.0, "images_per_second": 500.0, "peak_memory_mib": 640.0}
+        made = {"commit": "8fbcf0f" + 33 * "0", "clean": True, "device": "cpu", "earlier": []}
         import json
 
-        run.write("metrics.jsonl", "".join(json.dumps(epoch | {"train_top1_error": 1.0}) + "\n" for epoch in epochs))
+        run.write("metrics.jsonl", "".join(json.dumps(epoch | rest) + "\n" for epoch in epochs))
+        run.write("provenance.json", json.dumps(made))
         run.write("result.json", Result.model_validate(values | changes).model_dump_json())
         return run
 
     return finished
+
+
+@pytest.fixture
+def finish_all(finish: Callable[..., Run]) -> Callable[..., None]:
+    """Finish the runs of a plan, given an error for each seed of each arm; one that is None stays as it is."""
+
+    def all_finished(plan: Any, errors: Mapping[str, Sequence[float | None]], **changes: Any) -> None:
+        for arm, configs in plan.arms.items():
+            for config, error in zip(configs, errors[arm], strict=True):
+                if error is not None:
+                    finish(config, error, **changes)
+
+    return all_finished

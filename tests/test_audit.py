@@ -20,9 +20,9 @@ UNEXPLAINED = {(1, 6, "params"), (2, 16, "params"), (2, 7, "flops"), (2, 17, "fl
 
 @pytest.fixture
 def counted_anew() -> Iterator[None]:
-    audits._count.cache_clear()
+    audits.count.cache_clear()
     yield
-    audits._count.cache_clear()
+    audits.count.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +115,9 @@ def test_a_bias_in_the_first_7x7_convolution_would_print_one_cell_more(monkeypat
         self.squeeze = type(conv)(conv.in_channels, conv.out_channels, 7, padding=3, groups=conv.groups)
 
     monkeypatch.setattr(SpatialAttention, "__init__", biased)
-    audits._count.cache_clear()
+    audits.count.cache_clear()
     frame = audits.audit()
-    audits._count.cache_clear()
+    audits.count.cache_clear()
     wrong = {(row.table, row.row) for row in frame.itertuples() if not (row.params_match and row.flops_match)}
     assert wrong == {(2, 7), (2, 16), (2, 17), (3, 4)}
 

@@ -62,7 +62,8 @@ def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: 
         for config in configs:
             finish(config, 5.0 + number + config.seed / 2)
     text = execute(plan.study.notebook, places, cluster=None)
-    assert text.count("image/png") == 2
+    assert text.count("image/png") == 4
+    assert "at commit 8fbcf0f" in text and "corrected by Holm" in text
     assert f"{len(plan.configs)} of {len(plan.configs)} runs are done" in text and "(95 % interval" in text
     assert (places / "figures" / f"{plan.name}.pdf").exists()
 

@@ -1,36 +1,53 @@
-"""Figures, all in the style of `gam.mplstyle` and sized for a column of a paper. A figure never trains."""
+"""Figures, all in the style of `gam.mplstyle` and sized for a column of a paper. A figure never trains.
 
+Here are errors and learning curves, and what the figures of `contrasts` and `frontier` share with them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from gamlib.files import write_whole
 from gamlib.lab.places import figures_root
 
-# Okabe and Ito's colours, and markers that a grey print tells apart; grey for the plain network, strongest for GAM
-MECHANISM_STYLES = {
-    "none": ("plain", "#777777", "o", 4.5),
-    "se": ("SE", "#E69F00", "s", 4.5),
-    "bam": ("BAM", "#56B4E9", "v", 5),
-    "cbam": ("CBAM", "#009E73", "^", 5),
-    "tam": ("TAM", "#CC79A7", "D", 4),
-    "abn": ("ABN", "#000000", "x", 5),
-    "gam gc": ("GAM (gc)", "#0072B2", "P", 5.5),
-    "gam": ("GAM", "#D55E00", "*", 8),
-}
+ONE_COLUMN, TWO_COLUMNS = 3.35, 6.9  # inches
 ARMS_OF_A_COLUMN = 6  # more of them need the width of two
 CHARACTERS_OF_AN_INCH = 16  # of the names under an axis
 STYLE = Path(__file__).with_name("gam.mplstyle")
+# A grey print tells the arms apart by these. As there are more markers than colours, 8 x 11 arms differ.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p")
+DASHES: tuple[tuple[float, ...], ...] = (
+    (), (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1), (2, 2), (6, 1, 2, 1), (8, 2, 1, 2, 1, 2),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How an arm looks in every figure: a colour of the cycle, a marker, and dashes (empty for a whole line)."""
+
+    colour: str
+    marker: str
+    dashes: tuple[float, ...]
+
+
+def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
+    """The looks of a study's arms, by their order in it, whichever of them are drawn."""
+    looks = zip(cycle(f"C{number}" for number in range(8)), cycle(MARKERS), cycle(DASHES), strict=False)
+    return {arm: ArmStyle(*look) for arm, look in zip(arms, looks, strict=False)}
 
 
 def learning_curve(metrics: pd.DataFrame) -> Figure:
     """Losses and top-1 errors of one run, epoch by epoch; `metrics` is of `Run.metrics`."""
     with plt.style.context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(6.9, 2.4))
+        figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.4))
         for axes, train, test, label in (
             (left, "train_loss", "test_loss", "Cross entropy (nats)"),
             (right, "train_top1_error", "top1_error", "Top-1 error (%)"),
@@ -51,17 +68,22 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
     Args:
         frame: of `tables.outcomes`.
         about: what was run, under the axis.
+
+    Raises:
+        ValueError: no run is done.
     """
     import seaborn as sns
 
     from gamlib.lab.statistics import mean_interval
 
-    done = _drawable(frame)
+    done = frame.dropna(subset="top1_error")
+    if done.empty:
+        raise ValueError("no run of this study is done: there is nothing to draw; `gamlib status` says why")
     arms = [arm for arm in frame["arm"].unique() if arm in set(done["arm"])]
     longest = max(len(word) for arm in arms for word in arm.split())
-    crowded = longest * len(arms) > CHARACTERS_OF_AN_INCH * _width(arms)
+    crowded = longest * len(arms) > CHARACTERS_OF_AN_INCH * width_of(arms)
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(_width(arms), 3.3 if crowded else 2.5))
+        figure, axes = plt.subplots(figsize=(width_of(arms), 3.3 if crowded else 2.5))
         sns.stripplot(
             done,
             x="arm",
@@ -99,95 +121,68 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
     return figure
 
 
-def learning_curves(curves: pd.DataFrame, arms: list[str]) -> Figure:
+def learning_curves(curves: pd.DataFrame, arms: Sequence[str], about: str) -> Figure | None:
     """Top-1 error by epoch, a line an arm: the mean over seeds, and a band from the lowest seed to the highest.
 
     Args:
         curves: of `tables.histories`.
-        arms: in the order of the legend.
+        arms: all of the study, in the order of the legend; those without a run are not drawn.
+        about: what was run, under the axis.
+
+    Returns:
+        None where no run is done whose epochs can be read.
     """
     import seaborn as sns
 
-    curves = _drawable(curves)
-    arms = [arm for arm in arms if arm in set(curves["arm"])]
+    if curves.empty:
+        return None
+    styles = {arm: style for arm, style in arm_styles(arms).items() if arm in set(curves["arm"])}
     with plt.style.context(STYLE):
-        figure, axes = plt.subplots(figsize=(_width(arms), max(2.8, 0.155 * len(arms))))  # as high as its legend
+        height = max(2.8, 0.155 * len(arms))  # as high as its legend
+        figure, axes = plt.subplots(figsize=(width_of(list(styles)), height))
         sns.lineplot(
             curves,
             x="epoch",
             y="top1_error",
             hue="arm",
             style="arm",
-            hue_order=arms,
-            style_order=arms,
-            palette=[f"C{index}" for index in range(len(arms))],
+            hue_order=list(styles),
+            style_order=list(styles),
+            palette=[style.colour for style in styles.values()],
+            markers=[style.marker for style in styles.values()],
+            dashes=[style.dashes for style in styles.values()],
+            markersize=4,
+            markeredgewidth=0,
             errorbar=("pi", 100),
             err_kws={"alpha": 0.12, "lw": 0},
             ax=axes,
         )
-        axes.set(xlabel="Epoch", ylabel="Top-1 error", yscale="log")
+        last = int(curves["epoch"].max())
+        for number, line in enumerate(axes.get_lines()[: len(styles)]):  # markers aside, not over each other
+            line.set_markevery((number % 4 * max(1, last // 20), max(1, last // 5)))
+        axes.set(xlabel=f"Epoch\n{about}", ylabel="Top-1 error", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        handles, names = axes.get_legend_handles_labels()
         axes.legend().remove()
-        figure.legend(
-            handles,
-            names,
-            loc="outside upper center" if len(arms) <= ARMS_OF_A_COLUMN else "outside right upper",
-            ncols=(4 if len(arms) <= 4 else 3) if len(arms) <= ARMS_OF_A_COLUMN else 1,
-            handlelength=2.2,
-            columnspacing=1,
-        )
+        legend_above(figure, axes, handlelength=3)
     plt.close(figure)
     return figure
 
 
-def cost_against_error(frame: pd.DataFrame) -> Figure:
-    """Parameters and FLOPs (both logarithmic) against the top-1 error that the paper reports, a column a network.
-
-    Args:
-        frame: printed networks: network (what stands over a column), attention, params, flops, top1_error in percent.
-    """
-    if unknown := set(frame["attention"]) - MECHANISM_STYLES.keys():
-        raise ValueError(f"attention={unknown.pop()!r} has no colour: allowed: {', '.join(MECHANISM_STYLES)}")
-    networks = list(frame["network"].unique())
-    with plt.style.context(STYLE):
-        figure, panels = plt.subplots(2, len(networks), figsize=(6.9, 3.9), sharey="col", squeeze=False)
-        for column, network in enumerate(networks):
-            part = frame[frame["network"] == network]
-            panels[0][column].set_title(network)
-            for row, (cost, unit) in enumerate((("params", 1e6), ("flops", 1e9))):
-                axes = panels[row][column]
-                for attention, (label, colour, marker, size) in MECHANISM_STYLES.items():
-                    of_it = part[part["attention"] == attention]
-                    axes.plot(
-                        of_it[cost] / unit, of_it["top1_error"], marker, color=colour, label=label, markersize=size
-                    )
-                axes.set_xscale("log")
-                axes.margins(x=0.12, y=0.12)
-                spread = part[cost].max() / part[cost].min()
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if spread > 3 else MaxNLocator(4))
-                axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-                axes.xaxis.set_minor_formatter(NullFormatter())
-                axes.set_xlabel(("Parameters (10⁶)", "FLOPs (10⁹)")[row])
-        figure.supylabel("Top-1 error that the paper reports (%)", fontsize=8)
-        figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=8, columnspacing=1)
-    plt.close(figure)
-    return figure
+def legend_above(figure: Figure, axes: Axes, **options: float) -> None:
+    """A legend over the figure, in as many columns as its width holds."""
+    handles, names = axes.get_legend_handles_labels()
+    inches = 0.058 * max(map(len, names)) + 0.5
+    columns = min(len(names), max(1, int(figure.get_figwidth() // inches)))
+    rows = -(-len(names) // columns)
+    figure.legend(handles, names, loc="outside upper center", ncols=-(-len(names) // rows), columnspacing=1, **options)
 
 
-def _width(arms: list[str]) -> float:
+def width_of(arms: Sequence[str]) -> float:
     """Inches: a column of a paper, or both where there are many arms."""
-    return 3.35 if len(arms) <= ARMS_OF_A_COLUMN else 6.9
-
-
-def _drawable(frame: pd.DataFrame) -> pd.DataFrame:
-    done = frame.dropna(subset="top1_error")
-    if done.empty:
-        raise ValueError("no run of this study is done: there is nothing to draw; `gamlib status` says why")
-    return done
+    return ONE_COLUMN if len(arms) <= ARMS_OF_A_COLUMN else TWO_COLUMNS
 
 
 def export(figure: Figure, name: str) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gamlib.files import write_whole
+from gamlib.lab import evidence
 from gamlib.lab.execute import execute_notebook
 from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root
 from gamlib.lab.provenance import source_hash
@@ -17,21 +18,59 @@ if TYPE_CHECKING:
 
 
 def export(plan: Plan) -> list[Path]:
-    """Write the figures and the tables of a study as its runs stand now; the paths that were written.
+    """Write the figures and the tables of a study as its runs stand now.
+
+    Figures, as PDF and PNG, those in which there is something to see: `<name>` (errors by arm), `<name>-differences`,
+    `-curves`, `-frontier` and `<study>-datasets`. Tables: `<name>.csv` and `-differences.csv` with the numbers,
+    `<name>.tex`.
+
+    Returns:
+        The paths that were written; they stand in `runs/studies/<name>.files` too.
 
     Raises:
         RunFailed: no run of the study is done.
     """
-    from gamlib.lab import figures, tables  # late: a report that is current draws nothing
+    from gamlib.lab import contrasts, figures, frontier, tables, typeset  # late: a report that is current draws nothing
+    from gamlib.lab.statistics import compare
 
     frame = tables.outcomes(plan)
     if frame["top1_error"].isna().all():
         raise RunFailed(f"no run of {plan.name} is done: there is nothing to report")
-    table, about = tables.summary(plan, frame), tables.note(plan, frame)
-    paths = figures.export(figures.error_by_arm(frame, tables.label(plan, frame)), plan.name)
-    paths += figures.export(figures.learning_curves(tables.histories(plan), list(plan.arms)), f"{plan.name}-curves")
-    texts = {"csv": table.to_csv(index=False), "tex": tables.latex(table, f"{plan.study.question} {about}", plan.name)}
-    return paths + _write(plan.name, texts)
+    table, compared = tables.summary(plan, frame), tables.differences(plan, frame)
+    about = tables.label(plan, frame)
+    drawn = {
+        plan.name: figures.error_by_arm(frame, about),
+        f"{plan.name}-differences": contrasts.paired_differences(compare(frame, plan.study.compare), about),
+        f"{plan.name}-curves": figures.learning_curves(tables.histories(plan), list(plan.arms), about),
+        f"{plan.name}-frontier": frontier.frontier(table, about),
+        f"{plan.study.name}-datasets": contrasts.across_datasets(across(plan)),
+    }
+    paths = [path for name, figure in drawn.items() if figure is not None for path in figures.export(figure, name)]
+    tex = typeset.latex(table, compared, plan.study.question, tables.note(plan, frame), plan.name)
+    paths += _write(plan.name, {"csv": table.to_csv(index=False), "tex": tex})
+    paths += _write(f"{plan.name}-differences", {"csv": compared.to_csv(index=False)})
+    for path in set(_exported(plan)) - set(paths):  # what had something to show, and has it no more
+        path.unlink(missing_ok=True)
+    write_whole(_list_of_files(plan), "".join(f"{path.name}\n" for path in paths))
+    return paths
+
+
+def _exported(plan: Plan) -> list[Path]:
+    """What the last export of a study wrote."""
+    try:
+        return [figures_root() / name for name in _list_of_files(plan).read_text().splitlines()]
+    except OSError:
+        return []
+
+
+def _list_of_files(plan: Plan) -> Path:
+    return runs_root() / "studies" / f"{plan.name}.files"
+
+
+def across(plan: Plan) -> list[Plan]:
+    """A study's plans on all data sets on which it was submitted, this one among them, by the data set's name."""
+    others = {other.dataset: other for other in Plan.saved() if other.study.name == plan.study.name}
+    return [each for _, each in sorted((others | {plan.dataset: plan}).items())]
 
 
 def report(plan: Plan, force: bool = False) -> list[Path]:
@@ -48,28 +87,25 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
         )
     if not plan.study.notebook:
         return export(plan)
-    paths = [figures_root() / f"{plan.name}{part}.{kind}" for part in ("", "-curves") for kind in ("pdf", "png")]
-    paths += [figures_root() / f"{plan.name}.{kind}" for kind in ("csv", "tex")]
     output = runs_root() / "studies" / f"{plan.name}.ipynb"
-    if not force and _noted(output) == _fingerprint(plan, paths):
-        return paths
-    given = {"dataset": plan.dataset, "seeds": plan.seeds, "arms": list(plan.arms), "overrides": plan.overrides}
-    _execute(plan.study.notebook, output, given | {"cluster": None})
-    _note(output, _fingerprint(plan, paths))
-    return paths
+    inputs = _inputs(plan)  # as they were before: a run may finish meanwhile
+    if force or _noted(output) != _fingerprint(plan, inputs):
+        given = {"dataset": plan.dataset, "seeds": plan.seeds, "arms": list(plan.arms), "overrides": plan.overrides}
+        _execute(plan.study.notebook, output, given | {"cluster": None})
+        _note(output, _fingerprint(plan, inputs))
+    return _exported(plan)
 
 
 def export_complexity(frame: "pd.DataFrame") -> list[Path]:
     """Write the figure of the paper's networks and the table of an audit; the paths that were written."""
     from gamlib import audit
-    from gamlib.lab import figures, tables
+    from gamlib.lab import figures, frontier, typeset
 
-    paths = figures.export(figures.cost_against_error(audit.benchmark(frame)), "complexity")
-    about = "Parameters and FLOPs of the paper's networks, counted and as printed. " + " ".join(
-        f"[{number}] {note}." for number, note in enumerate(audit.notes(frame), 1)
-    )
+    paths = figures.export(frontier.cost_against_error(audit.benchmark(frame)), "complexity")
+    title = "Parameters and FLOPs of the paper's networks, counted and as printed."
+    about = " ".join(f"[{number}] {note}." for number, note in enumerate(audit.notes(frame), 1))
     table = audit.for_reading(frame).replace("✓", "yes")
-    texts = {"csv": frame.to_csv(index=False), "tex": tables.to_latex(table, about, "complexity", "lllrrlrrl")}
+    texts = {"csv": frame.to_csv(index=False), "tex": typeset.to_latex(table, title, "complexity", "lllrrlrrl", about)}
     return paths + _write("complexity", texts)
 
 
@@ -102,13 +138,17 @@ def _execute(notebook: str, output: Path, parameters: dict[str, Any]) -> None:
             raise RunFailed(f"{notebook}: {first_line(error)}; see {output} and {log_path}") from None
 
 
-def _fingerprint(plan: Plan, paths: list[Path]) -> str:
-    """Hash of all that a report depends on (the plan, the results, the notebook, the code) and of what it wrote."""
-    results = [(config.signature, repr(Run(config).result())) for config in plan.configs]
-    notebook = (NOTEBOOKS / plan.study.notebook).read_text()
+def _inputs(plan: Plan) -> list[Any]:
+    """All that a report depends on: the plans, the files of their runs, the notebook, the code."""
+    plans = [(each.model_dump(), evidence.trace(each)) for each in across(plan)]
+    return [plan.dataset, plans, (NOTEBOOKS / plan.study.notebook).read_text(), source_hash()]
+
+
+def _fingerprint(plan: Plan, inputs: list[Any]) -> str:
+    """Hash of what a report depends on and of the files that it wrote."""
+    paths = _exported(plan)
     written = [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None for path in paths]
-    everything = [plan.model_dump(), results, notebook, source_hash(), written]
-    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([inputs, written]).encode()).hexdigest()
 
 
 def _noted(executed: Path) -> str | None:

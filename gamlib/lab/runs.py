@@ -274,10 +274,12 @@ def row(run: Run, status: Status) -> dict[str, Any]:
     }
 
 
-def all_runs() -> tuple[list[Run], list[Path]]:
-    """Every run that has a folder, and the folders whose `config.json` cannot be read or is not their own."""
+def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:
+    """Every run that has a folder (of one data set), and folders whose `config.json` is damaged or not their own."""
     runs, foreign = [], []
     for path in sorted(runs_root().glob("*/*/config.json")):
+        if dataset not in (None, path.parent.parent.name):
+            continue
         try:
             values = json.loads(path.read_text())
             signature = values.pop("signature")

@@ -1,9 +1,11 @@
 """The screen: what the command shows of frames, plans and runs. It decides nothing."""
 
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -110,3 +112,23 @@ def _counts(rows: Sequence[dict[str, Any]]) -> str:
     counts["done by other code"] = sum(entry["code"] == "other" for entry in rows)
     more = f"; {MOST} of {len(rows)} are shown, --json gives all" if len(rows) > MOST else ""
     return ", ".join(f"{number} {state}" for state, number in counts.items() if number) + more
+
+
+def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
+    """The tables that a report wrote among these files, what stands under them, and what of the runs is damaged."""
+    import pandas as pd
+
+    from gamlib.lab import evidence
+    from gamlib.lab.tables import note, outcomes
+    from gamlib.lab.typeset import for_reading
+
+    table, compared = (
+        pd.read_csv(path, keep_default_na=False, na_values="") for path in paths if path.suffix == ".csv"
+    )
+    out.print(f"\n{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
+    print_frame(for_reading(table, compared))
+    out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
+    for problem in evidence.problems(plan):
+        err.print(problem, style="red", markup=False, highlight=False)
+    for path in paths:
+        out.print(os.path.relpath(path), markup=False, highlight=False)

@@ -212,18 +212,23 @@ class Plan(BaseModel):
         write_whole(_plans() / f"{self.name}.json", plan.model_dump_json(indent=2))
 
     @classmethod
+    def saved(cls) -> list[Self]:
+        """The plans of all studies that were submitted, the last one first."""
+        paths = sorted(_plans().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [plan for plan in map(cls._read, paths) if plan is not None]
+
+    @classmethod
     def load(cls, study: str, dataset: str | None = None) -> Self:
         """The plan of a study that was last submitted.
 
         Raises:
             ConfigError: there is none; the message lists those that exist.
         """
-        paths = sorted(_plans().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in paths:
-            plan = cls._read(path)
-            if plan is not None and plan.study.name == study and dataset in (None, plan.dataset):
+        plans = cls.saved()
+        for plan in plans:
+            if plan.study.name == study and dataset in (None, plan.dataset):
                 return plan
-        names = ", ".join(f"{plan.study.name} on {plan.dataset}" for plan in map(cls._read, paths) if plan is not None)
+        names = ", ".join(f"{plan.study.name} on {plan.dataset}" for plan in plans)
         there = f"submitted were {names}" if names else "none was submitted yet, see `gamlib study --help`"
         raise ConfigError(f"study {study!r}{f' on {dataset}' if dataset else ''}: {there}")
 

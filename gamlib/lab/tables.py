@@ -1,4 +1,4 @@
-"""Tables: the runs of a study as a frame, and the summary that goes into a paper, beside what the paper prints."""
+"""Tables as frames of numbers: the runs of a study, its arms with the paper's numbers beside them, its comparisons."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,15 @@ from typing import Any
 import pandas as pd
 
 from gamlib import paper
+from gamlib.lab import evidence
+from gamlib.lab.config import RunConfig
 from gamlib.lab.provenance import source_hash
-from gamlib.lab.runs import Result, Run
-from gamlib.lab.statistics import mean_interval
+from gamlib.lab.runs import Result, Run, unique
+from gamlib.lab.statistics import ALPHA, compare, mean_interval
 from gamlib.lab.studies import Plan
+from gamlib.training.datasets import DatasetError, describe
+
+SPEEDS = ("images_per_second", "peak_memory_mib")  # of training, as metrics have them
 
 
 def outcomes(plan: Plan) -> pd.DataFrame:
@@ -26,36 +31,43 @@ def outcomes(plan: Plan) -> pd.DataFrame:
 
 
 def histories(plan: Plan) -> pd.DataFrame:
-    """The epochs of the finished runs of a study: arm, seed, and the columns of `metrics.jsonl`."""
-    frames = [
-        run.metrics().assign(arm=arm, seed=run.config.seed)
-        for arm, configs in plan.arms.items()
-        for run in map(Run, configs)
-        if run.result() is not None
-    ]
-    return (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "epoch", "top1_error"])
-    )
+    """The epochs of the finished runs of a study: arm, seed, and the columns of `metrics.jsonl`.
+
+    A run whose file cannot be used is left out; `evidence.problems` names it.
+    """
+    rows = []
+    for arm, configs in plan.arms.items():
+        for run in map(Run, configs):
+            with suppress(evidence.DamagedError):
+                rows += [{"arm": arm, "seed": run.config.seed, **epoch} for epoch in evidence.epochs(run)]
+    columns = ["arm", "seed", "epoch", "top1_error", *SPEEDS]
+    frame = pd.DataFrame(rows)
+    return frame.reindex(columns=list(dict.fromkeys([*columns, *frame.columns])))
 
 
 def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm: errors in percent as mean and half of the 95 % interval over seeds, and the paper's numbers.
+    """One row an arm: its costs, errors in percent as mean and half of the 95 % interval over seeds, and the paper's.
 
-    Columns: arm, done and runs (numbers of runs), parameters, top1_error, top1_half, top5_error, top5_half,
-    paper_imagenet_top1_error, paper_imagenet_top5_error (one run; NaN where the paper has no such row), on CIFAR-100
-    paper_cifar100_... where Table 1 has some of the arms.
+    Columns: arm, done and runs (numbers of runs), parameters, flops (of one test image, by `gamlib.complexity`),
+    images_per_second and peak_memory_mib (of training: medians over the epochs of all its runs), top1_error,
+    top1_half, top5_error, top5_half, paper_imagenet_top1_error, paper_imagenet_top5_error (one run), or
+    paper_cifar100_... on CIFAR-100 where Table 1 has some of the arms. NaN where nothing is known.
     """
     rows = []
     source, printed = _printed(plan)
-    for label in plan.arms:
+    speeds = histories(plan).groupby("arm")[list(SPEEDS)].median()
+    for label, configs in plan.arms.items():
         of_arm = frame[frame["arm"] == label]
         top1, top1_half = mean_interval(of_arm["top1_error"])
         top5, top5_half = mean_interval(of_arm["top5_error"])
+        done = int(of_arm["top1_error"].notna().sum())
         row = {
             "arm": label,
-            "done": int(of_arm["top1_error"].notna().sum()),
+            "done": done,
             "runs": len(of_arm),
             "parameters": of_arm["parameters"].max(),
+            "flops": _flops(configs[0]) if done else math.nan,
+            **{key: speeds[key].get(label, math.nan) for key in SPEEDS},
             "top1_error": top1,
             "top1_half": top1_half,
             "top5_error": top5,
@@ -65,6 +77,32 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
             row[f"paper_{source}_{key}"] = printed[label][key] if label in printed else math.nan
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a comparison of the study, as `statistics.Comparison` has it.
+
+    Columns: arm, reference, seeds (that both have finished), difference (of top-1 errors, in points), low and high
+    (its 95 % interval, not corrected), p, p_corrected (by Holm, over the study's comparisons), smallest (that these
+    seeds could have shown), verdict.
+    """
+    rows = [
+        (of.arm, of.reference, of.seeds, of.mean, *of.interval, of.p, of.corrected, of.smallest, of.verdict)
+        for of in compare(frame, plan.study.compare)
+    ]
+    numbers = ["seeds", "difference", "low", "high", "p", "p_corrected", "smallest"]
+    return pd.DataFrame(rows, columns=["arm", "reference", *numbers, "verdict"])
+
+
+def _flops(config: RunConfig) -> float:
+    """For one test image; NaN where the data set, whose classes and image size it takes, is not there any more."""
+    from gamlib.audit import count  # late: with it comes torch
+
+    try:
+        arguments = config.architecture() | {"weights": None}
+        return count(tuple(arguments.items()), describe(config.dataset).image_size).flops
+    except DatasetError:
+        return math.nan
 
 
 def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":
@@ -85,7 +123,7 @@ def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":
 
 
 def note(plan: Plan, frame: pd.DataFrame) -> str:
-    """The line under a table or a figure: what was run, and what made the numbers."""
+    """The lines under a table: what was run, how much of it is done, what made the numbers, and how to read them."""
     configs = plan.configs
     found = {arm: runs[0].width for arm, runs in plan.arms.items() if plan.study.arms[arm].parameters_of is not None}
     usual = [runs[0] for arm, runs in plan.arms.items() if arm not in found]
@@ -97,16 +135,26 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     sources = sorted(frame["source"].dropna().unique())
     present = "" if sources in ([], [source_hash()]) else f", and the present code is {source_hash()}"
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
+    commits, machines = _origins(plan)
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
+    partly = f"; {part} runs are done" if (part := missing(frame)) else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     made = (
         f"{plan.dataset}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}{where}; "
-        f"errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}; gamlib {code}{present}."
+        f"errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
+        f"gamlib at commit {commits}, code {code}{present}."
     )
+    measured = f"Images/s and peak memory are those of training, medians over epochs, on {machines}." * bool(machines)
+    references = {reference for _, reference in plan.study.compare}
+    compared = (
+        f"Difference: top-1 error less that of {min(references) if len(references) == 1 else 'the reference'} in "
+        "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all that the "
+        f"study compares; what it calls better (below {ALPHA}) is bold."
+    ) * any(of.seeds > 1 for of in compare(frame, plan.study.compare))
     source, printed = _printed(plan)
     said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
-    return " ".join(filter(None, (made, said, plan.study.note)))
+    return " ".join(filter(None, (made, measured, compared, said, plan.study.note)))
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -120,61 +168,30 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
+def _origins(plan: Plan) -> tuple[str, str]:
+    """Commits and devices of the finished runs, as texts; of a run without a whole `provenance.json`, "unknown"."""
+    commits, devices = set(), set()
+    for run in unique(plan.configs):
+        if run.result() is None:
+            continue
+        try:
+            for made in evidence.origins(run):
+                changed = "" if made.get("clean") else " with changes"
+                commits.add(f"{made['commit'][:7]}{changed}" if made.get("commit") else "unknown")
+                devices.add(str(made.get("device", "an unknown device")))
+        except evidence.DamagedError:
+            commits.add("unknown")
+    return ", ".join(sorted(commits)) or "none", ", ".join(sorted(devices))
+
+
+def missing(frame: pd.DataFrame) -> str:
+    """ "n of N" if not all runs are done, else nothing."""
+    done = int(frame["top1_error"].notna().sum())
+    return "" if done == len(frame) else f"{done} of {len(frame)}"
+
+
 def label(plan: Plan, frame: pd.DataFrame) -> str:
     """What stands under the axis of a figure: the data set and its part, the number of seeds, and what is missing."""
-    done = int(frame["top1_error"].notna().sum())
-    missing = "" if done == len(frame) else f", {done} of {len(frame)} runs"
+    partly = f", {part} runs" if (part := missing(frame)) else ""
     images = next(iter(plan.arms.values()))[0].evaluate_on
-    return f"{plan.dataset}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{missing}"
-
-
-def for_reading(table: pd.DataFrame, plus_minus: str = "±") -> pd.DataFrame:
-    """A summary with every cell as the text that people read."""
-
-    def cell(mean: float, half: float) -> str:
-        if math.isnan(mean):
-            return "–"
-        return f"{mean:.2f}" if math.isnan(half) else f"{mean:.2f} {plus_minus} {half:.2f}"
-
-    def printed(value: float) -> str:
-        return "–" if math.isnan(value) else f"{value:.2f}"
-
-    top1, top5 = (column for column in map(str, table.columns) if column.startswith("paper_"))
-    texts = {
-        "Arm": table["arm"],
-        "Runs": [f"{done} of {runs}" for done, runs in zip(table["done"], table["runs"], strict=True)],
-        "Parameters": ["–" if math.isnan(n) else f"{n / 1e6:.3f}M" for n in table["parameters"]],
-        "Top-1 error": list(map(cell, table["top1_error"], table["top1_half"])),
-        "Top-5 error": list(map(cell, table["top5_error"], table["top5_half"])),
-        "Paper top-1": list(map(printed, table[top1])),
-        "Paper top-5": list(map(printed, table[top5])),
-    }
-    if table[top1].isna().all():
-        del texts["Paper top-1"], texts["Paper top-5"]
-    return pd.DataFrame(texts)
-
-
-def latex(table: pd.DataFrame, caption: str, label: str) -> str:
-    """A summary as a LaTeX table."""
-    texts = for_reading(table, plus_minus="PLUSMINUS")
-    return to_latex(texts, caption, label, "l" + "r" * (texts.shape[1] - 1)).replace("PLUSMINUS", r"$\pm$")
-
-
-def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str) -> str:
-    """A frame of texts as a LaTeX table (packages booktabs and graphicx), no wider than a page's text."""
-    styler = texts.style.hide(axis="index").format(escape="latex").format_index(escape="latex", axis="columns")
-    body = styler.to_latex(
-        hrules=True,
-        column_format=columns,
-        caption=_escaped(caption),
-        label=f"tab:{label}",
-        position_float="centering",
-    )
-    body = body.replace(r"\begin{tabular}", "\\resizebox{\\linewidth}{!}{\n\\begin{tabular}")
-    return body.replace(r"\end{tabular}", "\\end{tabular}\n}").replace("–", "--")
-
-
-def _escaped(text: str) -> str:
-    for mark in "&%$#_{}":
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("±", r"$\pm$")
+    return f"{plan.dataset}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{partly}"

@@ -41,6 +41,7 @@ class Dataset:
     pad: int  # pixels of zero padding for random crops in training; 0 for none
     flip: bool  # random horizontal flips in training
     workers: int  # processes that read images
+    image_size: tuple[int, int]  # width and height in pixels, as a network gets it
     hash: str | None = None  # of the names and sizes of an image folder's files
 
     def training_size(self, train_fraction: float, evaluate_on: str) -> int:
@@ -71,6 +72,7 @@ def _cifar(num_classes: int) -> Dataset:
         pad=4,
         flip=True,
         workers=0,
+        image_size=(32, 32),
     )
 
 
@@ -90,6 +92,7 @@ DATASETS = {
         pad=2,
         flip=False,
         workers=0,
+        image_size=(32, 32),
     ),
     "cifar10": _cifar(10),
     "cifar100": _cifar(100),
@@ -99,6 +102,7 @@ DATASETS = {
         validation_size=50_000,
         held_out=True,
         workers=8,
+        image_size=(224, 224),
         **_STREAMED,  # type: ignore[arg-type]
     ),
 }
@@ -127,7 +131,8 @@ def describe(name: str) -> Dataset:
         "validation_size": max(len(tree.classes), round(len(tree.train) / 10)),
     }
     if small:
-        style = {**vars(DATASETS["cifar10"]), "pad": max(1, min(width, height) // 8)}
+        own = {"pad": max(1, min(width, height) // 8), "image_size": tree.image_size}
+        style = {**vars(DATASETS["cifar10"]), **own}
     else:
         style = {**vars(DATASETS["imagenet"])}
     return Dataset(**{**style, **counts, "hash": tree.hash})

@@ -1,0 +1,179 @@
+"""Figures of differences, costs and data sets: what is drawn, in which order, with which words."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gamlib.lab import contrasts, figures, frontier, tables
+from gamlib.lab.statistics import compare, mean_interval
+from gamlib.lab.studies import STUDIES, Plan
+
+FinishAll = Callable[..., None]
+ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [7.1, 8.0, 9.05], "sp": [4.0, 5.1, 6.0], "ch+sp": [6.5, 6.0, 8.5]}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return STUDIES["submodules"].plan(seeds="0-2")
+
+
+def differences(plan: Plan) -> Figure | None:
+    frame = tables.outcomes(plan)
+    return contrasts.paired_differences(compare(frame, plan.study.compare), tables.label(plan, frame))
+
+
+def points(axes: Axes, marker: str, of: str = "x") -> list[list[float]]:
+    """Of every line with that marker what it draws, those of the legend and of an axis left out."""
+    found = [np.atleast_1d(line.get_data()["xy".index(of)]) for line in axes.get_lines() if line.get_marker() == marker]
+    return [data.astype(float).round(6).tolist() for data in found if len(data)]
+
+
+def intervals(axes: Axes, along: int) -> list[tuple[float, float]]:
+    """The ends of all error bars along x (0) or y (1), in the order drawn; those of the legend are left out."""
+    collections = [collection for container in axes.containers for collection in container.lines[2]]  # type: ignore[attr-defined]
+    segments = [segment for collection in collections for segment in collection.get_segments() if len(segment)]
+    return [(float(segment[0, along]), float(segment[1, along])) for segment in segments]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    figure = differences(plan)
+    assert figure is not None
+    (axes,) = figure.axes
+    compared = compare(tables.outcomes(plan), plan.study.compare)
+    assert points(axes, "o") == [list(of.gaps) for of in compared]
+    assert points(axes, "D") == [[round(of.mean, 6)] for of in compared]
+    for drawn, of in zip(intervals(axes, 0), compared, strict=False):
+        assert drawn == pytest.approx(of.interval)
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ch", "sp", "ch+sp"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first comparison is on top
+    said = [(text.get_text().replace("\n", " "), text.get_fontweight()) for text in axes.texts]
+    assert said == [("worse", "bold"), ("better", "bold"), ("not told apart by 3 seeds", "normal")]
+    assert axes.get_xlabel() == (
+        "Top-1 error less that of baseline (points; left of 0 is better)\ndigits, test images, 3 seeds"
+    )
+    assert legend(figure) == ["one seed", "mean, its own 95 % interval"]
+    assert figure.legends[0].get_title().get_text() == "Verdicts: paired t-test, corrected by Holm"
+    assert figure.get_figwidth() == figures.ONE_COLUMN
+
+
+def test_a_comparison_that_no_seed_has_finished_is_not_drawn(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS | {"ch": [None] * 3, "ch+sp": [6.5, None, None]})
+    figure = differences(plan)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["sp", "ch+sp"]
+    assert [text.get_text().replace("\n", " ") for text in axes.texts] == ["better", "nothing can be said of one seed"]
+    assert [len(gaps) for gaps in points(axes, "o")] == [3, 1]
+    assert "digits, test images, 3 seeds, 7 of 12 runs" in axes.get_xlabel()
+
+
+def test_several_references_are_named_row_by_row(finish_all: FinishAll) -> None:
+    plan = STUDIES["max_pooling"].plan(seeds="0-1")
+    finish_all(plan, {arm: [5.0 + number, 6.0 + number**2] for number, arm in enumerate(plan.arms)})
+    figure = differences(plan)
+    assert figure is not None
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == [f"{arm}\nless {reference}" for arm, reference in plan.study.compare]
+    assert figure.get_figwidth() == figures.TWO_COLUMNS
+    assert figure.axes[0].get_xlabel().startswith("Difference in top-1 error (points; left of 0 is better)")
+
+
+def test_the_frontier_has_every_arm_at_its_costs(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS | {"ch": [None] * 3})
+    frame = tables.outcomes(plan)
+    table = tables.summary(plan, frame).set_index("arm", drop=False)
+    table["parameters"] = [1e6, math.nan, 2e6, 4e6]
+    table["flops"] = [3e9, math.nan, 2e9, 1e9]
+    table["images_per_second"] = [1000.0, math.nan, 500.0, 250.0]
+    figure = frontier.frontier(table, tables.label(plan, frame))
+    assert figure is not None
+    names = [axes.get_xlabel() for axes in figure.axes]
+    assert names == ["Parameters (10⁶)", "FLOPs (10⁹)", "Training time (ms per image)"]
+    done = table.loc[["baseline", "sp", "ch+sp"]]
+    styles = figures.arm_styles(plan.arms)
+    for axes, costs in zip(figure.axes, ([1, 2, 4], [3, 2, 1], [1, 2, 4]), strict=True):
+        assert [points(axes, styles[arm].marker) for arm in done["arm"]] == [[[cost]] for cost in costs]
+        assert [points(axes, styles[arm].marker, "y") for arm in done["arm"]] == [
+            [[round(float(error), 6)]] for error in done["top1_error"]
+        ]
+        ends = zip(done["top1_error"] - done["top1_half"], done["top1_error"] + done["top1_half"], strict=True)
+        assert np.array(intervals(axes, 1)) == pytest.approx(np.array(list(ends)))
+        assert axes.get_xscale() == "log"
+    assert legend(figure) == ["baseline", "sp", "ch+sp"]
+    assert "9 of 12 runs" in figure.get_supxlabel()
+    best = [points(axes, "None") for axes in figure.axes]
+    assert best[:2] == [[[1, 2]], [[1, 2]]]  # ch+sp costs most parameters and gains nothing; by FLOPs it is cheapest
+
+
+def test_arms_of_nearly_equal_cost_are_moved_apart_and_others_stay() -> None:
+    costs = np.array([2.80, 2.81, 3.9, 2.805])
+    places = frontier._aside(pd.Series(costs))
+    assert places[2] == pytest.approx(3.9)
+    assert places[0] < places[3] < places[1] and places[3] == pytest.approx(2.805, rel=1e-4)
+    assert all(after / before > 1.01 for before, after in pairwise(sorted(places)))
+
+
+def test_arms_that_cost_the_same_have_no_frontier(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    table = tables.summary(plan, tables.outcomes(plan))
+    assert frontier.frontier(table, "") is not None
+    assert frontier.frontier(table.assign(flops=1e9), "") is None
+
+
+def test_a_panel_without_a_known_cost_is_left_out(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    table = tables.summary(plan, tables.outcomes(plan)).assign(images_per_second=math.nan)
+    figure = frontier.frontier(table, "")
+    assert figure is not None
+    assert [axes.get_xlabel() for axes in figure.axes] == ["Parameters (10⁶)", "FLOPs (10⁶)"]
+
+
+def test_data_sets_stand_side_by_side_with_the_arms_that_they_have(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    other = plan.study.plan("cifar10", "0-2", epochs=2, width=0.25)
+    assert contrasts.across_datasets([plan, other]) is None
+    finish_all(other, {"baseline": [30.0, 31.0, 33.0], "ch": [None] * 3, "sp": [20.0, None, None], "ch+sp": [None] * 3})
+    figure = contrasts.across_datasets([other, plan])
+    assert figure is not None
+    left, right = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["cifar10", "digits"]
+    assert left.get_xlabel().replace("\n", " ") == "Top-1 error (%) test images, 3 seeds, 4 of 12 runs"
+    assert [text.get_text() for text in left.get_yticklabels()] == list(ERRORS)
+    for axes, errors in ((left, [[30, 31, 33], [20]]), (right, list(ERRORS.values()))):
+        grey = [line for line in axes.get_lines() if line.get_color() == "0.55"]
+        assert [np.asarray(line.get_xdata()).tolist() for line in grey] == errors
+    mean, half = mean_interval(tables.outcomes(other).query("arm == 'baseline'")["top1_error"])
+    assert intervals(left, 0)[0] == pytest.approx((mean - half, mean + half))
+
+
+def test_learning_curves_are_means_in_the_style_of_their_arms(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS | {"ch": [None] * 3})
+    frame = tables.outcomes(plan)
+    figure = figures.learning_curves(tables.histories(plan), list(plan.arms), tables.label(plan, frame))
+    assert figure is not None
+    (axes,) = figure.axes
+    styles = figures.arm_styles(plan.arms)
+    assert legend(figure) == ["baseline", "sp", "ch+sp"]
+    for line, arm in zip(axes.get_lines(), legend(figure), strict=False):
+        assert np.asarray(line.get_ydata()) == pytest.approx([np.mean(ERRORS[arm]) + 20, np.mean(ERRORS[arm]) + 10])
+        assert line.get_marker() == styles[arm].marker
+    assert axes.get_xlabel() == "Epoch\ndigits, test images, 3 seeds, 9 of 12 runs"
+
+
+def test_arms_differ_in_grey_and_keep_their_looks_when_others_are_missing() -> None:
+    arms = [str(number) for number in range(60)]
+    styles = figures.arm_styles(arms)
+    assert len({(style.colour, style.marker) for style in styles.values()}) == 60
+    few = [styles[arm] for arm in arms[:8]]
+    assert len({style.marker for style in few}) == len({style.dashes for style in few}) == 8
