@@ -3,15 +3,14 @@
 Ours, not the paper's. The MLP and the 7x7 convolutions of GAM stay, and become residual branches: b being what a
 submodule computes before its sigmoid,
 
-    GAM:   F' = sigmoid(b(F)) * F
-    here:  F' = F + b(F)
+    GAM:   F' = sigmoid(b(F)) * F  =  F / 2 + b(F) * F / 4 + ...
+    here:  F' = F / 2 + b(F) / 4
 
-Parameters, FLOPs (a sigmoid, a product and a sum count nothing), windows, order, place, names and initial weights are
-GAM's, so that nothing but the gate differs. For that reason nothing is rescaled, normalised or begun at zero either,
-which would be a second difference. The branches are not too large for that: of an input of mean square 1 the MLP makes
-at first about 1/18 and the convolutions, away from the borders, about 2, so that a block puts out some three times the
-mean square that goes in, and BatchNorm follows behind the next convolution. GAM's two gates of about 1/2 leave 0.07 of
-it: to damp a residual block against its shortcut is something that gates do, and so a part of what is compared.
+The halves and quarters are those of the sigmoid's tangent at 0, where a gate begins, so that the only thing that goes
+is the product of the map and what was computed from it. Parameters, FLOPs (a sigmoid, products and sums of maps count
+nothing), windows, order, place, names and initial weights are GAM's. So are the sizes at the beginning: of a map's mean
+square a block leaves about 0.09, GAM 0.07. A plain F + b(F) would make it three times as large and answer a step of
+the optimiser four times as strongly, and what it lost by that would pass for the merit of the gate.
 """
 
 from torch import Tensor
@@ -41,5 +40,5 @@ class UngatedGAM(GAM):
 
     @staticmethod
     def join(x: Tensor, attention: Tensor) -> Tensor:
-        """Their sum."""
-        return x + attention
+        """Half the map and a quarter of the branch."""
+        return x / 2 + attention / 4

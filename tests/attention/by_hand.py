@@ -100,11 +100,11 @@ def global_attention(
 def residual_branches(
     x: Tensor, weights: Weights, submodules: str = "ch+sp", groups: int = 1, gate_max_pool: bool = False
 ) -> Tensor:
-    """GAM without its gates: F2 = F1 + what Mc makes a gate of, F3 = F2 + what Ms makes a gate of."""
+    """GAM without its gates: F2 = F1 / 2 + b / 4, b being what Mc makes a gate of, and F3 likewise by Ms of F2."""
     if "ch" in submodules:
-        x = x + channel_scores(x, weights)
+        x = 0.5 * x + 0.25 * channel_scores(x, weights)
     if "sp" in submodules:
-        x = x + spatial_scores(x, weights, groups, gate_max_pool)
+        x = 0.5 * x + 0.25 * spatial_scores(x, weights, groups, gate_max_pool)
     return x
 
 

@@ -9,7 +9,7 @@ import torch
 from by_hand import assert_equal_with_gradients, residual_branches, sizes
 from torch import nn
 
-from gamlib import build_model
+from gamlib import GAM, build_model
 from gamlib.attention import UngatedGAM
 from gamlib.attention.gam import SUBMODULES
 from gamlib.complexity import complexity
@@ -48,11 +48,27 @@ def test_it_begins_with_gams_weights_and_takes_those_it_was_trained_to() -> None
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
+def test_for_small_branches_it_is_what_gam_is_of_a_map_of_ones() -> None:
+    """Both have the tangent of the sigmoid: what is left of their difference falls with the cube of the branch."""
+    torch.manual_seed(0)
+    gam, ours = (kind(32, reduction=4, submodules="sp").double() for kind in (GAM, UngatedGAM))
+    ours.load_state_dict(gam.state_dict())
+    x = torch.ones(1, 32, 9, 9, dtype=torch.float64)
+    gaps = []
+    for factor in (0.02, 0.01):
+        for block in (gam, ours):
+            torch.manual_seed(1)
+            for weight in block.parameters():
+                nn.init.normal_(weight, std=factor)
+        gaps.append(float((gam(x) - ours(x)).abs().max().detach()))
+    assert gaps[0] / gaps[1] == pytest.approx(64, rel=0.1)  # a branch of two layers is a quarter
+
+
 def test_hooks_see_what_is_added() -> None:
     block = UngatedGAM(32, submodules="sp")
     assert isinstance(block.spatial, nn.Module)
     seen: list[torch.Tensor] = []
     block.spatial.register_forward_hook(lambda _, __, output: seen.append(output))
     x = torch.randn(1, 32, 9, 9)
-    torch.testing.assert_close(block(x), x + seen[0])
+    torch.testing.assert_close(block(x), x / 2 + seen[0] / 4)
     assert float(seen[0].min().detach()) < 0  # no gate
