@@ -35,7 +35,7 @@ def tex(plan: Plan) -> str:
 
 @pytest.fixture
 def plan() -> Plan:
-    return STUDIES["submodules"].plan(seeds="0-2")
+    return STUDIES["submodules"].only(["baseline", "ch", "sp", "ch+sp"]).plan(seeds="0-2")
 
 
 def test_every_cell_is_what_people_read(plan: Plan, finish_all: FinishAll) -> None:
