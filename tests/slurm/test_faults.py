@@ -197,7 +197,10 @@ def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFram
     run = submit(LONG, slurm=["no-requeue", "nodelist=n1"])
     trains(run)
     cluster.kill("slurmd-n1")
-    for process in [*steps(cluster), psutil.Process(run.status().pid), *kernels()]:  # with all that ran on it
+    on_it = [*steps(cluster), psutil.Process(run.status().pid), *kernels()]
+    for process in on_it:  # all at once, so that none tells of another's end
+        process.suspend()
+    for process in on_it:
         process.kill()
     wait_for(lambda: "down" in cluster.run("sinfo", "-h", "-n", "n1", "-o", "%T").stdout, 120)
     wait_for(lambda: now(run).error.startswith("NODE_FAIL: "), 60)
