@@ -197,7 +197,11 @@ def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFram
     run = submit(LONG, slurm=["no-requeue", "nodelist=n1"])
     trains(run)
     cluster.kill("slurmd-n1")
-    for process in [*steps(cluster), psutil.Process(run.status().pid), *kernels()]:  # with all that ran on it
+    assert len(steps(cluster)) == 2
+    on_it = [*steps(cluster), psutil.Process(run.status().pid), *kernels()]
+    for process in on_it:  # all at once, so that none tells of another's end
+        process.suspend()
+    for process in on_it:
         process.kill()
     wait_for(lambda: "down" in cluster.run("sinfo", "-h", "-n", "n1", "-o", "%T").stdout, 120)
     wait_for(lambda: now(run).error.startswith("NODE_FAIL: "), 60)
@@ -207,26 +211,27 @@ def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFram
     survives("a node that dies")
 
 
-def processes(word: str, variable: str, value: str) -> list[psutil.Process]:
-    """Those with a word in their command line and a value in their environment."""
+def processes(word: str, setting: str) -> list[psutil.Process]:
+    """Those with a word in their command line and a setting in their environment."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
-        try:
-            if any(word in part for part in process.info["cmdline"] or []) and process.environ().get(variable) == value:
-                found.append(process)
-        except psutil.Error:
+        try:  # not by psutil: a step writes its name over the beginning of its environment
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        except OSError:
             continue
+        if any(word in part for part in process.info["cmdline"] or []) and setting.encode() in environment:
+            found.append(process)
     return found
 
 
 def kernels() -> list[psutil.Process]:
     """The kernels of this test: those whose runs lie in its folder."""
-    return processes("ipykernel_launcher", "GAM_RUNS", os.environ["GAM_RUNS"])
+    return processes("ipykernel_launcher", f"GAM_RUNS={os.environ['GAM_RUNS']}")
 
 
 def steps(cluster: Cluster) -> list[psutil.Process]:
     """SLURM's own processes around the jobs of this cluster."""
-    return processes("slurmstepd", "SLURM_CONF", cluster.environment["SLURM_CONF"])
+    return processes("slurmstepd", f"SLURM_CONF={cluster.environment['SLURM_CONF']}")
 
 
 def test_a_killed_kernel_is_a_failure_with_its_reason(survives: Survives) -> None:
