@@ -1,6 +1,6 @@
 """Debian's Chromium, which Playwright drives: nothing is downloaded but Debian's own package.
 
-    python tests/browser/chromium.py install         as root
+python tests/browser/chromium.py install         as root
 """
 
 import os

@@ -30,7 +30,7 @@ from gamlib.lab.studies import STUDIES, Plan, find_study
 from gamlib.lab.train import train
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Browser, Locator, Page, ViewportSize
 
 pytestmark = pytest.mark.slow
 SMALL: dict[str, Any] = {"epochs": 2, "width": 0.25, "train_fraction": 0.2}
@@ -38,7 +38,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {  # nothing is trained from the browser
     "2_submodules.ipynb": {"seeds": "0,1", "overrides": SMALL, "cluster": None},
     "5_attention_maps.ipynb": {"seeds": "0", "overrides": SMALL, "cluster": None},
 }
-WINDOW = {"width": 1400, "height": 1000}
+WINDOW: "ViewportSize" = {"width": 1400, "height": 1000}
 SECONDS = 180  # for all cells of a notebook, on a machine that has other things to do
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
 READY = f"() => {NOTEBOOK}?.context?.sessionContext?.session?.kernel?.status === 'idle'"
@@ -105,13 +105,11 @@ def address(environment: dict[str, str]) -> Iterator[str]:
     """Where `make lab` listens, with its token. Afterwards nothing of it is left."""
     root = Path(environment["GAM_RUNS"]).parent
     options = [str(root / "notebooks"), "--no-browser", "--ip=127.0.0.1", "--port=0"]
-    options += ["--LabApp.expose_app_in_browser=True", "--LabApp.news_url=''", "--LabApp.extension_manager=readonly"]
-    options += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    options += [  # if this process is killed, the browser ends at once, and then the kernel and the server by themselves
-        "--ServerApp.shutdown_no_activity_timeout=120",
-        "--MappingKernelManager.cull_idle_timeout=120",
-        "--MappingKernelManager.cull_interval=20",
-    ]
+    options += ["--LabApp.expose_app_in_browser=True"]
+    options += ["--LabApp.news_url=''", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # offline
+    # If this process is killed its browser ends at once; then the kernels end by themselves, and the server after them.
+    options += ["--MappingKernelManager.cull_idle_timeout=120", "--MappingKernelManager.cull_interval=20"]
+    options += ["--ServerApp.shutdown_no_activity_timeout=120"]
     command = ["make", "-C", str(ROOT), "-o", f"{sys.prefix}/.ready", "lab", f"VENV={sys.prefix}"]
     log = root / "server.log"
     with log.open("w") as output:
@@ -164,7 +162,9 @@ def browser(environment: dict[str, str]) -> "Iterator[Browser]":
 
 
 @pytest.fixture
-def page(address: str, browser: "Browser", request: pytest.FixtureRequest) -> "Iterator[Page]":
+def page(
+    address: str, browser: "Browser", request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> "Iterator[Page]":
     """JupyterLab, opened by its address. Whatever comes, a picture of its last state is kept."""
     page = browser.new_page(viewport=WINDOW, reduced_motion="reduce")
     page.set_default_timeout(60_000)
@@ -178,7 +178,8 @@ def page(address: str, browser: "Browser", request: pytest.FixtureRequest) -> "I
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{re.sub(r'[^a-z0-9]+', '_', request.node.name.removeprefix('test_'))}.png"
         page.screenshot(path=path)
-        request.config.get_terminal_writer().line(f"\nscreenshot: {path}")
+        with capsys.disabled():
+            print(f"\nscreenshot: {path}")
         page.close()
     outside = [url for url in asked if not re.match(r"(http|ws)://127\.0\.0\.1[:/]|data:|blob:", url)]
     assert not outside, f"the page asked for what is not on this machine: {outside}"
@@ -203,8 +204,9 @@ def run_all(page: "Page", name: str) -> dict[str, Any]:
 def unroll(page: "Page") -> "Locator":
     """Make the window as high as the notebook, so that all of it is drawn."""
     for _ in range(3):  # what comes into view may be higher than was thought
-        height = page.evaluate(f"() => {NOTEBOOK}.content.node.querySelector('.jp-WindowedPanel-outer').scrollHeight")
-        page.set_viewport_size({**WINDOW, "height": min(int(height) + 200, 12_000)})  # type: ignore[typeddict-item]
+        first, last = (f"{NOTEBOOK}.content.widgets.at({index}).node.getBoundingClientRect()" for index in (0, -1))
+        height = page.evaluate(f"() => Math.ceil({last}.bottom - {first}.top)")
+        page.set_viewport_size({"width": WINDOW["width"], "height": max(WINDOW["height"], min(height, 12_000) + 200)})
     panel = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden)")
     assert "[*]" not in panel.inner_text()
     return panel
@@ -257,9 +259,7 @@ def test_the_study_of_submodules_shows_its_table_and_figures(page: "Page") -> No
     wanted = len(submodules.configs)
     assert f"{wanted} of {wanted} runs are done" in panel.inner_text()
     table = panel.locator("table").filter(has=page.locator("caption"))
-    assert [text.split("\t")[0].strip() for text in table.locator("tbody tr").all_inner_texts()] == [
-        *submodules.arms
-    ]
+    assert [text.split("\t")[0].strip() for text in table.locator("tbody tr").all_inner_texts()] == [*submodules.arms]
     assert "±" in table.inner_text()
     figures = panel.locator(".jp-RenderedImage img")
     assert figures.count() == 2 and len({drawn(figure) for figure in figures.all()}) == 2
