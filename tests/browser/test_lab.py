@@ -94,6 +94,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         patch.setenv("GAM_BATCH", "1")
         for config in (config for plan in plans() for config in plan.configs):  # some are of both
             train(Run(config))
+    offline = root / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    offline.parent.mkdir(parents=True)
+    offline.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     (root / "notebooks").mkdir()
     for name in PARAMETERS:
         copy_with_parameters(name, root / "notebooks")
@@ -106,8 +109,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
     root = Path(environment["GAM_RUNS"]).parent
     options = [str(root / "notebooks"), "--no-browser", "--ip=127.0.0.1", "--port=0"]
     options += ["--LabApp.expose_app_in_browser=True"]
-    options += ["--LabApp.news_url=''", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # offline
-    # If this process is killed its browser ends at once; then the kernels end by themselves, and the server after them.
+    # If this process is killed outright, its browser ends too; then kernels end by themselves, and the server after them.
     options += ["--MappingKernelManager.cull_idle_timeout=120", "--MappingKernelManager.cull_interval=20"]
     options += ["--ServerApp.shutdown_no_activity_timeout=120"]
     command = ["make", "-C", str(ROOT), "-o", f"{sys.prefix}/.ready", "lab", f"VENV={sys.prefix}"]
@@ -121,6 +123,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
             stderr=output,
             start_new_session=True,
         )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it would end this process and nothing else
     try:
         yield address_of(server, root / "runtime", log)
     finally:
@@ -133,6 +136,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
             with suppress(psutil.Error):
                 process.kill()
         server.wait(15)
+        signal.signal(signal.SIGTERM, before)
     assert not left, f"these had to be killed: {left}"
 
 
