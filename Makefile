@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-faults test-slurm bench lint lab lock
+.PHONY: help env study test test-faults test-slurm test-browser bench lint lab lock
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,14 +36,19 @@ test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the
 	@$(BIN)/python tests/slurm/cluster.py install || true
 	@GAM_SLURM=1 $(BIN)/pytest -n 2 --dist worksteal -rs tests/slurm
 
+test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with screenshots; installs it as root, on Debian
+	@$(BIN)/python tests/browser/chromium.py install || true
+	@GAM_BROWSER=1 $(BIN)/pytest -rs tests/browser
+
 bench: env ## images/s and memory of a training step, against a plain loop
 	@$(BIN)/python benchmarks/training.py
 
 lint: env ## correct what ruff can, then show the rest
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/mypy
 
+LAB ?= notebooks# the folder, and options behind it: make lab LAB="notebooks --no-browser --port=8890"
 lab: env ## JupyterLab in notebooks/
-	@$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
+	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
 lock: ## requirements.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-emit-index-url --no-annotate \
