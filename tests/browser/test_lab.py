@@ -109,7 +109,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
     root = Path(environment["GAM_RUNS"]).parent
     options = [str(root / "notebooks"), "--no-browser", "--ip=127.0.0.1", "--port=0"]
     options += ["--LabApp.expose_app_in_browser=True"]
-    # If this process is killed outright, its browser ends too; then kernels end by themselves, and the server after them.
+    # If this process is killed outright, its browser ends too; then kernels end by themselves, then the server.
     options += ["--MappingKernelManager.cull_idle_timeout=120", "--MappingKernelManager.cull_interval=20"]
     options += ["--ServerApp.shutdown_no_activity_timeout=120"]
     command = ["make", "-C", str(ROOT), "-o", f"{sys.prefix}/.ready", "lab", f"VENV={sys.prefix}"]
