@@ -36,6 +36,7 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
         text=True,
         start_new_session=True,
         env=dict(os.environ),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell has it ignored in the background
     )
 
 

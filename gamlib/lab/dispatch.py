@@ -71,7 +71,8 @@ def dispatch(
                 "cluster='slurm': there is no sbatch on the PATH of this machine; allowed here: local, debug"
             )
         given = dict(slurm or {})
-        told = slurms.options(given, given.pop("slurm", ()))
+        extra = given.pop("slurm", ())
+        told = slurms.options(given, extra)
     runs = unique(configs)
     stale = [run for run in runs if rerun_stale and run.stale()]
     todo = [run for run in runs if run.result() is None or run in stale]

@@ -13,6 +13,7 @@ from gamlib.cli import app
 from gamlib.lab import arrays, dispatch, slurm
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.runs import Run
+from gamlib.options import SLURM as COMMAND_OPTIONS
 
 Finish = Callable[..., Run]
 
@@ -92,6 +93,10 @@ def test_impossible_options_are_refused(given: dict[str, Any], extra: list[str],
     with pytest.raises(ConfigError) as refused:
         slurm.options(given, extra)
     assert message in str(refused.value)
+
+
+def test_every_option_of_the_command_is_one_that_submission_knows() -> None:
+    assert set(COMMAND_OPTIONS) == {*slurm.NAMES, "slurm"}
 
 
 @pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])

@@ -59,10 +59,13 @@ def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: Path) 
     cluster.recover()
 
 
-def gamlib(*arguments: str, values: dict[str, Any] | None = None) -> "subprocess.CompletedProcess[str]":
+def command(*arguments: str, values: dict[str, Any] | None = None) -> list[str]:
     parameters = [text for key, value in (values or {}).items() for text in ("-p", f"{key}={value}")]
-    command = [sys.executable, "-m", "gamlib.cli", *arguments, *parameters]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    return [sys.executable, "-m", "gamlib.cli", *arguments, *parameters]
+
+
+def gamlib(*arguments: str, values: dict[str, Any] | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(*arguments, values=values), capture_output=True, text=True, timeout=600)
 
 
 def submit(values: dict[str, Any], **options: Any) -> Run:
@@ -264,11 +267,10 @@ def test_a_submission_that_was_killed_is_made_good_by_the_next(
     file = tmp_path / "many.yaml"
     arms = "\n".join(f"  r{width}: {{lr: {width}e-4}}" for width in range(1, 41))
     file.write_text(f"arms:\n{arms}\n")
-    command = [sys.executable, "-m", "gamlib.cli", "study", str(file), "--cluster", "slurm", "--no-wait"]
-    command += ["--slurm", "hold", *(text for key, value in SHORT.items() for text in ("-p", f"{key}={value}"))]
+    held = command("study", str(file), "--cluster", "slurm", "--no-wait", "--slurm", "hold", values=SHORT)
     folder, half_way, queued = Path(os.environ["GAM_RUNS"]) / "submitit", 0, 0
     for seed, delay in enumerate((0.0, 0.03, 0.06)):
-        process = subprocess.Popen([*command, "--seeds", str(seed)], stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*held, "--seeds", str(seed)], stdout=subprocess.DEVNULL)
         wait_for(partial(under_way, folder, process), every=0.001)
         time.sleep(delay)
         process.kill()
@@ -305,9 +307,8 @@ def test_nothing_is_lost_while_accounting_and_controller_are_away(
 def test_two_studies_at_once_train_each_run_once(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     study = tmp_path / "twice.yaml"
     study.write_text("arms:\n  one: {}\n  other: {attention: none}\n")
-    command = [sys.executable, "-m", "gamlib.cli", "study", str(study), "--seeds", "0", "--cluster", "slurm"]
-    command += ["--cpus", "1", *(text for key, value in SHORT.items() for text in ("-p", f"{key}={value}"))]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    twice = command("study", str(study), "--seeds", "0", "--cluster", "slurm", "--cpus", "1", values=SHORT)
+    both = [subprocess.Popen(twice, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert sorted("2 runs submitted" in output for output in outputs) == [False, True]
