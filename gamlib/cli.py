@@ -91,12 +91,12 @@ def study(
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from gamlib.lab.dispatch import dispatch
     from gamlib.lab.runs import RunFailed
-    from gamlib.lab.studies import find_study
+    from gamlib.lab.studies import Plan, find_study
 
     overrides = key_values(parameter or [])
     if "dataset" in overrides:
         dataset = overrides.pop("dataset")
-    plans = [find_study(name).only(arms or []).plan(dataset, seeds, **overrides) for name in dict.fromkeys(studies)]
+    plans = [find_study(name).plan(dataset, seeds, arms or (), **overrides) for name in dict.fromkeys(studies)]
     if dry_run:
         for plan in plans:
             screen.show_plan(plan)
@@ -119,7 +119,7 @@ def study(
         out.print(f"see `gamlib report {names}`", markup=False, highlight=False)
     for plan in plans if and_report else ():
         try:
-            _report(plan, force=False)
+            _report(Plan.load(plan.study.name, plan.dataset), force=False)  # with the arms asked for before
         except RunFailed as error:  # the other studies are reported all the same
             err.print(str(error), style="red", markup=False, highlight=False)
     if tally.failed:

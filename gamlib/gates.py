@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention
+from gamlib.attention.gam_no_gate import UngatedGAM
 from gamlib.backbones.attention_branch import AttentionBranch
 
 Seen: TypeAlias = Mapping[str, list[Tensor]]  # what each child of a block put out, call by call, without the batch
@@ -87,6 +88,8 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
     kinds = (*READERS, *MECHANISMS.values())
     found = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
     for name, block in found.items():
+        if isinstance(block, UngatedGAM):
+            raise ValueError(f"{name} is an UngatedGAM: it has branches where GAM has gates")
         if not isinstance(block, tuple(READERS)):
             raise ValueError(
                 f"{name} is a {type(block).__name__}, whose gates cannot be read: READERS in gamlib/gates.py has "

@@ -47,7 +47,7 @@ def passed(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
-@pytest.mark.parametrize("attention", MECHANISMS)
+@pytest.mark.parametrize("attention", [name for name in MECHANISMS if name != "gam_no_gate"])
 def test_the_input_times_the_factor_is_the_blocks_output(attention: str, backbone: str) -> None:
     model = network_of(attention, backbone=backbone)
     seen, through, varied = read_gates(model, image()), passed(model), 0
@@ -77,6 +77,13 @@ def test_the_gates_times_the_input_are_the_very_bits_of_the_output() -> None:
         x, y = passed(model)[name]
         assert gate.channel is not None and gate.spatial is None
         assert torch.equal(gate.channel[:, None, None] * x, y)
+
+
+def test_branches_are_no_gates() -> None:
+    with pytest.raises(
+        ValueError, match=r"layer1.0.bn2.attention is an UngatedGAM: it has branches where GAM has gates"
+    ):
+        read_gates(network_of("gam_no_gate"), image())
 
 
 def test_a_submodule_alone_has_one_gate() -> None:

@@ -42,7 +42,7 @@ def by_image(plan: Plan) -> pd.DataFrame:
     are left out.
     """
     rows = []
-    for arm, reference in plan.study.compare:
+    for arm, reference in plan.compare:
         for ours, theirs in zip(plan.arms[arm], plan.arms[reference], strict=True):
             runs = Run(ours), Run(theirs)
             if any(run.result() is None for run in runs):

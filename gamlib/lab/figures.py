@@ -12,8 +12,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from gamlib.files import write_whole
 from gamlib.lab.places import figures_root
@@ -160,15 +161,20 @@ def learning_curves(curves: pd.DataFrame, arms: Sequence[str], about: str) -> Fi
         last = int(curves["epoch"].max())
         for number, line in enumerate(axes.get_lines()[: len(styles)]):  # markers aside, not over each other
             line.set_markevery((number % 4 * max(1, last // 20), max(1, last // 5)))
-        axes.set(xlabel=f"Epoch\n{about}", ylabel="Top-1 error", yscale="log")
+        axes.set(xlabel=f"Epoch\n{about}", ylabel="Top-1 error (%)", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
-        axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        readable_ticks(axes.yaxis, curves["top1_error"])
         axes.legend().remove()
         legend_above(figure, axes, handlelength=3)
     plt.close(figure)
     return figure
+
+
+def readable_ticks(axis: Axis, values: "pd.Series[float]") -> None:
+    """Ticks of a logarithmic axis that are numbers one reads."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if values.max() > 3 * values.min() else MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_above(figure: Figure, axes: Axes, **options: float) -> None:

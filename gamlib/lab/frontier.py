@@ -6,9 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from gamlib.lab.figures import STYLE, TWO_COLUMNS, arm_styles, legend_above
+from gamlib.lab.figures import STYLE, TWO_COLUMNS, arm_styles, legend_above, readable_ticks
 
 # Okabe and Ito's colours, and markers that a grey print tells apart; grey for the plain network, strongest for GAM
 MECHANISM_STYLES = {
@@ -135,9 +134,7 @@ def cost_against_error(frame: pd.DataFrame) -> Figure:
 
 
 def _cost_axis(axes: Axes, costs: "pd.Series[float]") -> None:
-    """Logarithmic, with ticks that are numbers one reads."""
+    """Logarithmic, with room at its ends."""
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.12)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if costs.max() > 3 * costs.min() else MaxNLocator(4))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    readable_ticks(axes.xaxis, costs)

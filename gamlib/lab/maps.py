@@ -23,6 +23,7 @@ from gamlib.training.batches import IMAGENET_MEAN, IMAGENET_STD, for_test, mean_
 from gamlib.training.checkpoint import kept, read
 
 STUDY = str(ROOT / "studies" / "gates.yaml")  # the runs that 5_attention_maps.ipynb compares
+GATELESS = ("none", "gam_no_gate")
 LEGIBLE = 8  # positions along a side from which a spatial gate can be read
 
 
@@ -61,7 +62,7 @@ def finished(dataset: str | None = None) -> list[Run]:
         run
         for run in all_runs()[0]
         if dataset in (None, run.config.dataset)
-        and run.config.attention != "none"
+        and run.config.attention not in GATELESS
         and run.result() is not None
         and _weights(run, run.config.epochs).exists()
     ]
@@ -246,7 +247,7 @@ def _block(gates: Mapping[str, Gates], layer: str | None) -> str:
 
 
 def _of_arms(plan: Plan) -> dict[str, Run]:
-    with_gates = {arm: configs for arm, configs in plan.arms.items() if configs[0].attention != "none"}
+    with_gates = {arm: configs for arm, configs in plan.arms.items() if configs[0].attention not in GATELESS}
     done = {
         arm: next((run for run in map(Run, configs) if run.result() is not None), None)
         for arm, configs in with_gates.items()

@@ -40,7 +40,7 @@ def export(plan: Plan) -> list[Path]:
     about = tables.label(plan, frame)
     drawn = {
         plan.name: figures.error_by_arm(frame, about),
-        f"{plan.name}-differences": contrasts.paired_differences(compare(frame, plan.study.compare), about),
+        f"{plan.name}-differences": contrasts.paired_differences(compare(frame, plan.compare), about),
         f"{plan.name}-curves": figures.learning_curves(tables.histories(plan), list(plan.arms), about),
         f"{plan.name}-frontier": frontier.frontier(table, about),
         f"{plan.study.name}-datasets": contrasts.across_datasets(across(plan)),

@@ -47,18 +47,17 @@ def show_plan(plan: "Plan") -> None:
     """Which runs exist, which would run, and with which values: first what all share, then what makes each arm."""
     from gamlib.lab.runs import Run
 
-    every = [config.model_dump(exclude={"seed"}) for configs in plan.arms.values() for config in configs]
-    shared = {key: value for key, value in every[0].items() if all(values[key] == value for values in every)}
+    shared, own = plan.values()
     out.print(f"{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
     out.print("all runs: " + "  ".join(f"{k}={v}" for k, v in shared.items()), markup=False, highlight=False)
     for arm, configs in plan.arms.items():
-        own = "  ".join(f"{k}={v}" for k, v in configs[0].model_dump(exclude={"seed"}).items() if k not in shared)
-        if (other := plan.study.arms[arm].parameters_of) is not None:
+        values = "  ".join(f"{k}={v}" for k, v in own[arm].items())
+        if (other := plan.study.arms[arm].parameters_of) in plan.arms:
             from gamlib.lab.widths import parameters
 
             ratio = parameters(configs[0]) / parameters(plan.arms[other][0])
-            own += f"  ({ratio:.4f} times the parameters of {other})"
-        out.print(f"{arm}: {own}", markup=False, highlight=False)
+            values += f"  ({ratio:.4f} times the parameters of {other})"
+        out.print(f"{arm}: {values}", markup=False, highlight=False)
         for run in map(Run, configs):
             state = run.status().state
             what = "done" if state == "done" else f"would run (is {state})"

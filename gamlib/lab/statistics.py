@@ -178,24 +178,24 @@ def _p(value: float) -> str:
 
 
 def reading(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> str:
-    """One paragraph: the best arm, every comparison, and what the numbers cannot bear. Computed, never typed."""
+    """The best arm, every comparison, and what the numbers cannot bear, in Markdown. Computed, never typed."""
     done = frame.dropna(subset="top1_error")
-    sentences = [f"{len(done)} of {len(frame)} runs are done."]
+    parts = [f"{len(done)} of {len(frame)} runs are done."]
     if len(done):
         means = done.groupby("arm")["top1_error"].mean()
-        sentences.append(f"The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %.")
+        parts[0] += f" The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %."
         compared = compare(frame, comparisons)
-        sentences += [f"{comparison}." for comparison in compared]
+        parts.append("\n".join(f"- {comparison}." for comparison in compared))
         if tested := sum(comparison.seeds > 1 for comparison in compared):
             tests = f"p corrected by Holm for {tested} comparisons" if tested > 1 else "p"
-            sentences.append(
+            parts.append(
                 f"Better or worse is what the t-test paired by seed calls so, {tests} below {ALPHA}. Intervals are by "
                 "Student's t, each by itself; what seeds uncorrected could have shown is the smallest difference that "
                 f"one such test alone finds in {100 * POWER:.0f} % of studies, if their spread is the one seen here. "
                 "All of it is about chance in the initial weights and in the order of the images, not in the choice "
                 "of test images."
             )
-    return " ".join(sentences)
+    return "\n\n".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

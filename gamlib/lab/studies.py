@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gamlib.files import write_whole
+from gamlib.lab.arms import Arm, of_mechanism
 from gamlib.lab.catalogue import CATALOGUE
 from gamlib.lab.config import ConfigError, RunConfig, one_line, unknown_name
 from gamlib.lab.parameters import parse_seeds
@@ -17,29 +18,6 @@ from gamlib.lab.places import runs_root
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.widths import widened
 from gamlib.training.datasets import DATASETS, folder_name
-
-
-class PaperRow(BaseModel):
-    """The printed row that an arm repeats, where there is one of its backbone; on CIFAR-100 that is one of Table 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    table: int
-    attention: str
-    variant: str = ""
-
-
-class Arm(BaseModel):
-    """One configuration of an ablation, all seeds of it.
-
-    In a study it may be given by its values alone, beside which `paper` and `parameters_of` may stand.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    values: dict[str, Any] = Field(default={}, description="values of RunConfig that make this arm")
-    paper: PaperRow | None = Field(default=None, description="the row of the paper: table, attention, variant")
-    parameters_of: str | None = Field(default=None, description="an arm: `width` is then as many parameters ask for")
 
 
 class Study(BaseModel):
@@ -121,14 +99,14 @@ class Study(BaseModel):
             raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
         return study
 
-    def only(self, arms: Iterable[str] | str) -> Self:
-        """The same study with some of its arms, and those comparisons of which both sides are among them.
+    def labels(self, arms: Iterable[str] | str = ()) -> list[str]:
+        """Names of the arms that are meant, in the study's order.
 
         Args:
-            arms: labels, or patterns such as "ResNet-18*"; none of them is all arms.
+            arms: names, or patterns such as "ResNet-18*"; none of them is all arms.
 
         Raises:
-            ConfigError: a pattern that is no arm's, or an arm whose parameters are those of one left out.
+            ConfigError: a pattern that is no arm's.
         """
         kept = set() if (patterns := [arms] if isinstance(arms, str) else list(arms)) else set(self.arms)
         for pattern in patterns:
@@ -136,54 +114,62 @@ class Study(BaseModel):
             if not found:
                 raise ConfigError(f"arms={pattern!r}: allowed: {', '.join(self.arms)}")
             kept |= found
-        chosen = {label: arm for label, arm in self.arms.items() if label in kept}
-        compare = [pair for pair in self.compare if set(pair) <= kept]
-        return type(self)(**{**dict(self), "arms": chosen, "compare": compare})
+        return [label for label in self.arms if label in kept]
 
-    def plan(self, dataset: str = "digits", seeds: Iterable[int] | int | str = "0-2", **overrides: Any) -> "Plan":
+    def plan(
+        self,
+        dataset: str = "digits",
+        seeds: Iterable[int] | int | str = "0-2",
+        arms: Iterable[str] | str = (),
+        **overrides: Any,
+    ) -> "Plan":
         """The runs of this study, resolved and checked, all of them before anything starts.
 
         Args:
             dataset: where to run it.
             seeds: whole numbers, or a text such as "0-4" or "0,3,7".
+            arms: some of the arms, see `labels`.
             overrides: values for every arm whose mechanism has them, e.g. `epochs=3`.
 
         Raises:
             ConfigError: a value is refused, or is one that the arms of this study set themselves.
         """
-        numbers = parse_seeds(seeds)
+        numbers, chosen = parse_seeds(seeds), self.labels(arms)
         overrides = {key: value for key, value in overrides.items() if value is not None}
         for key, value in overrides.items():
             if key == "seed":
                 raise ConfigError(f"seed={value}: a study has several; give --seeds")
             if key not in RunConfig.model_fields:
                 raise ConfigError(unknown_name(key, RunConfig.model_fields))
-            if any(key in arm.values for arm in self.arms.values()):
+            if any(key in self.arms[label].values for label in chosen):
                 raise ConfigError(f"{key}={value}: the arms of {self.name} set {key} themselves")
-        if (checked := Plan.checked(self, dataset, numbers, overrides)) is not None:
+        if (checked := Plan.checked(self, dataset, numbers, chosen, overrides)) is not None:
             return checked
-        arms: dict[str, list[RunConfig]] = {}
+        references = {self.arms[label].parameters_of for label in chosen}
+        needed = {label: arm for label, arm in self.arms.items() if label in references.union(chosen)}
+        runs: dict[str, list[RunConfig]] = {}
         taken: set[str] = set()
-        for label, arm in self.arms.items():
+        for label, arm in needed.items():
             values = {**self.base, **overrides, "dataset": dataset, **arm.values}
-            fitting = _of_mechanism(values, set(arm.values))
+            fitting = of_mechanism(values, set(arm.values))
             taken |= fitting.keys()
-            arms[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]
-        for label, arm in self.arms.items():
+            runs[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]
+        for label, arm in needed.items():
             if arm.parameters_of is not None:
                 try:
-                    arms[label] = [widened(config, arms[arm.parameters_of][0]) for config in arms[label]]
+                    runs[label] = [widened(config, runs[arm.parameters_of][0]) for config in runs[label]]
                 except ValueError as error:
                     raise ConfigError(
                         f"arm {label!r}, parameters_of={arm.parameters_of!r}: {error}; --arms can leave it out"
                     ) from None
         for key in overrides.keys() - taken:
             raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
-        return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=arms, source=source_hash())
+        of_arms = {label: runs[label] for label in chosen}
+        return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=of_arms, source=source_hash())
 
 
 class Plan(BaseModel):
-    """A study on a data set with seeds: what `gamlib status` and `report` read back later."""
+    """A study, or some arms of it, on a data set with seeds: what `gamlib status` and `report` read back later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -202,14 +188,39 @@ class Plan(BaseModel):
         return f"{self.study.name}-{folder_name(self.dataset)}"
 
     @property
+    def compare(self) -> list[tuple[str, str]]:
+        """The comparisons of the study of which both sides are among the plan's arms."""
+        return [pair for pair in self.study.compare if self.arms.keys() >= set(pair)]
+
+    def values(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The values, seeds aside, that all runs share, and by arm those that make it."""
+        of_arms = {arm: configs[0].model_dump(exclude={"seed"}) for arm, configs in self.arms.items()}
+        first = next(iter(of_arms.values()))
+        shared = {key for key in first if all(values[key] == first[key] for values in of_arms.values())}
+        own = {arm: {key: values[key] for key in values if key not in shared} for arm, values in of_arms.items()}
+        return {key: value for key, value in first.items() if key in shared}, own
+
+    @property
     def configs(self) -> list[RunConfig]:
         """All runs, seed by seed, so that a study that is stopped half-way has whole seeds."""
         return [configs[index] for index in range(len(self.seeds)) for configs in self.arms.values()]
 
     def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
-        """Remember what was asked for, in `runs/studies/`: a definition, not a state."""
-        plan = self.model_copy(update={"cluster": cluster, "slurm": slurm or {}})
-        write_whole(_plans() / f"{self.name}.json", plan.model_dump_json(indent=2))
+        """Remember what was asked for, in `runs/studies/`: a definition, not a state.
+
+        Other arms that were asked for earlier, with the same seeds and overrides, stay part of it.
+        """
+        update: dict[str, Any] = {"cluster": cluster, "slurm": slurm or {}}
+        path = _plans() / f"{self.name}.json"
+        before = self._read(path)
+        if before is not None and self._asked() == before._asked():
+            both = before.arms | self.arms
+            update["arms"] = {label: both[label] for label in self.study.arms if label in both}
+            update["source"] = self.source if self.source == before.source else ""  # not all checked by one code
+        write_whole(path, self.model_copy(update=update).model_dump_json(indent=2))
+
+    def _asked(self) -> tuple[Any, ...]:
+        return self.study, self.dataset, self.seeds, self.overrides
 
     @classmethod
     def saved(cls) -> list[Self]:
@@ -233,13 +244,17 @@ class Plan(BaseModel):
         raise ConfigError(f"study {study!r}{f' on {dataset}' if dataset else ''}: {there}")
 
     @classmethod
-    def checked(cls, study: Study, dataset: str, seeds: list[int], overrides: dict[str, Any]) -> Self | None:
-        """The same plan as last submitted, if this very code checked it: that spares the import of torch."""
+    def checked(
+        cls, study: Study, dataset: str, seeds: list[int], arms: list[str], overrides: dict[str, Any]
+    ) -> Self | None:
+        """The same plan, or part of it, as last submitted, if this very code checked it: that spares torch's import."""
         if dataset not in DATASETS:  # an image folder may hold other files by now
             return None
         plan = cls._read(_plans() / f"{study.name}-{dataset}.json")
-        wanted = (study, dataset, seeds, overrides, source_hash())
-        return plan if plan and (plan.study, plan.dataset, plan.seeds, plan.overrides, plan.source) == wanted else None
+        wanted = (study, dataset, seeds, overrides)
+        if plan is None or plan._asked() != wanted or plan.source != source_hash() or not plan.arms.keys() >= set(arms):
+            return None
+        return plan.model_copy(update={"arms": {label: plan.arms[label] for label in arms}})
 
     @classmethod
     def _read(cls, path: Path) -> Self | None:
@@ -254,18 +269,6 @@ class Plan(BaseModel):
 
 def _plans() -> Path:
     return runs_root() / "studies"
-
-
-def _of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
-    """Without the options that the mechanism of these values lacks, but with all that the arm itself sets."""
-    from gamlib.backbones import OPTIONS, build_model
-
-    attention = values.get("attention", "gam")
-    try:
-        lacking = set(OPTIONS) - build_model.options(attention).keys()
-    except ValueError:
-        lacking = set()  # RunConfig refuses the name
-    return {key: value for key, value in values.items() if key in own or key not in lacking}
 
 
 STUDIES = {name: Study(name=name, **given) for name, given in CATALOGUE.items()}

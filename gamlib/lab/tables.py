@@ -83,15 +83,16 @@ def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     """One row a comparison of the study, as `statistics.Comparison` has it.
 
     Columns: arm, reference, seeds (that both have finished), difference (of top-1 errors, in points), low and high
-    (its 95 % interval, not corrected), p, p_corrected (by Holm, over the study's comparisons), smallest (that these
-    seeds could have shown), verdict.
+    (its 95 % interval, not corrected), bootstrap_low and _high (another, see there), p, p_corrected (by Holm, over the
+    study's comparisons), smallest (that these seeds could have shown), verdict.
     """
-    rows = [
-        (of.arm, of.reference, of.seeds, of.mean, *of.interval, of.p, of.corrected, of.smallest, of.verdict)
-        for of in compare(frame, plan.study.compare)
-    ]
-    numbers = ["seeds", "difference", "low", "high", "p", "p_corrected", "smallest"]
-    return pd.DataFrame(rows, columns=["arm", "reference", *numbers, "verdict"])
+    columns = ["arm", "reference", "seeds", "difference", "low", "high", "bootstrap_low", "bootstrap_high"]
+    columns += ["p", "p_corrected", "smallest", "verdict"]
+    rows = []
+    for of in compare(frame, plan.compare):
+        measured = [of.seeds, of.mean, *of.interval, *of.bootstrap, of.p, of.corrected, of.smallest]
+        rows.append([of.arm, of.reference, *measured, of.verdict])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _flops(config: RunConfig) -> float:
@@ -112,9 +113,9 @@ def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":
     """
     found: dict[str, pd.Series[Any]] = {}
     for source in ("cifar100", "imagenet") if plan.dataset == "cifar100" else ("imagenet",):
-        for label, arm in plan.study.arms.items():
-            if (row := arm.paper) is not None:
-                table, backbone = 1 if source == "cifar100" else row.table, plan.arms[label][0].backbone
+        for label, configs in plan.arms.items():
+            if (row := plan.study.arms[label].paper) is not None:
+                table, backbone = 1 if source == "cifar100" else row.table, configs[0].backbone
                 with suppress(LookupError):
                     found[label] = paper.row(table, backbone, row.attention, row.variant)
         if found:
@@ -146,12 +147,12 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
         f"gamlib at commit {commits}, code {code}{present}."
     )
     measured = f"Images/s and peak memory are those of training, medians over epochs, on {machines}." * bool(machines)
-    references = {reference for _, reference in plan.study.compare}
+    references = {reference for _, reference in plan.compare}
     compared = (
         f"Difference: top-1 error less that of {min(references) if len(references) == 1 else 'the reference'} in "
         "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all that the "
         f"study compares; what it calls better (below {ALPHA}) is bold."
-    ) * any(of.seeds > 1 for of in compare(frame, plan.study.compare))
+    ) * any(of.seeds > 1 for of in compare(frame, plan.compare))
     source, printed = _printed(plan)
     said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
     return " ".join(filter(None, (made, measured, compared, said, plan.study.note)))

@@ -11,6 +11,7 @@ from gamlib.lab.studies import Plan
 
 NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
+WORDS = ("Arm", "Reference", "Verdict")  # columns set to the left
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
 # What TeX reads otherwise than people do, and what its fonts lack.
 _TEX = str.maketrans(
@@ -104,9 +105,39 @@ def styled(plan: Plan, frame: pd.DataFrame) -> Styler:
     """
     texts = for_reading(tables.summary(plan, frame), tables.differences(plan, frame))
     lines = [tables.note(plan, frame), *(f"Not used: {problem}." for problem in evidence.problems(plan))]
-    shown = texts.map(html.escape).style.hide(axis="index").apply(lambda _: _bold(texts), axis=None)
+    return _shown(texts, lines).apply(lambda _: _bold(texts), axis=None)
+
+
+def values(plan: Plan) -> Styler:
+    """What makes each arm of a study, a column an arm, for a notebook; under it the values that all of them share."""
+    shared, own = plan.values()
+    texts = pd.DataFrame(own).astype(object).map(str).rename_axis("").reset_index()
+    return _shown(texts, ["All arms: " + ", ".join(f"{key}={value}" for key, value in shared.items())])
+
+
+def runs(frame: pd.DataFrame) -> Styler:
+    """The runs of a study for a notebook, a row a run, those that are not done with their state."""
+    texts = pd.DataFrame(
+        {
+            "Arm": frame["arm"],
+            "Seed": frame["seed"].map(str),
+            "State": frame["state"],
+            "Top-1 error": frame["top1_error"].astype(float).map(lambda value: _number(value, 2)),
+            "Top-5 error": frame["top5_error"].astype(float).map(lambda value: _number(value, 2)),
+            "Seconds": frame["seconds"].astype(float).map(lambda value: _number(value, 0)),
+        }
+    )
+    texts.loc[texts["Arm"].duplicated(), "Arm"] = ""
+    return _shown(texts, ["Errors in percent, of the last epoch"])
+
+
+def _shown(texts: pd.DataFrame, lines: list[str]) -> Styler:
+    """A frame of texts as a notebook shows it, with lines below."""
+    shown = texts.map(html.escape).style.hide(axis="index")
     below = "caption-side: bottom; text-align: left; max-width: 60em"
-    shown.set_table_styles([{"selector": "caption", "props": below}])
+    words = [number for number, name in enumerate(texts) if name in (*WORDS, "State")]
+    shown.set_table_styles([{"selector": f".col{number}", "props": "text-align: left"} for number in words])
+    shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
     return shown.set_caption("<br>".join(map(html.escape, lines)))
 
 
@@ -134,7 +165,7 @@ def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str = "", n
         label: after "tab:".
         columns: LaTeX's letters; by default texts left (names and verdicts), numbers right.
     """
-    columns = columns or "".join("l" if name in ("Arm", "Reference", "Verdict") else "r" for name in texts)
+    columns = columns or "".join("l" if name in WORDS else "r" for name in texts)
     heads = [tuple(part.translate(_TEX) for part in name.partition(" ")[::2]) for name in map(str, texts)]
     in_two_lines = pd.MultiIndex.from_tuples(heads)
     styles = _bold(texts).set_axis(in_two_lines, axis="columns")

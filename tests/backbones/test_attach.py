@@ -1,5 +1,6 @@
 """Attention in a network of the user's own."""
 
+import json
 import re
 from collections import OrderedDict
 from typing import Any
@@ -153,15 +154,19 @@ def test_a_dense_network_shows_its_modules() -> None:
 
 def test_the_examples_of_the_readme_run_and_give_what_they_say() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    blocks = [block for block in blocks if "studies.Study(" not in block]  # it trains: tests/test_notebooks.py
     assert sum("attach(" in block for block in blocks) == 1
     said = 0
     for block in blocks:
         namespace: dict[str, Any] = {}
         exec(block, namespace)
+        for call, shape in re.findall(r"^((?:network|read_gates)\(.*)  # (\[[\d, ]+\])", block, re.M):
+            assert list(eval(call, namespace).shape) == json.loads(shape)
+            said += 1
         for call, result in re.findall(r"^(complexity\(.*\))  # (.+)$", block, re.M):
             assert repr(eval(call, namespace)) == result
             said += 1
         for names, listed in re.findall(r"^(build_model\.\w+\(\))  # (.+)$", block, re.M):
             assert ", ".join(eval(names, namespace)) == listed
             said += 1
-    assert said == 3
+    assert said == 5

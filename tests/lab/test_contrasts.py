@@ -20,12 +20,12 @@ ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [7.1, 8.0, 9.05], "sp": [4.0, 5.1, 
 
 @pytest.fixture
 def plan() -> Plan:
-    return STUDIES["submodules"].only(["baseline", "ch", "sp", "ch+sp"]).plan(seeds="0-2")
+    return STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
 
 
 def differences(plan: Plan) -> Figure | None:
     frame = tables.outcomes(plan)
-    return contrasts.paired_differences(compare(frame, plan.study.compare), tables.label(plan, frame))
+    return contrasts.paired_differences(compare(frame, plan.compare), tables.label(plan, frame))
 
 
 def points(axes: Axes, marker: str, of: str = "x") -> list[list[float]]:
@@ -50,7 +50,7 @@ def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, fin
     figure = differences(plan)
     assert figure is not None
     (axes,) = figure.axes
-    compared = compare(tables.outcomes(plan), plan.study.compare)
+    compared = compare(tables.outcomes(plan), plan.compare)
     assert points(axes, "o") == [list(of.gaps) for of in compared]
     assert points(axes, "D") == [[round(of.mean, 6)] for of in compared]
     for drawn, of in zip(intervals(axes, 0), compared, strict=False):
@@ -84,7 +84,7 @@ def test_several_references_are_named_row_by_row(finish_all: FinishAll) -> None:
     figure = differences(plan)
     assert figure is not None
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == [f"{arm}\nless {reference}" for arm, reference in plan.study.compare]
+    assert labels == [f"{arm}\nless {reference}" for arm, reference in plan.compare]
     assert figure.get_figwidth() == figures.TWO_COLUMNS
     assert figure.axes[0].get_xlabel().startswith("Difference in top-1 error (points; left of 0 is better)")
 
@@ -141,7 +141,7 @@ def test_a_panel_without_a_known_cost_is_left_out(plan: Plan, finish_all: Finish
 
 def test_data_sets_stand_side_by_side_with_the_arms_that_they_have(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, ERRORS)
-    other = plan.study.plan("cifar10", "0-2", epochs=2, width=0.25)
+    other = plan.study.plan("cifar10", "0-2", list(plan.arms), epochs=2, width=0.25)
     assert contrasts.across_datasets([plan, other]) is None
     finish_all(other, {"baseline": [30.0, 31.0, 33.0], "ch": [None] * 3, "sp": [20.0, None, None], "ch+sp": [None] * 3})
     figure = contrasts.across_datasets([other, plan])

@@ -28,7 +28,7 @@ ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [5.0, 5.5, 6.0], "sp": [4.0, 4.5, 5
 
 @pytest.fixture
 def plan() -> Plan:
-    return STUDIES["submodules"].only(["baseline", "ch", "sp", "ch+sp"]).plan(seeds="0-2")
+    return STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
 
 
 def test_the_summary_is_mean_interval_and_the_papers_row(plan: Plan, finish_all: FinishAll) -> None:
@@ -93,7 +93,7 @@ def test_the_same_data_give_the_same_bytes(plan: Plan, finish_all: FinishAll) ->
 
 
 def elsewhere(plan: Plan) -> Plan:
-    return plan.study.plan("cifar10", plan.seeds, epochs=2, width=0.25)
+    return plan.study.plan("cifar10", plan.seeds, list(plan.arms), epochs=2, width=0.25)
 
 
 def test_figures_have_the_width_of_one_column_or_two_and_embedded_truetype_fonts(
@@ -140,7 +140,7 @@ def test_nothing_done_is_nothing_to_draw(plan: Plan) -> None:
     with pytest.raises(ValueError, match="no run of this study is done"):
         figures.error_by_arm(frame, "")
     assert figures.learning_curves(tables.histories(plan), list(plan.arms), "") is None
-    assert contrasts.paired_differences(compare(frame, plan.study.compare), "") is None
+    assert contrasts.paired_differences(compare(frame, plan.compare), "") is None
     assert frontier.frontier(tables.summary(plan, frame), "") is None
     assert contrasts.across_datasets([plan, elsewhere(plan)]) is None
 
@@ -184,7 +184,7 @@ def test_the_comparisons_of_a_study_are_a_table(plan: Plan, finish_all: FinishAl
     finish_all(plan, ERRORS | {"sp": [4.0, None, None], "ch+sp": [None] * 3})
     frame = tables.outcomes(plan)
     table = tables.differences(plan, frame).set_index("arm")
-    first = compare(frame, plan.study.compare)[0]
+    first = compare(frame, plan.compare)[0]
     assert list(table.loc["ch", ["reference", "seeds", "difference"]]) == ["baseline", 3, -1.5]
     assert list(table.loc["ch", ["low", "high", "p_corrected"]]) == [*first.interval, first.corrected]
     verdicts = ["better", "nothing can be said of one seed", "not measured"]
@@ -196,7 +196,7 @@ def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: Fin
     changed = {"commit": "1234567890", "clean": False, "device": "NVIDIA H200", "earlier": []}
     Run(plan.arms["ch"][0]).write("provenance.json", json.dumps(changed))
     note = tables.note(plan, tables.outcomes(plan))
-    assert "digits, resnet18 at width 0.5, 20 epochs" in note and "over seeds 0, 1, 2; 11 of 12 runs are done;" in note
+    assert "digits, resnet18 at width 0.5, 20 epochs" in note and "over seeds 0–2; 11 of 12 runs are done;" in note
     assert "gamlib at commit 1234567 with changes, 8fbcf0f, code 0123456789abcdef" in note
     assert "medians over epochs, on NVIDIA H200, cpu." in note and "less that of baseline in points" in note
     finish_all(plan, ERRORS)
@@ -300,7 +300,7 @@ def test_a_width_that_was_found_is_named_beside_the_usual_one() -> None:
 def test_the_benchmark_stands_beside_the_table_of_its_data_set(
     dataset: str, source: str, printed: list[float | None]
 ) -> None:
-    plan = STUDIES["benchmark"].only(["ResNet-18", "ResNet-50", "* (gc)"]).plan(dataset, seeds="0")
+    plan = STUDIES["benchmark"].plan(dataset, seeds="0", arms=["ResNet-18", "ResNet-50", "* (gc)"])
     table = tables.summary(plan, frame := tables.outcomes(plan))
     column = table[f"paper_{source}_top1_error"]
     assert [None if math.isnan(value) else value for value in column] == printed

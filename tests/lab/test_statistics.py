@@ -169,8 +169,8 @@ def test_without_a_true_difference_five_percent_of_studies_claim_one(seeds: int)
 def test_the_reading_says_how_much_is_done() -> None:
     text = reading(frame(base=[6.0, 6.2, 6.1], arm=[4.0, math.nan, 4.2]), [("arm", "base")])
     assert text.startswith(
-        "5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %. arm against base: -1.95 points "
-        "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016), better. "
+        "5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %.\n\n- arm against base: -1.95 points "
+        "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016), better.\n\n"
         "Better or worse is what the t-test paired by seed calls so, p below 0.05."
     )
     assert reading(frame(base=[math.nan]), []) == "0 of 1 runs are done."

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,12 @@ def test_what_is_no_seed_is_refused(seeds: str) -> None:
         parse_seeds(seeds)
 
 
-@pytest.mark.parametrize(
-    "study", [STUDIES["max_pooling"], STUDIES["submodules"], STUDIES["submodules"].only(["wider", "ch*"])]
-)
-def test_a_plan_is_remembered_as_it_was(study: Study) -> None:
-    plan = study.plan(seeds="0,5", epochs=2)
+@pytest.mark.parametrize(("study", "arms"), [("max_pooling", ()), ("submodules", ()), ("submodules", ["wider", "ch*"])])
+def test_a_plan_is_remembered_as_it_was(study: str, arms: Sequence[str]) -> None:
+    plan = STUDIES[study].plan(seeds="0,5", arms=arms, epochs=2)
     plan.save()
-    assert Plan.checked(study, "digits", [0, 5], {"epochs": 2}) == plan
-    again = Plan.load(study.name)
+    assert Plan.checked(STUDIES[study], "digits", [0, 5], list(plan.arms), {"epochs": 2}) == plan
+    again = Plan.load(study)
     assert again == plan
     assert [config.signature for config in again.configs] == [config.signature for config in plan.configs]
 
@@ -127,11 +126,13 @@ def test_three_lines_define_a_study() -> None:
 def test_a_plan_of_other_code_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = STUDIES["submodules"].plan(seeds="0", epochs=2)
     plan.save()
-    assert Plan.checked(plan.study, "digits", [0], {"epochs": 2}) == plan
-    assert Plan.checked(plan.study, "digits", [0], {"epochs": 3}) is None
-    assert Plan.checked(plan.study, "digits", [0, 1], {"epochs": 2}) is None
+    arms = list(plan.arms)
+    assert Plan.checked(plan.study, "digits", [0], arms, {"epochs": 2}) == plan
+    assert list(Plan.checked(plan.study, "digits", [0], arms[:2], {"epochs": 2}).arms) == arms[:2]  # type: ignore
+    assert Plan.checked(plan.study, "digits", [0], arms, {"epochs": 3}) is None
+    assert Plan.checked(plan.study, "digits", [0, 1], arms, {"epochs": 2}) is None
     monkeypatch.setattr("gamlib.lab.studies.source_hash", lambda: "other")
-    assert Plan.checked(plan.study, "digits", [0], {"epochs": 2}) is None
+    assert Plan.checked(plan.study, "digits", [0], arms, {"epochs": 2}) is None
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_parameters_out_of_reach_are_refused_and_name_the_arm(overrides: dict[st
         STUDIES["submodules"].plan(seeds=0, **overrides)
     assert str(refusal.value).startswith("arm 'wider', parameters_of='ch+sp': ")
     assert message in str(refusal.value) and "--arms can leave it out" in str(refusal.value)
-    assert len(STUDIES["submodules"].only(["baseline", "ch", "sp"]).plan(seeds=0, **overrides).arms) == 3
+    assert len(STUDIES["submodules"].plan(seeds=0, arms=["baseline", "ch", "sp"], **overrides).arms) == 3
 
 
 def test_pretrained_weights_fit_no_wider_network(tmp_path: Path) -> None:
@@ -206,27 +207,45 @@ def test_pretrained_weights_fit_no_wider_network(tmp_path: Path) -> None:
     torch.save(build_model("resnet18", "none", width=0.25, num_classes=10).state_dict(), file)
     with pytest.raises(ConfigError, match=r"^arm 'wider', parameters_of='ch\+sp': weights=.* do not fit this resnet18"):
         STUDIES["submodules"].plan(seeds=0, weights=str(file), width=0.25)
-    plan = STUDIES["submodules"].only(["baseline", "*ch*"]).plan(seeds=0, weights=str(file), width=0.25)
+    plan = STUDIES["submodules"].plan(seeds=0, arms=["baseline", "*ch*"], weights=str(file), width=0.25)
     assert list(plan.arms) == ["baseline", "ch", "ch+sp"]
 
 
 def test_some_arms_of_a_study_keep_their_order_and_their_comparisons() -> None:
     study = STUDIES["submodules"]
-    assert study.only([]) == study.only("*") == study
-    some = study.only(["wider", "ch*"])
+    assert study.labels() == study.labels("*") == list(study.arms)
+    some = study.plan(seeds=0, arms=["wider", "ch*"])
     assert list(some.arms) == ["ch", "ch+sp", "wider"] and some.compare == [("ch+sp", "wider")]
-    assert study.only("ch").compare == []
-    assert some.only(list(some.arms)) == some
+    assert study.plan(seeds=0, arms="ch").compare == []
+    assert study.plan(seeds=0, arms="wider").configs == some.arms["wider"]  # as wide as an arm that is not asked for
     with pytest.raises(ConfigError, match=r"^arms='chsp': allowed: baseline, ch, sp, "):
-        study.only(["ch", "chsp"])
-    with pytest.raises(ConfigError, match=r"^arm 'wider': parameters_of='ch\+sp': allowed: ch$"):
-        study.only(["wider", "ch"])
+        study.plan(arms=["ch", "chsp"])
+
+
+def test_what_was_asked_for_arm_by_arm_is_one_plan() -> None:
+    study = STUDIES["submodules"]
+    study.plan(seeds=0, arms="ch+sp").save()
+    study.plan(seeds=0, arms=["wider", "baseline"]).save("slurm")
+    both = Plan.load("submodules")
+    assert both.arms == study.plan(seeds=0, arms=["baseline", "ch+sp", "wider"]).arms and both.cluster == "slurm"
+    assert both.compare == [("ch+sp", "baseline"), ("wider", "baseline"), ("ch+sp", "wider")]
+    study.plan(seeds=0, arms="ch", epochs=3).save()  # other runs: another plan
+    assert list(Plan.load("submodules").arms) == ["ch"]
+
+
+def test_a_plan_of_which_other_code_checked_a_part_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = STUDIES["submodules"]
+    study.plan(seeds=0, arms="sp").save()
+    monkeypatch.setattr("gamlib.lab.studies.source_hash", lambda: "other")
+    study.plan(seeds=0, arms="ch").save()
+    assert list(Plan.load("submodules").arms) == ["ch", "sp"]
+    assert Plan.checked(study, "digits", [0], ["ch"], {}) is None
 
 
 def test_a_label_is_itself_before_it_is_a_pattern() -> None:
     study = Study(name="odd", arms={"x": {}, "x*": {"reduction": 8}, "xy": {"reduction": 4}})
-    assert list(study.only("x*").arms) == ["x*"]
-    assert list(study.only("?y").arms) == ["xy"]
+    assert study.labels("x*") == ["x*"]
+    assert study.labels("?y") == ["xy"]
 
 
 def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
@@ -244,7 +263,7 @@ def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
         }
         assert row is not None
         assert paper.row(row.table, config.backbone, row.attention, row.variant)["table"] == 2
-    assert len(plan.study.compare) == 17
-    for label, reference in plan.study.compare:
+    assert len(plan.compare) == 17
+    for label, reference in plan.compare:
         arm, plain = plan.arms[label][0], plan.arms[reference][0]
         assert (plain.attention, plain.backbone) == ("none", arm.backbone)

@@ -199,6 +199,7 @@ def test_small_images_get_cifars_defaults_and_large_ones_imagenets(
     grow(root, [*CLASSES, *(f"train/a/{number}.png" for number in range(1, 35))], size)
     found = describe("imagefolder:birds")
     own = {"num_classes": 2, "train_size": 36, "validation_size": 4, "pad": pad, "hash": scan("imagefolder:birds").hash}
+    own["image_size"] = size if style == "cifar10" else (224, 224)
     assert vars(found) == vars(DATASETS[style]) | own
     assert found.in_memory == (style == "cifar10")
 
