@@ -80,8 +80,9 @@ class Explorer(widgets.VBox):
             return
         try:
             picture = maps.picture(run.config, self.file.value.strip() or self.index.value)
-            view = maps.look(run, picture, self.layer.value, run.config.attention, self._models[run.config.epochs])
-            along = {run.config.attention: maps.history(self._models, picture, self.layer.value)}
+            arm = " ".join(filter(None, (run.config.attention, run.config.submodules)))
+            view = maps.look(run, picture, self.layer.value, arm, self._models[run.config.epochs])
+            along = {arm: maps.history(self._models, picture, self.layer.value)}
         except (RunFailed, ValueError) as error:
             self._say(error)
             return
