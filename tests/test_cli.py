@@ -37,7 +37,6 @@ def gamlib(*arguments: str) -> tuple[int, str]:
         (("study", "submodules", "--workers", "0"), "workers=0: allowed: a whole number from 1"),
         (("study", "submodules", "--dataset", "mnist"), "dataset='mnist': allowed: digits"),
         (("study", "submodules", "--arms", "ch", "--arms", "cs"), "arms='cs': allowed: baseline, ch, sp"),
-        (("study", "submodules", "--arms", "wider"), "arm 'wider': parameters_of='ch+sp': allowed: an arm without"),
         (("study", "nothing"), "study 'nothing': allowed: submodules, max_pooling"),
         (("status", "nothing"), "study 'nothing': none was submitted yet"),
         (("report", "submodules"), "none was submitted yet"),

@@ -112,6 +112,8 @@ def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(place
     panel = places / "figures" / "attention_maps-digits.png"
     for path in (panel, panel.with_suffix(".pdf"), places / "figures" / "attention_maps-digits-training.pdf"):
         assert str(path) in text and path.stat().st_size > 10_000
+    known = (places / "runs" / "studies" / "gates-digits.files").read_text().split()  # for `gamlib report gates`
+    assert known == [f"attention_maps-digits{part}.{kind}" for part in ("", "-training") for kind in ("pdf", "png")]
     first, own = panel.read_bytes(), places / "own.png"
     Image.new("LA", (50, 40), (200, 128)).save(own)
     layer = "layer2.0.bn2.attention"

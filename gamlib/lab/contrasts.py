@@ -5,6 +5,8 @@ from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -37,7 +39,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
         figure, axes = plt.subplots(figsize=size)
         axes.axvline(0, color="black", linewidth=0.6, zorder=1)
         for place, of in enumerate(drawn):
-            axes.plot(of.gaps, [place - 0.16] * of.seeds, "o", color="0.55", markersize=3, zorder=2)
+            _seeds(axes, pd.Series(of.gaps), place - 0.16)
             half = (of.interval[1] - of.mean) if of.seeds > 1 else None
             look: dict[str, Any] = {"markersize": 3.5, "capsize": 2.5, "elinewidth": 1, "zorder": 3}
             axes.errorbar(of.mean, place + 0.12, xerr=half, fmt="D", color="black", **look)
@@ -69,6 +71,12 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
     return figure
 
 
+def _seeds(axes: Axes, values: "pd.Series[float]", height: float) -> None:
+    """A dot for every seed, equal ones on top of each other."""
+    heights = height - 0.11 * values.groupby(values).cumcount()
+    axes.plot(values, heights, "o", color="0.55", markersize=3, zorder=2)
+
+
 def across_datasets(plans: Iterable[Plan]) -> Figure | None:
     """The same arms on several data sets, a panel each with its own axis: seeds as dots, means with 95 % intervals.
 
@@ -94,7 +102,7 @@ def across_datasets(plans: Iterable[Plan]) -> Figure | None:
                 if errors.empty:
                     continue
                 mean, half = mean_interval(errors)
-                axes.plot(errors, [place - 0.16] * len(errors), "o", color="0.55", markersize=3)
+                _seeds(axes, errors, place - 0.16)
                 look: dict[str, Any] = {"fmt": style.marker, "color": style.colour, "markersize": 4.5}
                 axes.errorbar(mean, place + 0.12, xerr=half, capsize=2.5, elinewidth=1, **look)
             dataset, _, what = about.partition(", ")

@@ -64,7 +64,7 @@ def learning_curve(metrics: pd.DataFrame) -> Figure:
 
 
 def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
-    """Top-1 error by arm: every seed a dot, beside it the mean with its 95 % interval.
+    """Top-1 error by arm: every seed a dot, equal ones side by side, beside them the mean with its 95 % interval.
 
     Args:
         frame: of `tables.outcomes`.
@@ -85,22 +85,22 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure:
     crowded = longest * len(arms) > CHARACTERS_OF_AN_INCH * width_of(arms)
     with plt.style.context(STYLE):
         figure, axes = plt.subplots(figsize=(width_of(arms), 3.3 if crowded else 2.5))
-        sns.stripplot(
+        sns.swarmplot(
             done,
             x="arm",
             y="top1_error",
             order=arms,
-            jitter=False,
             color="0.55",
-            size=4,
+            size=3.5,
             linewidth=0,
             ax=axes,
             zorder=2,
+            warn_thresh=1,
         )
         for place, arm in enumerate(arms):
             mean, half = mean_interval(done.loc[done["arm"] == arm, "top1_error"])
             axes.errorbar(
-                place + 0.2,
+                place + 0.27,
                 mean,
                 yerr=half,
                 fmt="D",

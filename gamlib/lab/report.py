@@ -49,7 +49,12 @@ def export(plan: Plan) -> list[Path]:
     tex = typeset.latex(table, compared, plan.study.question, tables.note(plan, frame), plan.name)
     paths += _write(plan.name, {"csv": table.to_csv(index=False), "tex": tex})
     paths += _write(f"{plan.name}-differences", {"csv": compared.to_csv(index=False)})
-    for path in set(_exported(plan)) - set(paths):  # what had something to show, and has it no more
+    return record(plan, paths)
+
+
+def record(plan: Plan, paths: list[Path]) -> list[Path]:
+    """Remember what was written of a study, and remove what was before and is no more; the same paths."""
+    for path in set(_exported(plan)) - set(paths):
         path.unlink(missing_ok=True)
     write_whole(_list_of_files(plan), "".join(f"{path.name}\n" for path in paths))
     return paths

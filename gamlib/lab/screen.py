@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -28,14 +29,15 @@ err = Console(stderr=True, soft_wrap=True, width=WIDTH)
 
 
 def print_frame(frame: "pd.DataFrame") -> None:
-    """A frame whose cells are texts; columns of numbers to the right, others to the left."""
+    """A frame whose cells are texts, none of them cut; columns of numbers to the right, others to the left."""
     table = Table(box=None, header_style="bold")
     for column in frame.columns:
-        numbers = all(text[:1] in "0123456789–" for text in frame[column].astype(str))
+        numbers = all(text[:1] in "0123456789–+−<" for text in frame[column].astype(str))
         table.add_column(str(column), justify="right" if numbers else "left", no_wrap=True)
     for values in frame.itertuples(index=False):
         table.add_row(*map(str, values))
-    out.print(table)
+    wanted = Measurement.get(out, out.options.update(width=10_000), table).maximum
+    out.print(table, width=max(wanted, out.width), crop=False)
 
 
 def show_values(config: "RunConfig") -> None:
@@ -119,14 +121,18 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
 
     from gamlib.lab import evidence
     from gamlib.lab.tables import note, outcomes
-    from gamlib.lab.typeset import for_reading
+    from gamlib.lab.typeset import comparisons, for_reading
 
-    table, compared = (
-        pd.read_csv(path, keep_default_na=False, na_values="") for path in paths if path.suffix == ".csv"
-    )
+    frames = [pd.read_csv(path, keep_default_na=False, na_values="") for path in paths if path.suffix == ".csv"]
     out.print(f"\n{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
-    print_frame(for_reading(table, compared))
-    out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
+    if frames:  # a notebook of one's own may export figures alone
+        table, compared = frames
+        print_frame(for_reading(table))
+        if not compared.empty:
+            out.print()
+            print_frame(comparisons(compared))
+        out.print()
+        out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
     for problem in evidence.problems(plan):
         err.print(problem, style="red", markup=False, highlight=False)
     for path in paths:

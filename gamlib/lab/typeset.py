@@ -71,18 +71,24 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
     return texts.loc[:, (~texts.isin([NOTHING, ""])).any() | texts.columns.isin(["Top-1 error", "Top-5 error"])]
 
 
-def _joined(texts: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
-    """A row of its arm for every comparison; the reference has a column where it is not always the same."""
+def comparisons(compared: pd.DataFrame) -> pd.DataFrame:
+    """The comparisons of `tables.differences`, or its CSV, as texts: a row each."""
     intervals = zip(compared["difference"], compared["high"] - compared["difference"], strict=True)
-    words = pd.DataFrame(
+    return pd.DataFrame(
         {
             "Arm": compared["arm"],
             "Reference": compared["reference"],
             "Difference": [_plus_minus(_number(mean, 2, "+"), half) for mean, half in intervals],
             "p (Holm)": ["< 0.001" if p < 0.001 else _number(p, 3) for p in compared["p_corrected"]],
-            "Verdict": [VERDICTS.get(verdict, verdict.partition(" by ")[0]) for verdict in compared["verdict"]],
+            "Verdict": compared["verdict"],
         }
     )
+
+
+def _joined(texts: pd.DataFrame, compared: pd.DataFrame) -> pd.DataFrame:
+    """A row of its arm for every comparison; the reference has a column where it is not always the same."""
+    words = comparisons(compared)
+    words["Verdict"] = [VERDICTS.get(verdict, verdict.partition(" by ")[0]) for verdict in words["Verdict"]]
     if words["Reference"].nunique() == 1:
         words = words.drop(columns="Reference")
     return texts.merge(words, how="left", on="Arm").fillna(NOTHING)
