@@ -33,11 +33,11 @@ test-faults: env ## 25 runs killed at random moments, and a full disk: all go on
 	@GAM_KILLS=25 $(BIN)/pytest tests/faults
 
 test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the faults they survive; as root, on Debian
-	@$(BIN)/python tests/slurm/cluster.py install || true
+	@$(BIN)/python tests/debian.py slurm || true
 	@GAM_SLURM=1 $(BIN)/pytest -n 2 --dist worksteal -rs tests/slurm
 
 test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with screenshots; installs it as root, on Debian
-	@$(BIN)/python tests/browser/chromium.py install || true
+	@$(BIN)/python tests/debian.py chromium || true
 	@GAM_BROWSER=1 $(BIN)/pytest -rs tests/browser
 
 bench: env ## images/s and memory of a training step, against a plain loop

@@ -1,6 +1,6 @@
 """How long it takes to submit many runs, to look at them and to report them, and how that grows.
 
-    python tests/slurm/cluster.py install                      once, for a SLURM on this machine; as root, on Debian
+    python tests/debian.py slurm                               once, for a SLURM on this machine; as root, on Debian
     python benchmarks/dispatch.py                              up to 1,000 runs submitted, 10,000 looked at
     python benchmarks/dispatch.py --runs 10 --folders 10       to see that it works
 

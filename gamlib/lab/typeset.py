@@ -137,6 +137,23 @@ def runs(frame: pd.DataFrame) -> Styler:
     return _shown(texts, ["Errors in percent, of the last epoch"])
 
 
+def by_image(tests: pd.DataFrame) -> Styler:
+    """McNemar's tests of `by_image.by_image` for a notebook, a row a seed."""
+    texts = pd.DataFrame(
+        {
+            "Arm": tests["arm"],
+            "Reference": tests["reference"],
+            "Seed": tests["seed"].map(str),
+            "Images": tests["images"].map(str),
+            "Right with the arm only": tests["only_arm"].map(str),
+            "With the reference only": tests["only_reference"].map(str),
+            "p": ["< 0.001" if p < 0.001 else _number(p, 3) for p in tests["p"]],
+        }
+    )
+    texts.loc[texts.duplicated(["Arm", "Reference"]), ["Arm", "Reference"]] = ""
+    return _shown(texts, ["McNemar's exact test, two-sided, not corrected"])
+
+
 def _shown(texts: pd.DataFrame, lines: list[str]) -> Styler:
     """A frame of texts as a notebook shows it, with lines below."""
     shown = texts.map(html.escape).style.hide(axis="index")

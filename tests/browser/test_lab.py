@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 import psutil
 import pytest
-from chromium import missing
+from debian import missing
 
 from gamlib.lab import maps
 from gamlib.lab.places import NOTEBOOKS, ROOT
@@ -83,7 +83,7 @@ def processes_of(runs: Path) -> list[psutil.Process]:
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Runs, figures and Jupyter's settings in a folder of these tests, and the runs that both notebooks show."""
-    if reason := missing() if os.environ.get("GAM_BROWSER") else "make test-browser runs it":
+    if reason := missing("chromium") if os.environ.get("GAM_BROWSER") else "make test-browser runs it":
         pytest.skip(reason)
     root = tmp_path_factory.mktemp("lab")
     own = {"GAM_RUNS": root / "runs", "GAM_FIGURES": root / "figures", "IPYTHONDIR": root / "ipython"}

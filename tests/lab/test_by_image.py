@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gamlib.lab import typeset
 from gamlib.lab.by_image import by_image, correct, write_predictions
 from gamlib.lab.config import RunConfig
 from gamlib.lab.runs import Run
@@ -32,6 +33,16 @@ def test_each_seed_is_compared_on_its_images(plan: Plan, finish: Finish) -> None
     p = row.pop("p")
     assert row == {"arm": "gam", "reference": "plain", "seed": 0, "images": 40, "only_arm": 9, "only_reference": 1}
     assert p == pytest.approx(2 * (1 + 10) / 2**10)
+
+
+def test_a_notebook_shows_an_arm_once_and_every_seed(plan: Plan, finish: Finish) -> None:
+    for seed, wrong in enumerate(([9, 10], list(range(40)))):
+        leave(finish(plan.arms["plain"][seed], 5.0), [9])
+        leave(finish(plan.arms["gam"][seed], 5.0), wrong)
+    html = typeset.by_image(by_image(plan)).to_html()
+    assert html.count(">gam<") == html.count(">plain<") == 1 and html.count(">40<") == 2
+    assert ">1.000<" in html and ">&lt; 0.001<" in html and "McNemar" in html
+    assert "McNemar" in typeset.by_image(by_image(plan).iloc[:0]).to_html()
 
 
 def test_what_cannot_be_compared_is_left_out(plan: Plan, finish: Finish) -> None:

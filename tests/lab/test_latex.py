@@ -1,11 +1,11 @@
 """What a study exports as LaTeX is typeset by a real pdflatex."""
 
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from debian import missing
 
 from gamlib.lab import tables, typeset
 from gamlib.lab.places import ROOT
@@ -20,13 +20,8 @@ DOCUMENT = r"""\documentclass[twocolumn]{article}
 \end{document}
 """
 
-needs_tex = pytest.mark.skipif(
-    shutil.which("pdflatex") is None,
-    reason="no pdflatex: Debian has it in texlive-latex-base and the packages in texlive-latex-recommended",
-)
 
-
-@needs_tex
+@pytest.mark.skipif(bool(missing("texlive")), reason=missing("texlive"))
 def test_the_tables_of_finished_and_of_half_done_studies_are_typeset(places: Path, finish_all: FinishAll) -> None:
     errors = [[6.0, 7.0, 8.0], [4.0, 5.1, 6.0], [6.5, 6.0, 8.5], [7.1, 8.0, None], [3.0, None, None], [None] * 3]
     odd = {"a_b & 50 % #1": {}, "r ≠ 4^2, x~y": {"reduction": 8}, "<$\\pm|{}>": {"reduction": 4}}

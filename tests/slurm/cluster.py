@@ -1,6 +1,6 @@
 """A real SLURM of two nodes on this machine, in a folder of its own, for tests.
 
-    python tests/slurm/cluster.py install            Debian packages; as root
+    python tests/debian.py slurm                     Debian packages; as root
     python tests/slurm/cluster.py start FOLDER       and then: export SLURM_CONF=FOLDER/etc/slurm.conf
     python tests/slurm/cluster.py stop FOLDER
 
@@ -9,7 +9,6 @@ Everything lies in the folder and listens on free ports of 127.0.0.1; what is st
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +17,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
 NODES = ("n0", "n1")
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", *(f"slurmd-{node}" for node in NODES))
 
@@ -84,41 +82,7 @@ DATABASE = "create database slurm_acct_db; grant all on slurm_acct_db.* to slurm
 
 
 class ClusterError(RuntimeError):
-    """The cluster cannot be installed or started; the message says why."""
-
-
-def missing() -> str:
-    """Why there can be no cluster here, or nothing."""
-    if os.geteuid():
-        return "a SLURM of one's own needs root"
-    lacking = [name for name in ("slurmctld", "slurmd", "slurmdbd", "munged", "mariadbd") if shutil.which(name) is None]
-    return f"not installed: {', '.join(lacking)} (python tests/slurm/cluster.py install)" if lacking else ""
-
-
-def install() -> None:
-    """Install the packages, and keep Debian from starting them as services.
-
-    Raises:
-        ClusterError: no root, no Debian, or apt-get failed.
-    """
-    if not missing():
-        return
-    if os.geteuid() or shutil.which("apt-get") is None:
-        raise ClusterError("installing SLURM needs root and Debian's apt-get")
-    policy = Path("/usr/sbin/policy-rc.d")
-    ours = not policy.exists()
-    if ours:
-        policy.write_text("#!/bin/sh\nexit 101\n")
-        policy.chmod(0o755)
-    try:
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update", "-q"], ["install", "-qy", "--no-install-recommends", *PACKAGES]):
-            done = subprocess.run(["apt-get", *command], env=environment, capture_output=True, text=True)
-            if done.returncode and command[0] == "install":
-                raise ClusterError(done.stderr.strip()[-500:])
-    finally:
-        if ours:
-            policy.unlink()
+    """The cluster cannot be started; the message says why."""
 
 
 class Cluster:
@@ -269,8 +233,6 @@ def _ended(pid: int) -> bool:
 if __name__ == "__main__":
     try:
         match sys.argv[1:]:
-            case ["install"]:
-                install()
             case ["start", folder]:
                 Cluster(Path(folder)).start()
                 print(f"export SLURM_CONF={Path(folder).absolute()}/etc/slurm.conf")
