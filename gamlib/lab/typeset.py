@@ -161,6 +161,7 @@ def _shown(texts: pd.DataFrame, lines: list[str]) -> Styler:
     words = [number for number, name in enumerate(texts) if name in (*WORDS, "State")]
     shown.set_table_styles([{"selector": f".col{number}", "props": "text-align: left"} for number in words])
     shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
+    shown.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
     return shown.set_caption("<br>".join(map(html.escape, lines)))
 
 
