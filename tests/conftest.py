@@ -2,12 +2,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from gamlib.lab.by_image import write_predictions
 from gamlib.lab.config import RunConfig
 from gamlib.lab.runs import Run
 
+LABEL = np.arange(40) % 10
 torch.set_num_threads(1)  # tests run side by side; threads that wait for each other's cores take ten times as long
 
 
@@ -62,6 +65,7 @@ def finish() -> Callable[..., Run]:
 
         run.write("metrics.jsonl", "".join(json.dumps(epoch | rest) + "\n" for epoch in epochs))
         run.write("provenance.json", json.dumps(made))
+        write_predictions(run.folder, LABEL, LABEL)
         run.write("result.json", Result.model_validate(values | changes).model_dump_json())
         return run
 

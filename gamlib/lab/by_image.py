@@ -8,7 +8,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gamlib.files import write_whole
-from gamlib.lab.runs import Run
+from gamlib.lab.evidence import DamagedError, short
+from gamlib.lab.runs import Run, unique
 from gamlib.lab.statistics import mcnemar
 from gamlib.lab.studies import Plan
 
@@ -23,14 +24,33 @@ def write_predictions(folder: Path, predicted: NDArray[np.integer], label: NDArr
     write_whole(folder / FILE, buffer.getvalue())
 
 
-def correct(run: Run) -> NDArray[np.bool_] | None:
-    """Whether the run got each test image right, bool [images]; None if it left no whole predictions."""
+def read_predictions(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+    """Whether the run got each test image right, bool [images], and the images' classes, int [images].
+
+    Raises:
+        DamagedError: the file is missing or not whole.
+    """
+    path = run.folder / FILE
     try:
-        with np.load(run.folder / FILE) as arrays:
-            right: NDArray[np.bool_] = np.equal(arrays["predicted"], arrays["label"])
+        with np.load(path) as arrays:
+            predicted, label = arrays["predicted"], arrays["label"]
+            return np.equal(predicted, label), label
+    except FileNotFoundError:
+        raise DamagedError(f"{short(path)} is missing") from None
     except Exception:  # a damaged archive raises whatever zipfile, zlib and numpy do
-        return None
-    return right
+        raise DamagedError(f"{short(path)} is damaged") from None
+
+
+def problems(plan: Plan) -> list[str]:
+    """A line for every run of a study that is done and whose predictions cannot be used."""
+    found = []
+    for run in unique(plan.configs):
+        if run.result() is not None:
+            try:
+                read_predictions(run)
+            except DamagedError as error:
+                found.append(f"{error}: is missing in the comparison by image")
+    return found
 
 
 def by_image(plan: Plan) -> pd.DataFrame:
@@ -38,8 +58,8 @@ def by_image(plan: Plan) -> pd.DataFrame:
 
     Columns: arm, reference, seed, images, only_arm and only_reference (images that one of the two alone got right), p
     (exact, two-sided, not corrected). It asks whether these two trained networks differ on these images, and not, as
-    `statistics.compare` does, whether the arms do whatever the seed. Runs that are not done or have left no predictions
-    are left out.
+    `statistics.compare` does, whether the arms do whatever the seed. Runs that are not done or whose predictions cannot
+    be used (`problems` names those) are left out, and so are pairs that were tested on other images.
     """
     rows = []
     for arm, reference in plan.compare:
@@ -47,8 +67,11 @@ def by_image(plan: Plan) -> pd.DataFrame:
             runs = Run(ours), Run(theirs)
             if any(run.result() is None for run in runs):
                 continue
-            right, other = map(correct, runs)
-            if right is None or other is None or right.shape != other.shape:
+            try:
+                (right, label), (other, its_label) = map(read_predictions, runs)
+            except DamagedError:
+                continue
+            if not np.array_equal(label, its_label):  # other images, or another order
                 continue
             test = mcnemar(right, other)
             row = {"arm": arm, "reference": reference, "seed": ours.seed, "images": test.images}

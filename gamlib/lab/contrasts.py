@@ -65,7 +65,12 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
             [], [], xerr=[], fmt="D", color="black", markersize=3.5, capsize=2.5, label="mean, its own 95 % interval"
         )
         figure.legend(
-            loc="outside upper center", ncols=2, title="Verdicts: paired t-test, corrected by Holm", title_fontsize=7
+            loc="outside upper center",
+            ncols=2,
+            title=f"Verdicts: paired t-test, corrected for {len(comparisons)} by Holm"
+            if len(comparisons) > 1
+            else "Verdict: paired t-test",
+            title_fontsize=7,
         )
     plt.close(figure)
     return figure

@@ -9,7 +9,7 @@ from gamlib.lab.places import runs_root
 from gamlib.lab.runs import Run, all_runs, unique
 from gamlib.lab.studies import Plan
 
-FILES = ("result.json", "metrics.jsonl", "provenance.json")  # what a report reads of a run
+FILES = ("result.json", "metrics.jsonl", "provenance.json", "predictions.npz")  # what a report reads of a run
 
 
 class DamagedError(ValueError):
@@ -28,7 +28,7 @@ def epochs(run: Run) -> list[dict[str, Any]]:
     path = run.folder / "metrics.jsonl"
     rows = [_parsed(path, line) for line in _text(path).splitlines()]
     if [row.get("epoch") for row in rows] != list(range(1, result.epochs + 1)):
-        raise DamagedError(f"{_short(path)} has {len(rows)} epochs, not those 1 to {result.epochs} of its run")
+        raise DamagedError(f"{short(path)} has {len(rows)} epochs, not those 1 to {result.epochs} of its run")
     return rows
 
 
@@ -49,7 +49,7 @@ def problems(plan: Plan) -> list[str]:
     for run in unique(plan.configs):
         if run.result() is None:
             if (path := run.folder / "result.json").exists():
-                found.append(f"{_short(path)} is damaged or of another run: the run does not count")
+                found.append(f"{short(path)} is damaged or of another run: the run does not count")
             continue
         for read, loss in ((epochs, "is missing in curves and speeds"), (origins, "its commit is unknown")):
             try:
@@ -58,8 +58,10 @@ def problems(plan: Plan) -> list[str]:
                 found.append(f"{error}: {loss}")
     own = {run.folder for run in unique(plan.configs)}
     for path in _foreign(plan):
-        odd = "has no whole config.json: its result is found all the same" if path in own else "is no run: left alone"
-        found.append(f"{_short(path)} {odd}")
+        if path not in own:
+            found.append(f"{short(path)} is no run: left alone")
+        elif (path / "result.json").exists():
+            found.append(f"{short(path)} has no whole config.json: its result is found all the same")
     return found
 
 
@@ -81,9 +83,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except FileNotFoundError:
-        raise DamagedError(f"{_short(path)} is missing") from None
+        raise DamagedError(f"{short(path)} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{_short(path)} cannot be read ({type(error).__name__})") from None
+        raise DamagedError(f"{short(path)} cannot be read ({type(error).__name__})") from None
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -92,9 +94,10 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise DamagedError(f"{_short(path)} is damaged")
+        raise DamagedError(f"{short(path)} is damaged")
     return value
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
+    """A path as a line of a report has it."""
     return str(path.relative_to(runs_root()))

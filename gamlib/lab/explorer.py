@@ -64,6 +64,7 @@ class Explorer(widgets.VBox):
         self._models = {}  # nothing is drawn while the layers change
         try:
             models = maps.networks(run)
+            self.index.max = maps.test_size(run.config) - 1
             gates = read_gates(models[run.config.epochs], maps.picture(run.config, self.index.value).fed)
         except (RunFailed, ValueError) as error:
             self._say(error)

@@ -26,14 +26,15 @@ COSTS = {
     "seconds_per_image": "Training time",
 }
 UNITS = ((1e9, "10⁹"), (1e6, "10⁶"), (0, "10³"))  # a cost from that size on has the unit
-CLOSE = 0.045  # of an axis: arms that are nearer stand that far apart
+EQUAL = 1.01  # costs within 1 % of the least of them stand side by side,
+ASIDE = 0.025  # that part of an axis apart
 
 
 def frontier(table: pd.DataFrame, about: str) -> Figure | None:
     """Top-1 error against what a network costs, a panel a cost: an arm's mean with its 95 % interval.
 
     A line joins the arms whose mean no cheaper arm reaches. Which of them differ by more than chance it does not say.
-    Arms of nearly equal cost are moved aside a little, so that all of them can be seen.
+    Arms whose costs are equal within 1 % are moved aside a little, so that all of them can be seen; the line is not.
 
     Args:
         table: of `tables.summary`; an arm without a run is not drawn, nor is one in a panel whose cost is not known.
@@ -55,9 +56,11 @@ def frontier(table: pd.DataFrame, about: str) -> Figure | None:
             unit, name = _unit(cost, known[cost].max())
             values = known[cost] / unit
             places = _aside(values)
-            order = known.assign(place=places).sort_values([cost, "top1_error"], kind="stable")
+            order = known.sort_values([cost, "top1_error"], kind="stable")
             best = order[order["top1_error"] < order["top1_error"].cummin().shift(fill_value=math.inf)]
-            axes.plot(best["place"], best["top1_error"], color="0.6", linewidth=0.8, drawstyle="steps-post", zorder=1)
+            axes.plot(
+                values[best.index], best["top1_error"], color="0.6", linewidth=0.8, drawstyle="steps-post", zorder=1
+            )
             for arm, place, mean, half in zip(
                 known["arm"], places, known["top1_error"], known["top1_half"], strict=True
             ):
@@ -79,7 +82,7 @@ def frontier(table: pd.DataFrame, about: str) -> Figure | None:
             axes.set_xlabel(name)
         panels[0][0].set_ylabel("Top-1 error (%)")
         panels[0][0].set_ylim(bottom=0)
-        how = "line: the lowest mean at each cost; arms of nearly equal cost stand side by side"
+        how = "line: the lowest mean at each cost; arms whose costs are equal within 1 % stand side by side"
         figure.supxlabel(f"{about}\n{how}", fontsize=8)
         legend_above(figure, panels[0][0], handlelength=1.5)
     plt.close(figure)
@@ -95,13 +98,19 @@ def _unit(cost: str, largest: float) -> tuple[float, str]:
 
 
 def _aside(costs: "pd.Series[float]") -> "pd.Series[float]":
-    """Costs, those of a group so near that one would hide another moved apart around where they are."""
+    """Costs, those that are equal within 1 % moved apart around where they are."""
     places = costs.map(math.log).sort_values(kind="stable")
-    near = CLOSE * max(places.max() - places.min(), math.log(1.01))
-    group = (places.diff() > near).cumsum()
-    number, of = group.groupby(group).cumcount(), group.groupby(group).transform("size")
-    middle = places.groupby(group).transform("mean")
-    return places.where(of == 1, middle + (number - (of - 1) / 2) * near).map(math.exp).reindex(costs.index)
+    step = ASIDE * max(places.max() - places.min(), math.log(EQUAL))
+    firsts: list[float] = []  # the least cost of its group, for every arm
+    for place in places:
+        firsts.append(firsts[-1] if firsts and place - firsts[-1] < math.log(EQUAL) else place)
+    groups = places.groupby(firsts)
+    number, of = groups.cumcount(), groups.transform("size")
+    return (
+        places.where(of == 1, groups.transform("mean") + (number - (of - 1) / 2) * step)
+        .map(math.exp)
+        .reindex(costs.index)
+    )
 
 
 def cost_against_error(frame: pd.DataFrame) -> Figure:

@@ -1,6 +1,7 @@
 """What the gates of finished runs look at: their networks along training, pictures, and the views that are drawn."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -204,10 +205,10 @@ def look(run: Run, picture: Picture, layer: str | None = None, arm: str = "", mo
 
 
 def views(plan: Plan, image: int | str | os.PathLike[str] = 0, layer: str | None = None) -> list[View]:
-    """One view for every arm with attention, of the first of its runs that is done.
+    """One view for every arm with attention, of the first of its runs that is done and has its weights.
 
     Raises:
-        RunFailed: no such run is done; or see `network`.
+        RunFailed: there is no such run.
         ValueError: no such image or layer.
     """
     return [look(run, picture(run.config, image), layer, arm) for arm, run in _of_arms(plan).items()]
@@ -247,12 +248,17 @@ def _block(gates: Mapping[str, Gates], layer: str | None) -> str:
 
 
 def _of_arms(plan: Plan) -> dict[str, Run]:
-    with_gates = {arm: configs for arm, configs in plan.arms.items() if configs[0].attention not in GATELESS}
-    done = {
-        arm: next((run for run in map(Run, configs) if run.result() is not None), None)
-        for arm, configs in with_gates.items()
-    }
-    found = {arm: run for arm, run in done.items() if run is not None}
+    """The first run of each arm with gates that is done and whose weights can be read; a warning names the others."""
+    found: dict[str, Run] = {}
+    for arm, configs in plan.arms.items():
+        for run in (Run(config) for config in configs if config.attention not in GATELESS):
+            if arm in found or run.result() is None:
+                continue
+            try:
+                network(run)
+                found[arm] = run
+            except RunFailed as error:
+                warnings.warn(f"not shown: {error}", stacklevel=3)
     if not found:
         name = plan.study.name if plan.study.name in STUDIES else f"studies/{plan.study.name}.yaml"
         chosen = "".join(f" -p {key}={value}" for key, value in plan.overrides.items())

@@ -74,7 +74,7 @@ def _list_of_files(plan: Plan) -> Path:
 
 def across(plan: Plan) -> list[Plan]:
     """A study's plans on all data sets on which it was submitted, this one among them, by the data set's name."""
-    others = {other.dataset: other for other in Plan.saved() if other.study.name == plan.study.name}
+    others = {other.dataset: other for other in Plan.saved() if other.study == plan.study}
     return [each for _, each in sorted((others | {plan.dataset: plan}).items())]
 
 

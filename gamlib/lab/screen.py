@@ -119,21 +119,24 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
     """The tables that a report wrote among these files, what stands under them, and what of the runs is damaged."""
     import pandas as pd
 
-    from gamlib.lab import evidence
     from gamlib.lab.tables import note, outcomes
-    from gamlib.lab.typeset import comparisons, for_reading
+    from gamlib.lab.typeset import comparisons, for_reading, problems
 
-    frames = [pd.read_csv(path, keep_default_na=False, na_values="") for path in paths if path.suffix == ".csv"]
+    texts = dict.fromkeys(("arm", "reference", "verdict"), str)
+    frames = {
+        path.stem: pd.read_csv(path, keep_default_na=False, na_values="", dtype=texts)  # an arm may be called 16
+        for path in paths
+        if path.suffix == ".csv"
+    }
     out.print(f"\n{plan.name}: {plan.study.question}", style="bold", markup=False, highlight=False)
-    if frames:  # a notebook of one's own may export figures alone
-        table, compared = frames
-        print_frame(for_reading(table))
-        if not compared.empty:
+    if plan.name in frames:  # a notebook may export figures alone
+        print_frame(for_reading(frames[plan.name]))
+        if not (compared := frames[f"{plan.name}-differences"]).empty:
             out.print()
             print_frame(comparisons(compared))
         out.print()
         out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
-    for problem in evidence.problems(plan):
+    for problem in problems(plan):
         err.print(problem, style="red", markup=False, highlight=False)
     for path in paths:
         out.print(os.path.relpath(path), markup=False, highlight=False)

@@ -35,7 +35,7 @@ class Comparison:
 
     Attributes:
         gaps: the difference of every seed that both arms have finished.
-        corrected: p of the paired t-test, corrected by Holm over the comparisons of the study; NaN below two seeds.
+        corrected: p of the paired t-test, corrected by Holm for all comparisons of the study; NaN where p is.
     """
 
     arm: str
@@ -82,7 +82,7 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """p of the two-sided paired t-test, not corrected; NaN below two seeds."""
+        """p of the two-sided paired t-test, not corrected; see `paired_p` for where it is NaN."""
         return paired_p(self.gaps)
 
     @property
@@ -107,6 +107,8 @@ class Comparison:
         """ "better" or "worse" if the corrected p is below 5 %, otherwise why nothing is said."""
         if self.seeds < 2:
             return "nothing can be said of one seed" if self.seeds else "not measured"
+        if math.isnan(self.corrected):
+            return f"equal in all {self.seeds} seeds, not tested"
         if self.corrected < ALPHA:
             return "better" if self.mean < 0 else "worse"
         return f"not told apart by {self.seeds} seeds"
@@ -117,7 +119,8 @@ class Comparison:
             text += f"{self.mean:+.2f} points"
         if self.seeds > 1:
             low, high = self.interval
-            text += f" (95 % interval {low:+.2f} to {high:+.2f}, {_p(self.p)}, corrected {_p(self.corrected)})"
+            tested = "" if math.isnan(self.p) else f", {_p(self.p)}, corrected {_p(self.corrected)}"
+            text += f" (95 % interval {low:+.2f} to {high:+.2f}{tested})"
         text += f"{', ' * bool(self.seeds)}{self.verdict}"
         if self.verdict.startswith("not told apart") and not math.isnan(self.smallest):
             text += f", which uncorrected could have shown {self.smallest:.2f} points"
@@ -129,7 +132,8 @@ def compare(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> list
 
     Args:
         frame: of `tables.outcomes`; an arm that it lacks is not measured.
-        comparisons: all (arm, reference) pairs of the study, since Holm's correction is for their number.
+        comparisons: all (arm, reference) pairs of the study, since Holm's correction is for their number, whether all
+            of them are measured yet or not.
     """
     errors = frame.dropna(subset="top1_error").pivot(index="seed", columns="arm", values="top1_error").astype(float)
     errors = errors.reindex(columns=list(dict.fromkeys(arm for pair in comparisons for arm in pair)))
@@ -145,14 +149,15 @@ def judge(comparisons: Sequence[tuple[str, str]], gaps: Sequence[NDArray[Any]]) 
 
 
 def paired_p(gaps: Sequence[float]) -> float:
-    """p of the two-sided paired t-test of differences, NaN below two of them.
+    """p of the two-sided paired t-test of differences, NaN below two of them; 1 if they are all 0.
 
-    Where all are equal it is 0, the test's limit as their spread vanishes, and 1 if they are all 0: nothing differs.
+    NaN too where they are equal otherwise. Errors go in steps of one test image, so that two seeds may well differ by
+    the same, and the test, for which a spread of 0 is certainty, would take that for proof.
     """
     if len(gaps) < 2:
         return math.nan
     if _equal(gaps):
-        return float(gaps[0] == 0)
+        return math.nan if gaps[0] else 1.0
     from scipy import stats
 
     error = np.std(gaps, ddof=1) / math.sqrt(len(gaps))
@@ -160,10 +165,10 @@ def paired_p(gaps: Sequence[float]) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values, in the order given; NaN stays NaN and does not count as a test."""
+    """Holm's adjusted p values, in the order given; NaN stays NaN, and counts as a test that is still to come."""
     values = np.array(ps, dtype=float)
     order = np.argsort(values)  # NaN last
-    steps = np.count_nonzero(~np.isnan(values)) - np.arange(len(values))
+    steps = len(values) - np.arange(len(values))
     adjusted = np.empty_like(values)
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * steps), 1)
     return [float(p) for p in adjusted]
@@ -186,8 +191,8 @@ def reading(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> str:
         parts[0] += f" The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %."
         compared = compare(frame, comparisons)
         parts.append("\n".join(f"- {comparison}." for comparison in compared))
-        if tested := sum(comparison.seeds > 1 for comparison in compared):
-            tests = f"p corrected by Holm for {tested} comparisons" if tested > 1 else "p"
+        if any(comparison.seeds > 1 for comparison in compared):
+            tests = f"p corrected by Holm for {len(compared)} comparisons" if len(compared) > 1 else "p"
             parts.append(
                 f"Better or worse is what the t-test paired by seed calls so, {tests} below {ALPHA}. Intervals are by "
                 "Student's t, each by itself; what seeds uncorrected could have shown is the smallest difference that "

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
@@ -208,16 +209,16 @@ class Plan(BaseModel):
     def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
         """Remember what was asked for, in `runs/studies/`: a definition, not a state.
 
-        Other arms that were asked for earlier, with the same seeds and overrides, stay part of it.
+        Other arms that were asked for earlier, with the same seeds and overrides, stay part of it, as they are now:
+        the files of a data set, or what a recipe prescribes, may have changed since.
         """
-        update: dict[str, Any] = {"cluster": cluster, "slurm": slurm or {}}
-        path = _plans() / f"{self.name}.json"
+        plan, path = self, _plans() / f"{self.name}.json"
         before = self._read(path)
-        if before is not None and self._asked() == before._asked():
-            both = before.arms | self.arms
-            update["arms"] = {label: both[label] for label in self.study.arms if label in both}
-            update["source"] = self.source if self.source == before.source else ""  # not all checked by one code
-        write_whole(path, self.model_copy(update=update).model_dump_json(indent=2))
+        if before is not None and self._asked() == before._asked() and before.arms.keys() - self.arms.keys():
+            with suppress(ConfigError):  # refused by now: they are no part of it any more
+                plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
+        plan = plan.model_copy(update={"cluster": cluster, "slurm": slurm or {}})
+        write_whole(path, plan.model_dump_json(indent=2))
 
     def _asked(self) -> tuple[Any, ...]:
         return self.study, self.dataset, self.seeds, self.overrides
@@ -253,6 +254,8 @@ class Plan(BaseModel):
         plan = cls._read(_plans() / f"{study.name}-{dataset}.json")
         wanted = (study, dataset, seeds, overrides)
         if plan is None or plan._asked() != wanted or plan.source != source_hash() or not plan.arms.keys() >= set(arms):
+            return None
+        if any(config.weights for config in plan.configs):  # and a file of weights other ones
             return None
         return plan.model_copy(update={"arms": {label: plan.arms[label] for label in arms}})
 

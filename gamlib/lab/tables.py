@@ -127,7 +127,7 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     """The lines under a table: what was run, how much of it is done, what made the numbers, and how to read them."""
     configs = plan.configs
     found = {arm: runs[0].width for arm, runs in plan.arms.items() if plan.study.arms[arm].parameters_of is not None}
-    usual = [runs[0] for arm, runs in plan.arms.items() if arm not in found]
+    usual = [runs[0] for arm, runs in plan.arms.items() if arm not in found] or [runs[0] for runs in plan.arms.values()]
 
     def each(key: str) -> str:
         values = dict.fromkeys(getattr(config, key) for config in usual)
@@ -150,8 +150,8 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     references = {reference for _, reference in plan.compare}
     compared = (
         f"Difference: top-1 error less that of {min(references) if len(references) == 1 else 'the reference'} in "
-        "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all that the "
-        f"study compares; what it calls better (below {ALPHA}) is bold."
+        "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
+        f"{len(plan.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
     ) * any(of.seeds > 1 for of in compare(frame, plan.compare))
     source, printed = _printed(plan)
     said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
@@ -192,7 +192,8 @@ def missing(frame: pd.DataFrame) -> str:
 
 
 def label(plan: Plan, frame: pd.DataFrame) -> str:
-    """What stands under the axis of a figure: the data set and its part, the number of seeds, and what is missing."""
+    """What stands under the axis of a figure: data set and part, number of seeds, overrides, and what is missing."""
     partly = f", {part} runs" if (part := missing(frame)) else ""
     images = next(iter(plan.arms.values()))[0].evaluate_on
-    return f"{plan.dataset}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{partly}"
+    own = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on")
+    return f"{plan.dataset}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{own}{partly}"

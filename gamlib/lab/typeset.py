@@ -2,10 +2,12 @@
 
 import html
 import math
+import unicodedata
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from gamlib.lab import by_image as images
 from gamlib.lab import evidence, tables
 from gamlib.lab.studies import Plan
 
@@ -13,10 +15,12 @@ NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
 WORDS = ("Arm", "Reference", "Verdict")  # columns set to the left
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
+GREEK = "αβγδεζηθικλμνξπρστυφχψω"
 # What TeX reads otherwise than people do, and what its fonts lack.
 _TEX = str.maketrans(
     {mark: f"\\{mark}" for mark in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+    | {letter: f"$\\{unicodedata.name(letter).split()[-1].lower().replace('lamda', 'lambda')}$" for letter in GREEK}
     | {
         "<": "$<$",
         ">": "$>$",
@@ -110,14 +114,15 @@ def styled(plan: Plan, frame: pd.DataFrame) -> Styler:
         frame: of `tables.outcomes`.
     """
     texts = for_reading(tables.summary(plan, frame), tables.differences(plan, frame))
-    lines = [tables.note(plan, frame), *(f"Not used: {problem}." for problem in evidence.problems(plan))]
+    lines = [tables.note(plan, frame), *(f"Not used: {problem}." for problem in problems(plan))]
     return _shown(texts, lines).apply(lambda _: _bold(texts), axis=None)
 
 
 def values(plan: Plan) -> Styler:
     """What makes each arm of a study, a column an arm, for a notebook; under it the values that all of them share."""
     shared, own = plan.values()
-    texts = pd.DataFrame(own).astype(object).map(str).rename_axis("").reset_index()
+    of_arms = {arm: {key: str(value) for key, value in values.items()} for arm, values in own.items()}
+    texts = pd.DataFrame(of_arms).rename_axis("").reset_index()
     return _shown(texts, ["All arms: " + ", ".join(f"{key}={value}" for key, value in shared.items())])
 
 
@@ -165,6 +170,11 @@ def _shown(texts: pd.DataFrame, lines: list[str]) -> Styler:
     return shown.set_caption("<br>".join(map(html.escape, lines)))
 
 
+def problems(plan: Plan) -> list[str]:
+    """A line for everything in the folders of a study that a report cannot use."""
+    return evidence.problems(plan) + images.problems(plan)
+
+
 def _bold(texts: pd.DataFrame) -> pd.DataFrame:
     """Of every cell its style."""
     styles = texts.map(lambda _: "")
@@ -180,6 +190,11 @@ def latex(table: pd.DataFrame, compared: pd.DataFrame, caption: str, note: str, 
     return to_latex(for_reading(table, compared), caption, label, note=note)
 
 
+def _cell(text: str) -> str:
+    """A text of a cell for TeX, which takes a bracket or an asterisk at the begin of a row for its own."""
+    return ("{}" if text[:1] in ("[", "*") else "") + text.translate(_TEX)
+
+
 def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str = "", note: str = "") -> str:
     """A frame of texts as a LaTeX table over both columns (packages booktabs and graphicx), no wider than they are.
 
@@ -193,7 +208,7 @@ def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str = "", n
     heads = [tuple(part.translate(_TEX) for part in name.partition(" ")[::2]) for name in map(str, texts)]
     in_two_lines = pd.MultiIndex.from_tuples(heads)
     styles = _bold(texts).set_axis(in_two_lines, axis="columns")
-    cells = texts.map(lambda cell: str(cell).translate(_TEX)).set_axis(in_two_lines, axis="columns")
+    cells = texts.map(lambda cell: _cell(str(cell))).set_axis(in_two_lines, axis="columns")
     body = (
         cells.style.hide(axis="index")
         .apply(lambda _: styles, axis=None)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gamlib.lab import typeset
-from gamlib.lab.by_image import by_image, correct, write_predictions
+from gamlib.lab.by_image import by_image, problems, read_predictions, write_predictions
 from gamlib.lab.config import RunConfig
 from gamlib.lab.runs import Run
 from gamlib.lab.studies import Plan, Study
@@ -51,14 +51,18 @@ def test_what_cannot_be_compared_is_left_out(plan: Plan, finish: Finish) -> None
     leave(runs["plain"][0], [1])
     assert by_image(plan).empty, "the other is not done"
     finish(runs["gam"][0].config, 5.0)
-    assert by_image(plan).empty, "the other has left no predictions"
     leave(runs["gam"][0], [1], LABEL[:20])
-    assert by_image(plan).empty, "other images"
+    assert by_image(plan).empty, "fewer images"
+    leave(runs["gam"][0], [1], LABEL[::-1].copy())
+    assert by_image(plan).empty, "another order"
     leave(runs["gam"][0], [1])
-    assert len(by_image(plan)) == 1
+    assert len(by_image(plan)) == 1 and problems(plan) == []
     file = runs["gam"][0].folder / "predictions.npz"
+    name = f"digits/{file.parent.name}/predictions.npz"
     file.write_bytes(file.read_bytes()[:50])
-    assert correct(runs["gam"][0]) is None and by_image(plan).empty
+    assert by_image(plan).empty and problems(plan) == [f"{name} is damaged: is missing in the comparison by image"]
+    file.unlink()
+    assert by_image(plan).empty and problems(plan) == [f"{name} is missing: is missing in the comparison by image"]
 
 
 @pytest.mark.parametrize(("classes", "size"), [(10, 1), (1000, 2)])
@@ -71,5 +75,5 @@ def test_predictions_are_compact_and_whole(classes: int, size: int, tmp_path: Pa
     with np.load(run.folder / "predictions.npz") as arrays:
         assert arrays["predicted"].dtype.itemsize == size
         assert (arrays["predicted"] == predicted).all() and (arrays["label"] == label).all()
-    right = correct(run)
-    assert right is not None and (right == (np.arange(5000) % 7 != 0)).all()
+    right, classes_of_images = read_predictions(run)
+    assert (right == (np.arange(5000) % 7 != 0)).all() and (classes_of_images == label).all()

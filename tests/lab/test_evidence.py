@@ -95,6 +95,8 @@ def test_foreign_folders_are_named_and_left_alone(plan: Plan, places: Path) -> N
         f"{name} has no whole config.json: its result is found all the same",
     ]
     assert tables.outcomes(plan)["top1_error"].notna().all() and holiday.is_dir()
+    (run.folder / "result.json").unlink()  # a run that is missing, and no problem
+    assert evidence.problems(plan) == ["digits/a-copy is no run: left alone", "digits/holiday is no run: left alone"]
 
 
 def test_a_report_goes_on_with_the_rest(plan: Plan, places: Path) -> None:

@@ -24,7 +24,12 @@ DOCUMENT = r"""\documentclass[twocolumn]{article}
 @pytest.mark.skipif(bool(missing("texlive")), reason=missing("texlive"))
 def test_the_tables_of_finished_and_of_half_done_studies_are_typeset(places: Path, finish_all: FinishAll) -> None:
     errors = [[6.0, 7.0, 8.0], [4.0, 5.1, 6.0], [6.5, 6.0, 8.5], [7.1, 8.0, None], [3.0, None, None], [None] * 3]
-    odd = {"a_b & 50 % #1": {}, "r ≠ 4^2, x~y": {"reduction": 8}, "<$\\pm|{}>": {"reduction": 4}}
+    odd: dict[str, dict[str, float]] = {
+        "a_b & 50 % #1": {},
+        "r ≠ 4^2, x~y": {"reduction": 8},
+        "<$\\pm|{}>": {"reduction": 4},
+    }
+    odd |= {"[a] β = 1": {"reduction": 2}, "*b": {"lr": 0.02}}
     own = Study(name="own_1", question="Is 50 % of a_b^2 ~ {x} & more < 1 × 3?", arms=odd)
     plans = [study.plan(seeds="0-2") for study in (STUDIES["submodules"], STUDIES["max_pooling"], own)]
     for plan in plans:

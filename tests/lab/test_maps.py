@@ -218,6 +218,13 @@ def test_the_views_of_a_study_are_of_its_arms_with_attention_that_are_done(train
         maps.histories(plan, 1, "fc")
 
 
+def test_an_arm_is_shown_by_a_run_whose_weights_are_there_and_the_others_are_named(trained: Run) -> None:
+    plan = STUDY.plan(seeds=[0])
+    (trained.folder / "checkpoint.pt").write_bytes(b"half")
+    with pytest.warns(UserWarning, match=r"not shown: .*checkpoint.pt cannot be used"):
+        assert [view.arm for view in maps.views(plan, 1)] == ["SE"]
+
+
 def test_a_study_of_which_nothing_is_done_says_which_command_runs_it() -> None:
     study = find_study(maps.STUDY)
     with pytest.raises(RunFailed, match=r"`gamlib study studies/gates.yaml --dataset digits --seeds 0,3 -p epochs=2`"):

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from gamlib.backbones import build_model
 from gamlib.complexity import complexity
 from gamlib.files import write_whole
-from gamlib.lab import contrasts, figures, frontier, report, tables, typeset
+from gamlib.lab import contrasts, figures, frontier, report, screen, tables, typeset
 from gamlib.lab.places import figures_root
 from gamlib.lab.runs import Run, RunFailed
 from gamlib.lab.statistics import compare
@@ -135,10 +135,23 @@ def test_a_study_without_a_notebook_is_exported(plan: Plan, finish_all: FinishAl
     assert {path.name for path in report.report(own)} >= {"own-digits.png", "own-digits-curves.pdf", "own-digits.tex"}
 
 
+def test_arms_whose_names_are_numbers_are_shown_by_their_names(
+    finish_all: FinishAll, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = Study(name="own", arms={"16": {"reduction": 16}, "0.10": {"reduction": 4}}).plan(seeds="0-1")
+    finish_all(own, {"16": [5.0, 6.0], "0.10": [4.0, 5.5]})
+    screen.show_report(own, report.export(own))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines if line and line[0] in ("16", "0.10")] == [
+        ["16", "2"],
+        ["0.10", "2"],
+        ["0.10", "16"],
+    ]
+
+
 def test_nothing_done_is_nothing_to_draw(plan: Plan) -> None:
     frame = tables.outcomes(plan)
-    with pytest.raises(ValueError, match="no run of this study is done"):
-        figures.error_by_arm(frame, "")
+    assert figures.error_by_arm(frame, "") is None
     assert figures.learning_curves(tables.histories(plan), list(plan.arms), "") is None
     assert contrasts.paired_differences(compare(frame, plan.compare), "") is None
     assert frontier.frontier(tables.summary(plan, frame), "") is None
@@ -181,11 +194,11 @@ def test_the_flops_of_a_data_set_that_is_gone_are_unknown(
 
 
 def test_the_comparisons_of_a_study_are_a_table(plan: Plan, finish_all: FinishAll) -> None:
-    finish_all(plan, ERRORS | {"sp": [4.0, None, None], "ch+sp": [None] * 3})
+    finish_all(plan, ERRORS | {"ch": [5.0, 5.75, 7.0], "sp": [4.0, None, None], "ch+sp": [None] * 3})
     frame = tables.outcomes(plan)
     table = tables.differences(plan, frame).set_index("arm")
     first = compare(frame, plan.compare)[0]
-    assert list(table.loc["ch", ["reference", "seeds", "difference"]]) == ["baseline", 3, -1.5]
+    assert list(table.loc["ch", ["reference", "seeds", "difference"]]) == ["baseline", 3, first.mean]
     assert list(table.loc["ch", ["low", "high", "p_corrected"]]) == [*first.interval, first.corrected]
     verdicts = ["better", "nothing can be said of one seed", "not measured"]
     assert table["verdict"].tolist() == verdicts
@@ -201,6 +214,8 @@ def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: Fin
     assert "medians over epochs, on NVIDIA H200, cpu." in note and "less that of baseline in points" in note
     finish_all(plan, ERRORS)
     assert "runs are done" not in tables.note(plan, tables.outcomes(plan))
+    wider = STUDIES["submodules"].plan(seeds="0", arms="wider")
+    assert "digits, resnet18 at width 0.589 (wider: 0.589), 20 epochs" in tables.note(wider, tables.outcomes(wider))
     alone = STUDIES["submodules"].plan(seeds="0")
     assert "Holm" not in tables.note(alone, tables.outcomes(alone))
 
@@ -323,6 +338,7 @@ def test_as_many_arms_as_the_benchmark_has_are_all_named(finish_all: FinishAll) 
     plan = STUDIES["benchmark"].plan(seeds="0")
     finish_all(plan, {arm: [5.0] for arm in plan.arms})
     figure = figures.error_by_arm(tables.outcomes(plan), "")
+    assert figure is not None
     FigureCanvasAgg(figure).draw()
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
     assert len(boxes) == 20 and not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

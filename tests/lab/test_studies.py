@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from gamlib import build_model, paper
 from gamlib.lab.config import ConfigError, RunConfig
@@ -233,13 +234,22 @@ def test_what_was_asked_for_arm_by_arm_is_one_plan() -> None:
     assert list(Plan.load("submodules").arms) == ["ch"]
 
 
-def test_a_plan_of_which_other_code_checked_a_part_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    study = STUDIES["submodules"]
-    study.plan(seeds=0, arms="sp").save()
+def test_arms_asked_for_earlier_are_what_they_are_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other files in the data set by now, other weights under the same name: never one arm of each."""
+    folder = tmp_path / "pets"
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (folder / part / label).mkdir(parents=True)
+            Image.new("RGB", (28, 28)).save(folder / part / label / "0.png")
+    study, dataset = Study(name="own", arms={"plain": {"attention": "none"}, "gam": {}}), f"imagefolder:{folder}"
+    study.plan(dataset, 0, "plain").save()
+    Image.new("RGB", (28, 28)).save(folder / "train" / "cat" / "1.png")
+    study.plan(dataset, 0, "gam").save()
+    (plain,), (gam,) = Plan.load("own").arms.values()
+    assert plain.dataset_hash == gam.dataset_hash == study.plan(dataset, 0).configs[0].dataset_hash
     monkeypatch.setattr("gamlib.lab.studies.source_hash", lambda: "other")
-    study.plan(seeds=0, arms="ch").save()
-    assert list(Plan.load("submodules").arms) == ["ch", "sp"]
-    assert Plan.checked(study, "digits", [0], ["ch"], {}) is None
+    study.plan(dataset, 0, "gam").save()
+    assert Plan.load("own").source == "other"
 
 
 def test_a_label_is_itself_before_it_is_a_pattern() -> None:

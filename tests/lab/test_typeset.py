@@ -76,6 +76,12 @@ def test_an_arm_that_is_compared_twice_has_two_rows(finish_all: FinishAll) -> No
     assert bold[1].startswith(" &") and bold[1].count(r"\bfseries") == 2  # its top-1 error stands in the row above
 
 
+def test_values_are_shown_as_they_were_given() -> None:
+    study = Study(name="own", arms={"16": {"reduction": 16}, "4": {"reduction": 4, "lr": 0.02}})
+    html = typeset.values(study.plan(seeds=0)).to_html()
+    assert ">16<" in html and ">4<" in html and ">0.02<" in html and "16.0" not in html and "All arms: " in html
+
+
 def test_only_what_the_corrected_test_calls_better_is_bold(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, CLEAR)
     (bold,) = (line for line in tex(plan).splitlines() if r"\bfseries" in line)
