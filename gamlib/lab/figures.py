@@ -114,7 +114,7 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure | None:
         axes.set_xticks(range(len(arms)), names, rotation=90 if crowded else 0)
         axes.set(xlabel=about, ylabel="Top-1 error (%)")
         axes.set_xlim(-0.5, len(arms) - 0.3)
-        axes.set_ylim(bottom=0)
+        fit_errors(axes)
         axes.plot([], [], "o", color="0.55", label="one seed")
         axes.errorbar([], [], yerr=[], fmt="D", color="black", markersize=3.5, capsize=2.5, label="mean, 95 % interval")
         figure.legend(loc="outside upper center", ncols=2)
@@ -168,6 +168,12 @@ def learning_curves(curves: pd.DataFrame, arms: Sequence[str], about: str) -> Fi
         legend_above(figure, axes, handlelength=3)
     plt.close(figure)
     return figure
+
+
+def fit_errors(axes: Axes) -> None:
+    """Errors are shown from 0 on, unless that would leave more than half of the figure empty."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(bottom=0 if low < high / 2 else low)
 
 
 def readable_ticks(axis: Axis, values: "pd.Series[float]") -> None:

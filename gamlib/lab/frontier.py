@@ -7,7 +7,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gamlib.lab.figures import STYLE, TWO_COLUMNS, arm_styles, legend_above, readable_ticks
+from gamlib.lab.figures import (
+    ARMS_OF_A_COLUMN,
+    STYLE,
+    TWO_COLUMNS,
+    arm_styles,
+    fit_errors,
+    legend_above,
+    readable_ticks,
+)
 
 # Okabe and Ito's colours, and markers that a grey print tells apart; grey for the plain network, strongest for GAM
 MECHANISM_STYLES = {
@@ -70,7 +78,7 @@ def frontier(table: pd.DataFrame, about: str) -> Figure | None:
                     yerr=half,
                     fmt=styles[arm].marker,
                     color=styles[arm].colour,
-                    markersize=6,
+                    markersize=6 if len(styles) <= ARMS_OF_A_COLUMN else 5,
                     markeredgecolor="white",
                     markeredgewidth=0.4,
                     elinewidth=0.8,
@@ -81,7 +89,7 @@ def frontier(table: pd.DataFrame, about: str) -> Figure | None:
             _cost_axis(axes, values)
             axes.set_xlabel(name)
         panels[0][0].set_ylabel("Top-1 error (%)")
-        panels[0][0].set_ylim(bottom=0)
+        fit_errors(panels[0][0])
         how = "line: the lowest mean at each cost; arms whose costs are equal within 1 % stand side by side"
         figure.supxlabel(f"{about}\n{how}", fontsize=8)
         legend_above(figure, panels[0][0], handlelength=1.5)

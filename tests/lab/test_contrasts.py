@@ -124,6 +124,19 @@ def test_arms_of_nearly_equal_cost_are_moved_apart_and_others_stay() -> None:
     assert all(after / before > 1.005 for before, after in pairwise(sorted(places[[0, 1, 3]])))
 
 
+@pytest.mark.parametrize(("errors", "from_zero"), [([4.0, 9.0, 6.0], True), ([29.0, 30.0, 30.5], False)])
+def test_errors_begin_at_zero_unless_that_wastes_the_figure(
+    plan: Plan, finish_all: FinishAll, errors: list[float], from_zero: bool
+) -> None:
+    finish_all(plan, dict.fromkeys(plan.arms, errors))
+    frame = tables.outcomes(plan)
+    for figure in (figures.error_by_arm(frame, ""), frontier.frontier(tables.summary(plan, frame), "")):
+        assert figure is not None
+        low, high = figure.axes[0].get_ylim()
+        assert (low == 0) == from_zero and high > max(errors)
+        assert from_zero or 10 < low < min(errors)
+
+
 def test_arms_that_cost_the_same_have_no_frontier(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, ERRORS)
     table = tables.summary(plan, tables.outcomes(plan))
