@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gamlib.lab.figures import (
-    ARMS_OF_A_COLUMN,
     STYLE,
     TWO_COLUMNS,
     arm_styles,
@@ -78,7 +77,7 @@ def frontier(table: pd.DataFrame, about: str) -> Figure | None:
                     yerr=half,
                     fmt=styles[arm].marker,
                     color=styles[arm].colour,
-                    markersize=6 if len(styles) <= ARMS_OF_A_COLUMN else 5,
+                    markersize=6 if len(styles) <= 8 else 5,
                     markeredgecolor="white",
                     markeredgewidth=0.4,
                     elinewidth=0.8,
