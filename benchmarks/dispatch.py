@@ -28,8 +28,9 @@ from gamlib.lab.places import ROOT
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Result, Run
 
-sys.path.insert(0, str(ROOT / "tests" / "slurm"))
-from cluster import Cluster, missing
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
+from cluster import Cluster
+from debian import missing
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -46,7 +47,7 @@ def main(
     os.environ["GAM_FIGURES"] = str(here / "figures")
     print(f"{'what':34}{'runs':>7}{'seconds':>9}   least and most of {repetitions}")
     try:
-        if reason := missing() if slurm else "--no-slurm":
+        if reason := missing("slurm") if slurm else "--no-slurm":
             print(f"submission is left out: {reason}")
         else:
             cluster = Cluster(here / "slurm")

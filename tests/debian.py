@@ -19,6 +19,8 @@ NEEDS = {
 
 def missing(name: str) -> str:
     """Why one of `NEEDS` cannot be used here, or nothing."""
+    if name == "slurm" and os.geteuid():
+        return "a SLURM of one's own needs root"
     lacking = [command for command in NEEDS[name][0] if shutil.which(command) is None]
     return f"not installed: {', '.join(lacking)} (python tests/debian.py {name})" if lacking else ""
 
