@@ -28,7 +28,8 @@ from gamlib.lab.places import ROOT
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Result, Run
 
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "slurm"))
 from cluster import Cluster
 from debian import missing
 
