@@ -1,0 +1,90 @@
+"""The 7x7 convolutions of GAM in channels_last; where the hidden channels are few, several columns at once.
+
+A processor multiplies vectors of 8 or 16 numbers, and a convolution to C/r = 4 channels leaves most of each unused.
+Here p neighbouring columns are computed together, as p C/r channels of a convolution with stride p along the row, whose
+kernel of 7 x (6 + p) holds the 7x7 one p times, each a column further. It has (6 + p) / 7 times the products and fills
+the vectors. The gradient by the weight is that of the wide kernel, its p parts added.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LANES = 16  # hidden channels times columns
+CHANNELS_LAST = torch.channels_last
+
+
+@dataclass(frozen=True)
+class Direct:
+    """An engine of `fused.Fused` for maps [N, C, H, W]; rows are in the order N, H, W."""
+
+    batch: int
+    height: int
+    width: int
+
+    def lay(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+    def unlay(self, rows: Tensor) -> Tensor:
+        return rows.view(self.batch, self.height, self.width, -1).permute(0, 3, 1, 2)
+
+    def squeeze(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._narrow(rows, weight), ()
+
+    def expand(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self._wide(rows, weight), ()
+
+    def squeeze_gradients(
+        self, gradient: Tensor, rows: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        columns = self._columns(len(weight))
+        packed = gradient.view(self.batch, self.height, self.width // columns, -1).permute(0, 3, 1, 2)
+        of_spread = _weight_gradient(packed, self.unlay(rows), _spread(weight, columns), columns)
+        return self._wide(gradient, _turned(weight)), _gathered(of_spread, columns)
+
+    def expand_gradients(
+        self, gradient: Tensor, rows: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        of_weight = _weight_gradient(self.unlay(gradient), self.unlay(rows), weight, 1)
+        return self._narrow(gradient, _turned(weight)), of_weight
+
+    def _columns(self, hidden: int) -> int:
+        return next((p for p in (4, 2) if p * hidden <= LANES and self.width % p == 0), 1)
+
+    def _narrow(self, rows: Tensor, weight: Tensor) -> Tensor:
+        columns = self._columns(len(weight))
+        found = F.conv2d(self.unlay(rows), _spread(weight, columns), stride=(1, columns), padding=3)
+        return found.permute(0, 2, 3, 1).reshape(-1, len(weight))
+
+    def _wide(self, rows: Tensor, weight: Tensor) -> Tensor:
+        return self.lay(F.conv2d(self.unlay(rows), weight, padding=3))
+
+
+def _spread(weight: Tensor, columns: int) -> Tensor:
+    """[h, C, 7, 7] -> [columns h, C, 7, 6 + columns]: the kernel once a column, each a column further."""
+    if columns == 1:
+        return weight
+    wide = weight.new_zeros(columns, *weight.shape[:3], 6 + columns)
+    for column in range(columns):
+        wide[column, ..., column : column + 7] = weight
+    return wide.flatten(0, 1).contiguous(memory_format=CHANNELS_LAST)
+
+
+def _gathered(gradient: Tensor, columns: int) -> Tensor:
+    """The gradient of `_spread`."""
+    parts = gradient.view(columns, -1, *gradient.shape[1:]) if columns > 1 else gradient[None]
+    return torch.stack([part[..., column : column + 7] for column, part in enumerate(parts)]).sum(0)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """[O, I, 7, 7] -> [I, O, 7, 7]: the convolution that takes gradients back."""
+    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, columns: int) -> Tensor:
+    found = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [1, columns], [3, 3], [1, 1], False, [0, 0], 1, [False, True, False]
+    )
+    return found[1]
