@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from gamlib.files import write_whole
-from gamlib.lab.by_image import read_predictions
 from gamlib.lab.config import RunConfig
+from gamlib.lab.evidence import read_predictions
 from gamlib.lab.places import share_of_cores
 from gamlib.lab.runs import Run
 from gamlib.lab.train import train

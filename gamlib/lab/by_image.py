@@ -8,12 +8,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from gamlib.files import write_whole
-from gamlib.lab.evidence import DamagedError, short
-from gamlib.lab.runs import Run, unique
+from gamlib.lab.evidence import PREDICTIONS, DamagedError, read_predictions
+from gamlib.lab.runs import Run
 from gamlib.lab.statistics import mcnemar
 from gamlib.lab.studies import Plan
-
-FILE = "predictions.npz"
 
 
 def write_predictions(folder: Path, predicted: NDArray[np.integer], label: NDArray[np.integer]) -> None:
@@ -21,36 +19,7 @@ def write_predictions(folder: Path, predicted: NDArray[np.integer], label: NDArr
     kind = np.uint8 if max(predicted.max(initial=0), label.max(initial=0)) < 256 else np.uint16
     buffer = BytesIO()
     np.savez_compressed(buffer, predicted=predicted.astype(kind), label=label.astype(kind))
-    write_whole(folder / FILE, buffer.getvalue())
-
-
-def read_predictions(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
-    """Whether the run got each test image right, bool [images], and the images' classes, int [images].
-
-    Raises:
-        DamagedError: the file is missing or not whole.
-    """
-    path = run.folder / FILE
-    try:
-        with np.load(path) as arrays:
-            predicted, label = arrays["predicted"], arrays["label"]
-            return np.equal(predicted, label), label
-    except FileNotFoundError:
-        raise DamagedError(f"{short(path)} is missing") from None
-    except Exception:  # a damaged archive raises whatever zipfile, zlib and numpy do
-        raise DamagedError(f"{short(path)} is damaged") from None
-
-
-def problems(plan: Plan) -> list[str]:
-    """A line for every run of a study that is done and whose predictions cannot be used."""
-    found = []
-    for run in unique(plan.configs):
-        if run.result() is not None:
-            try:
-                read_predictions(run)
-            except DamagedError as error:
-                found.append(f"{error}: is missing in the comparison by image")
-    return found
+    write_whole(folder / PREDICTIONS, buffer.getvalue())
 
 
 def by_image(plan: Plan) -> pd.DataFrame:
@@ -59,7 +28,7 @@ def by_image(plan: Plan) -> pd.DataFrame:
     Columns: arm, reference, seed, images, only_arm and only_reference (images that one of the two alone got right), p
     (exact, two-sided, not corrected). It asks whether these two trained networks differ on these images, and not, as
     `statistics.compare` does, whether the arms do whatever the seed. Runs that are not done or whose predictions cannot
-    be used (`problems` names those) are left out, and so are pairs that were tested on other images.
+    be used (`evidence.problems` names those) are left out, and so are pairs that were tested on other images.
     """
     rows = []
     for arm, reference in plan.compare:

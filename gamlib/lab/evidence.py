@@ -2,14 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gamlib.lab.places import runs_root
 from gamlib.lab.runs import Run, all_runs, unique
 from gamlib.lab.studies import Plan
 
-FILES = ("result.json", "metrics.jsonl", "provenance.json", "predictions.npz")  # what a report reads of a run
+PREDICTIONS = "predictions.npz"
+FILES = ("result.json", "metrics.jsonl", "provenance.json", PREDICTIONS)  # what a report reads of a run
 
 
 class DamagedError(ValueError):
@@ -28,7 +33,7 @@ def epochs(run: Run) -> list[dict[str, Any]]:
     path = run.folder / "metrics.jsonl"
     rows = [_parsed(path, line) for line in _text(path).splitlines()]
     if [row.get("epoch") for row in rows] != list(range(1, result.epochs + 1)):
-        raise DamagedError(f"{short(path)} has {len(rows)} epochs, not those 1 to {result.epochs} of its run")
+        raise DamagedError(f"{_short(path)} has {len(rows)} epochs, not those 1 to {result.epochs} of its run")
     return rows
 
 
@@ -43,15 +48,39 @@ def origins(run: Run) -> list[dict[str, Any]]:
     return [*last.pop("earlier", []), last]
 
 
+def read_predictions(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+    """Whether the run got each test image right, bool [images], and the images' classes, int [images].
+
+    Raises:
+        DamagedError: the file is missing or not whole.
+    """
+    path = run.folder / PREDICTIONS
+    try:
+        with np.load(path) as arrays:
+            predicted, label = arrays["predicted"], arrays["label"]
+            return np.equal(predicted, label), label
+    except FileNotFoundError:
+        raise DamagedError(f"{_short(path)} is missing") from None
+    except Exception:  # a damaged archive raises whatever zipfile, zlib and numpy do
+        raise DamagedError(f"{_short(path)} is damaged") from None
+
+
+READERS: tuple[tuple[Callable[[Run], object], str], ...] = (  # and what a report lacks without
+    (epochs, "is missing in curves and speeds"),
+    (origins, "its commit is unknown"),
+    (read_predictions, "is missing in the comparison by image"),
+)
+
+
 def problems(plan: Plan) -> list[str]:
     """A line for everything in the folders of a study that a report cannot use: damaged, missing, or not of a run."""
     found = []
     for run in unique(plan.configs):
         if run.result() is None:
             if (path := run.folder / "result.json").exists():
-                found.append(f"{short(path)} is damaged or of another run: the run does not count")
+                found.append(f"{_short(path)} is damaged or of another run: the run does not count")
             continue
-        for read, loss in ((epochs, "is missing in curves and speeds"), (origins, "its commit is unknown")):
+        for read, loss in READERS:
             try:
                 read(run)
             except DamagedError as error:
@@ -59,9 +88,9 @@ def problems(plan: Plan) -> list[str]:
     own = {run.folder for run in unique(plan.configs)}
     for path in _foreign(plan):
         if path not in own:
-            found.append(f"{short(path)} is no run: left alone")
+            found.append(f"{_short(path)} is no run: left alone")
         elif (path / "result.json").exists():
-            found.append(f"{short(path)} has no whole config.json: its result is found all the same")
+            found.append(f"{_short(path)} has no whole config.json: its result is found all the same")
     return found
 
 
@@ -83,9 +112,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text()
     except FileNotFoundError:
-        raise DamagedError(f"{short(path)} is missing") from None
+        raise DamagedError(f"{_short(path)} is missing") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{short(path)} cannot be read ({type(error).__name__})") from None
+        raise DamagedError(f"{_short(path)} cannot be read ({type(error).__name__})") from None
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
@@ -94,10 +123,9 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise DamagedError(f"{short(path)} is damaged")
+        raise DamagedError(f"{_short(path)} is damaged")
     return value
 
 
-def short(path: Path) -> str:
-    """A path as a line of a report has it."""
+def _short(path: Path) -> str:
     return str(path.relative_to(runs_root()))

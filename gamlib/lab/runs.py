@@ -156,20 +156,21 @@ class Run:
 
     def ask_to_stop(self, by: str) -> None:
         """Ask whoever trains this run to save its state after the present step and to end; `by` says who asks."""
-        with suppress(OSError):  # on a full disk the empty file is enough
-            (self.folder / "stop").write_text(by)
+        with suppress(OSError):
+            try:
+                write_whole(self.folder / "stop", by)  # without its word it would be anybody's request
+            except OSError:
+                (self.folder / "stop").touch()  # on a full disk that is enough
 
     def asked_to_stop(self) -> str:
         """By whom the run was asked to stop, or nothing."""
-        try:
+        with suppress(OSError):
             return (self.folder / "stop").read_text() or "a request"
-        except OSError:
-            return ""
+        return ""
 
     def _forget_requests(self, before: float) -> None:
-        request = self.folder / "stop"
         with suppress(OSError):
-            if request.stat().st_mtime < before:
+            if (request := self.folder / "stop").stat().st_mtime < before:
                 request.unlink()
 
     @contextmanager

@@ -119,8 +119,9 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
     """The tables that a report wrote among these files, what stands under them, and what of the runs is damaged."""
     import pandas as pd
 
+    from gamlib.lab import evidence
     from gamlib.lab.tables import note, outcomes
-    from gamlib.lab.typeset import comparisons, for_reading, problems
+    from gamlib.lab.typeset import comparisons, for_reading
 
     texts = dict.fromkeys(("arm", "reference", "verdict"), str)
     frames = {
@@ -136,7 +137,7 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
             print_frame(comparisons(compared))
         out.print()
         out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
-    for problem in problems(plan):
+    for problem in evidence.problems(plan):
         err.print(problem, style="red", markup=False, highlight=False)
     for path in paths:
         out.print(os.path.relpath(path), markup=False, highlight=False)

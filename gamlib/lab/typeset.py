@@ -7,7 +7,6 @@ import unicodedata
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from gamlib.lab import by_image as images
 from gamlib.lab import evidence, tables
 from gamlib.lab.studies import Plan
 
@@ -114,7 +113,7 @@ def styled(plan: Plan, frame: pd.DataFrame) -> Styler:
         frame: of `tables.outcomes`.
     """
     texts = for_reading(tables.summary(plan, frame), tables.differences(plan, frame))
-    lines = [tables.note(plan, frame), *(f"Not used: {problem}." for problem in problems(plan))]
+    lines = [tables.note(plan, frame), *(f"Not used: {problem}." for problem in evidence.problems(plan))]
     return _shown(texts, lines).apply(lambda _: _bold(texts), axis=None)
 
 
@@ -168,11 +167,6 @@ def _shown(texts: pd.DataFrame, lines: list[str]) -> Styler:
     shown.set_table_styles([{"selector": "caption", "props": below}], overwrite=False)
     shown.set_table_styles([{"selector": "td", "props": "white-space: nowrap"}], overwrite=False)
     return shown.set_caption("<br>".join(map(html.escape, lines)))
-
-
-def problems(plan: Plan) -> list[str]:
-    """A line for everything in the folders of a study that a report cannot use."""
-    return evidence.problems(plan) + images.problems(plan)
 
 
 def _bold(texts: pd.DataFrame) -> pd.DataFrame:

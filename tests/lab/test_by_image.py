@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from gamlib.lab import typeset
-from gamlib.lab.by_image import by_image, problems, read_predictions, write_predictions
+from gamlib.lab.by_image import by_image, write_predictions
 from gamlib.lab.config import RunConfig
+from gamlib.lab.evidence import problems, read_predictions
 from gamlib.lab.runs import Run
 from gamlib.lab.studies import Plan, Study
 

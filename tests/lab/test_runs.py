@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,27 @@ def test_a_stop_leaves_preempted_with_its_place() -> None:
     with pytest.raises(RunStopped), run.claim():
         raise RunStopped("stopped by SIGTERM in epoch 2 of 20 after 3 of 7 steps")
     assert (run.status().state, run.status().error[:18]) == ("preempted", "stopped by SIGTERM")
+
+
+def test_who_asks_to_stop_is_known_at_once() -> None:
+    """A job that took SLURM's word for anybody's request would not be queued again."""
+    run = Run(RunConfig())
+    run.folder.mkdir(parents=True)
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def read() -> None:
+        while not over.is_set():
+            seen.add(run.asked_to_stop())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(300):
+        run.ask_to_stop("SIGUSR2")
+        (run.folder / "stop").unlink()
+    over.set()
+    reader.join()
+    assert seen == {"", "SIGUSR2"}
 
 
 def test_a_request_to_stop_is_for_the_job_that_runs_and_not_for_the_next() -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gamlib.lab.by_image import read_predictions
 from gamlib.lab.config import RunConfig
+from gamlib.lab.evidence import read_predictions
 from gamlib.lab.runs import Run, RunFailed, RunStopped
 from gamlib.lab.train import train
 from gamlib.training import loop
