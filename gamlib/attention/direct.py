@@ -6,8 +6,6 @@ kernel of 7 x (6 + p) holds the 7x7 one p times, each a column further. It has (
 the vectors. The gradient by the weight is that of the wide kernel, its p parts added.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,50 +14,50 @@ LANES = 16  # hidden channels times columns
 CHANNELS_LAST = torch.channels_last
 
 
-@dataclass(frozen=True)
 class Direct:
-    """An engine of `fused.Fused` for maps [N, C, H, W]; rows are in the order N, H, W."""
+    """An engine of `fused.Fused` for maps [N, C, H, W] in channels_last."""
 
-    batch: int
-    height: int
-    width: int
+    def empty(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x, memory_format=CHANNELS_LAST)
 
-    def lay(self, x: Tensor) -> Tensor:
-        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return _narrow(x, weight), ()
 
-    def unlay(self, rows: Tensor) -> Tensor:
-        return rows.view(self.batch, self.height, self.width, -1).permute(0, 3, 1, 2)
-
-    def squeeze(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._narrow(rows, weight), ()
-
-    def expand(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self._wide(rows, weight), ()
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return _wide(x, weight), ()
 
     def squeeze_gradients(
-        self, gradient: Tensor, rows: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
+        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        columns = self._columns(len(weight))
-        packed = gradient.view(self.batch, self.height, self.width // columns, -1).permute(0, 3, 1, 2)
-        of_spread = _weight_gradient(packed, self.unlay(rows), _spread(weight, columns), columns)
-        return self._wide(gradient, _turned(weight)), _gathered(of_spread, columns)
+        columns = _columns(x, weight)
+        of_spread = _weight_gradient(_packed(gradient, columns), x, _spread(weight, columns), columns)
+        return _wide(gradient, _turned(weight)), _gathered(of_spread, columns)
 
     def expand_gradients(
-        self, gradient: Tensor, rows: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
+        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        of_weight = _weight_gradient(self.unlay(gradient), self.unlay(rows), weight, 1)
-        return self._narrow(gradient, _turned(weight)), of_weight
+        return _narrow(gradient, _turned(weight)), _weight_gradient(gradient, x, weight, 1)
 
-    def _columns(self, hidden: int) -> int:
-        return next((p for p in (4, 2) if p * hidden <= LANES and self.width % p == 0), 1)
 
-    def _narrow(self, rows: Tensor, weight: Tensor) -> Tensor:
-        columns = self._columns(len(weight))
-        found = F.conv2d(self.unlay(rows), _spread(weight, columns), stride=(1, columns), padding=3)
-        return found.permute(0, 2, 3, 1).reshape(-1, len(weight))
+def _columns(x: Tensor, weight: Tensor) -> int:
+    return next((p for p in (4, 2) if p * len(weight) <= LANES and x.shape[3] % p == 0), 1)
 
-    def _wide(self, rows: Tensor, weight: Tensor) -> Tensor:
-        return self.lay(F.conv2d(self.unlay(rows), weight, padding=3))
+
+def _narrow(x: Tensor, weight: Tensor) -> Tensor:
+    columns = _columns(x, weight)
+    found = F.conv2d(x, _spread(weight, columns), stride=(1, columns), padding=3)
+    apart = found.permute(0, 2, 3, 1).reshape(len(x), *x.shape[2:], len(weight))
+    return apart.permute(0, 3, 1, 2)
+
+
+def _wide(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, padding=3).contiguous(memory_format=CHANNELS_LAST)
+
+
+def _packed(x: Tensor, columns: int) -> Tensor:
+    """[N, h, H, W] -> [N, columns h, H, W / columns] of the same memory."""
+    batch, _, height, width = x.shape
+    return x.permute(0, 2, 3, 1).reshape(batch, height, width // columns, -1).permute(0, 3, 1, 2)
 
 
 def _spread(weight: Tensor, columns: int) -> Tensor:

@@ -1,159 +1,231 @@
 """The 7x7 convolutions of GAM with less arithmetic: discrete Fourier transforms, written as products of matrices.
 
-A zero-padded convolution y[i] = sum_d k[d] x[i + d], d = -3..3, i = 0..n-1, is a circular one of length L = n + 3: what
-wraps around falls on the three zeros behind the map. Circular convolutions are products of Fourier transforms,
+A zero-padded convolution y[i] = sum_d k[d] x[i + d], d = -3..3, i = 0..n-1, is a circular one of any length
+L >= n + 3: what wraps around falls on the zeros behind the map. Circular convolutions are products of Fourier
+transforms,
 
     X[f] = sum_i x[i] exp(-2 pi j f i / L)    K[f] = sum_d k[d] exp(2 pi j f d / L)    Y[f] = X[f] K[f]
 
-in both directions, with a sum over channels: Y[f, g, o] = sum_c X[f, g, c] K[f, g, o, c]. Maps are real, so that the
-frequencies f = 0..L/2 of one direction are enough. Of maps of n x n with C channels, C/r of them hidden, a convolution
-takes 49 n^2 C C/r products directly; here 2 L^2 C C/r, and some 3 L n^2 C for the transform of the wider side.
+in both directions, with a sum over channels: Y[f, g, o] = sum_c X[f, g, c] K[f, g, o, c]. Of a map of n x n with C
+channels, C/r of them hidden, a convolution takes 49 n^2 C C/r products directly; here 2 L^2 C C/r, and some 3 L n^2 C
+for the transform of the wider side.
 
-Rows are in the order H, W, N: the transform along H is one product of matrices, that along W one for each f, and those
-with the weights one for each pair of f and g over the whole batch. A complex number is two rows, real and imaginary
-part, and a complex product a real one of twice the size.
+Maps are real, so half of the frequencies are enough, L^2 / 2 of them with L even: along H the transform has the L real
+numbers R x, which are X[0], X[L/2] and the parts of X[1], ..., X[L/2 - 1]. Each complex one of these is transformed
+along W into L complex ones. X[0] and X[L/2] are real, so R again takes both to L numbers each; four of these are real,
+and stand as two pairs, the first two of all, which are no complex numbers and multiply part by part.
+
+Maps lie in the order H, W, N, C, so that the transform along H is one product of matrices, that along W one for each f,
+and those with the weights one for each pair of f and g over the whole batch. A complex number is two rows, and a
+complex product a real one of twice the size: the side of the hidden channels, which is small, is written twice for it.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from gamlib.attention.products import products
+
+PAIRS = 2  # of real numbers, in front of the complex ones
+
 
 Pair = tuple[Tensor, Tensor]
 
 
+class Waves(NamedTuple):
+    """The matrices for maps of one size, along H and along W."""
+
+    there: Pair  # [L, H] and [L / 2, 2 L', 2 W], of maps
+    back: Pair  # [L, H] and [L / 2, 2 L', 2 W], whose transposes make maps
+    kernel: Tensor  # [L L', 49], of weights
+
+
 @lru_cache(maxsize=64)
-def _waves(height: int, width: int, dtype: torch.dtype) -> tuple[Pair, Pair, Pair]:
-    """Matrices (along H, along W): of the transform of maps, of its inverse, and of the transform of kernels."""
-    rows, columns = height + 3, width + 3
-    f = torch.arange(rows // 2 + 1, dtype=torch.float64)[:, None] * (2 * math.pi / rows)
-    g = torch.arange(columns, dtype=torch.float64)[:, None] * (2 * math.pi / columns)
-
-    def along_h(at: Tensor, sign: int) -> Tensor:  # real -> complex: [2 F, len(at)]
-        return torch.stack([(f * at).cos(), sign * (f * at).sin()], 1).flatten(0, 1)
-
-    def along_w(at: Tensor, sign: int) -> Tensor:  # complex -> complex: [2 L, 2 len(at)]
-        c, s = (g * at).cos(), sign * (g * at).sin()
-        return torch.stack([torch.stack([c, -s], 1), torch.stack([s, c], 1)], 1).view(2 * columns, -1)
-
-    taps, i, j = (torch.arange(*ends, dtype=torch.float64) for ends in ((-3, 4), (0, height), (0, width)))
-    twice = torch.full((len(f),), 2.0, dtype=torch.float64)  # f stands for -f too, but for 0 and L/2
-    twice[0] = 1
-    twice[-1] = 1 if rows % 2 == 0 else 2
-    there = along_h(i, -1), along_w(j, -1)
-    back = (there[0] * twice.repeat_interleave(2)[:, None]).t() / rows, there[1].t() / columns
-    of_kernels = along_h(taps, 1), along_w(taps, 1)
-    return tuple((h.to(dtype).contiguous(), w.to(dtype).contiguous()) for h, w in (there, back, of_kernels))
+def _waves(height: int, width: int, dtype: torch.dtype) -> Waves:
+    rows, columns = length(height), length(width)
+    of_rows, of_columns = _real(rows, range(height), -1), _real(columns, range(width), -1)
+    there = of_rows, _along_w(columns, range(width), -1, rows // 2)
+    back_w = there[1] / columns
+    back_w[0] = _along_w_of_reals(_both_signs(of_columns) / columns)
+    back = _both_signs(of_rows) / rows, back_w
+    taps = torch.eye(49, dtype=torch.float64).view(7, 7, 49, 1)
+    kernel = _transformed(taps, (_real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)))
+    of_maps = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
+    return Waves(*of_maps, kernel.view(-1, 49).to(dtype))
 
 
-@dataclass(frozen=True)
+def length(size: int) -> int:
+    """L: even, so that both frequencies that are real, 0 and L / 2, make one pair."""
+    return size + 3 + (size + 3) % 2
+
+
+def _both_signs(real: Tensor) -> Tensor:
+    """R with every complex frequency for its negative one too."""
+    return torch.cat([real[:PAIRS], 2 * real[PAIRS:]])
+
+
+def _real(length: int, at: range, sign: int) -> Tensor:
+    """R [L, len(at)]: the frequencies 0 and L/2, then cosines and sines of 1, ..., L/2 - 1 in turns."""
+    f = torch.arange(length // 2 + 1, dtype=torch.float64)[:, None] * (2 * math.pi / length)
+    angle = f * torch.tensor(at, dtype=torch.float64)
+    parts = torch.stack([angle.cos(), sign * angle.sin()], 1)
+    return torch.cat([parts[[0, -1], 0], parts[1:-1].flatten(0, 1)])
+
+
+def _complex(length: int, at: range, sign: int) -> Tensor:
+    """[2 L, 2 len(at)]: rows are a frequency's parts in turns, columns all real parts, then all imaginary ones."""
+    g = torch.arange(length, dtype=torch.float64)[:, None] * (2 * math.pi / length)
+    angle = g * torch.tensor(at, dtype=torch.float64)
+    c, s = angle.cos(), sign * angle.sin()
+    return torch.stack([torch.cat([c, -s], 1), torch.cat([s, c], 1)], 1).flatten(0, 1)
+
+
+def _along_w(length: int, at: range, sign: int, number: int) -> Tensor:
+    """[number, 2 L, 2 len(at)]: for X[0] beside X[L/2], and for every complex X[f]."""
+    found = _complex(length, at, sign).repeat(number, 1, 1)
+    found[0] = _along_w_of_reals(_real(length, at, sign))
+    return found
+
+
+def _along_w_of_reals(real: Tensor) -> Tensor:
+    """R [L, n] -> [2 L, 2 n], which takes two real sequences to their pairs, then to the rest of each."""
+    none = torch.zeros_like(real)
+    first, second = torch.cat([real, none], 1), torch.cat([none, real], 1)
+    return torch.cat([first[:PAIRS], second[:PAIRS], first[PAIRS:], second[PAIRS:]])
+
+
+def _transformed(x: Tensor, matrices: Pair) -> Tensor:
+    """[H, W, n, c] -> [S, 2, n, c], S pairs of f and g."""
+    along_h, along_w = matrices
+    first = products(along_h[None], x.reshape(1, len(x), -1))
+    found = products(along_w, first.view(len(along_w), along_w.shape[2], -1))
+    return found.view(-1, 2, *x.shape[2:])
+
+
+def _restored(known: Tensor, matrices: Pair) -> Tensor:
+    """The transpose of `_transformed`: [S, 2, n, c] -> [H, W, n, c]."""
+    along_h, along_w = matrices
+    first = products(along_w.transpose(1, 2), known.view(len(along_w), along_w.shape[1], -1))
+    found = products(along_h.t()[None], first.view(1, len(along_h), -1))
+    return found.view(along_h.shape[1], -1, *known.shape[2:])
+
+
 class Fourier:
-    """An engine of `fused.Fused` for maps [N, C, H, W]; rows are in the order H, W, N."""
+    """An engine of `fused.Fused` for maps [N, C, H, W] in the order H, W, N, C; `keeps` the transforms of weights."""
 
-    batch: int
-    height: int
-    width: int
+    def __init__(self, keeps: bool = False) -> None:
+        self.keeps = keeps
 
-    def lay(self, x: Tensor) -> Tensor:
-        return x.permute(2, 3, 0, 1).reshape(-1, x.shape[1])
+    def empty(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        return x.new_empty(height, width, batch, channels).permute(2, 3, 0, 1)
 
-    def unlay(self, rows: Tensor) -> Tensor:
-        maps = rows.view(self.height, self.width, self.batch, -1)
-        return maps.permute(2, 3, 0, 1).contiguous(memory_format=torch.channels_last)
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        waves = _waves_for(x)
+        known, kernel = _flat(_there(x, waves.there)), self._kernel(weight, weight.flatten(2), waves)
+        return _back(_apart(products(known, kernel.transpose(1, 2)), 1), waves.back), (known, kernel)
 
-    def squeeze(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        known, kernels = self._there(rows), self._kernels(weight)
-        return self._back(_separate(_real(known) @ _beside(kernels))), (known, kernels)
-
-    def expand(self, rows: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        known, kernels = self._there(rows), self._kernels(weight)
-        return self._back(_complex(_doubled(known) @ _above(kernels))), (known, kernels)
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        waves = _waves_for(x)
+        known, kernel = (
+            _twice(_there(x, waves.there), 1),
+            self._kernel(weight, weight.flatten(2).transpose(0, 1), waves),
+        )
+        return _back(_parts(products(known, kernel)), waves.back), (known, kernel)
 
     def squeeze_gradients(
-        self, gradient: Tensor, rows: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
+        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        known, kernels = saved
-        arrived = self._adjoint_of_back(gradient)
-        of_rows = self._adjoint_of_there(_complex(_doubled(arrived, -1) @ kernels.flatten(1, 2)))
-        of_kernels = _real(known).transpose(1, 2) @ _doubled(arrived, -1)  # [FL, C, 2 h]
-        return of_rows, self._of_weight(of_kernels.unflatten(2, (2, -1)).permute(0, 2, 3, 1))
+        waves, (known, kernel) = _waves_for(x), saved
+        arrived, of_weight = _twice(_there(gradient, waves.back), -1), torch.empty_like(weight)
+        _of_taps(products(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
+        return _back(_parts(products(arrived, kernel)), waves.there), of_weight
 
     def expand_gradients(
-        self, gradient: Tensor, rows: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
+        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
-        known, kernels = saved
-        arrived = self._adjoint_of_back(gradient)
-        wide = kernels.transpose(1, 2).flatten(2, 3)  # [FL, C, 2 h]
-        of_rows = self._adjoint_of_there(_separate(_real(arrived) @ wide, -1))
-        of_kernels = _doubled(known).transpose(1, 2) @ _real(arrived)  # [FL, 2 h, C]
-        return of_rows, self._of_weight(of_kernels.unflatten(1, (2, -1)).transpose(2, 3))
+        waves, (known, kernel) = _waves_for(x), saved
+        arrived, of_weight = _flat(_there(gradient, waves.back)), torch.empty_like(weight)
+        _of_taps(products(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
+        return _back(_apart(products(arrived, kernel.transpose(1, 2)), -1), waves.there), of_weight
 
-    def _there(self, rows: Tensor) -> Tensor:
-        """Rows [H W N, C] -> [F L, 2, N, C]."""
-        return self._transformed(rows, *_waves(self.height, self.width, rows.dtype)[0])
-
-    def _back(self, known: Tensor) -> Tensor:
-        return self._restored(known, *_waves(self.height, self.width, known.dtype)[1])
-
-    def _adjoint_of_there(self, known: Tensor) -> Tensor:
-        h, w = _waves(self.height, self.width, known.dtype)[0]
-        return self._restored(known, h.t(), w.t())
-
-    def _adjoint_of_back(self, rows: Tensor) -> Tensor:
-        h, w = _waves(self.height, self.width, rows.dtype)[1]
-        return self._transformed(rows, h.t(), w.t())
-
-    def _transformed(self, rows: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        first = (h @ rows.reshape(self.height, -1)).view(len(h) // 2, 2 * self.width, -1)
-        return (w @ first).view(-1, 2, self.batch, rows.shape[1])
-
-    def _restored(self, known: Tensor, h: Tensor, w: Tensor) -> Tensor:
-        first = w @ known.reshape(h.shape[1] // 2, w.shape[1], -1)
-        return (h @ first.view(h.shape[1], -1)).view(-1, known.shape[-1])
-
-    def _kernels(self, weight: Tensor) -> Tensor:
-        """[O, I, 7, 7] -> [F L, 2, O, I]."""
-        h, w = _waves(self.height, self.width, weight.dtype)[2]
-        first = (h @ weight.permute(2, 3, 0, 1).reshape(7, -1)).view(len(h) // 2, 14, -1)
-        return (w @ first).view(-1, 2, *weight.shape[:2])
-
-    def _of_weight(self, kernels: Tensor) -> Tensor:
-        h, w = _waves(self.height, self.width, kernels.dtype)[2]
-        outputs, inputs = kernels.shape[2:]
-        first = w.t() @ kernels.reshape(len(h) // 2, len(w), -1)
-        return (h.t() @ first.view(len(h), -1)).view(7, 7, outputs, inputs).permute(2, 3, 0, 1)
+    def _kernel(self, weight: Tensor, taps: Tensor, waves: Waves) -> Tensor:
+        return _kept(weight, taps, waves) if self.keeps else _kernel(taps, waves)
 
 
-def _real(known: Tensor) -> Tensor:
-    """[FL, 2, N, c] -> [FL, 2 N, c]."""
+def _waves_for(x: Tensor) -> Waves:
+    return _waves(*x.shape[2:], x.dtype)
+
+
+def _there(x: Tensor, matrices: Pair) -> Tensor:
+    """[N, c, H, W] -> [S, 2, N, c]."""
+    return _transformed(x.permute(2, 3, 0, 1), matrices)
+
+
+def _back(known: Tensor, matrices: Pair) -> Tensor:
+    """[S, 2, N, c] -> [N, c, H, W]."""
+    return _restored(known, matrices).permute(2, 3, 0, 1)
+
+
+def _kernel(taps: Tensor, waves: Waves) -> Tensor:
+    """Taps [h, C, 49] -> [S, 2 h, C]."""
+    hidden, channels, _ = taps.shape
+    found = taps.new_empty(len(waves.kernel), hidden, channels)
+    products(waves.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
+    return found.view(-1, 2 * hidden, channels)
+
+
+def _of_taps(of_kernel: Tensor, found: Tensor, waves: Waves) -> Tensor:
+    """The transpose of `_kernel`, written into `found` [h, C, 49]."""
+    known = of_kernel.view(len(waves.kernel), *found.shape[:2]).permute(1, 2, 0)
+    return products(known, waves.kernel.expand(len(found), -1, -1), out=found)
+
+
+_KEPT = WeakTensorKeyDictionary()  # weight -> its copy, the size of maps, the transform
+
+
+def _kept(weight: Tensor, taps: Tensor, waves: Waves) -> Tensor:
+    """`_kernel`, computed once for a weight until one of its numbers changes: comparing them is the cheaper part."""
+    copy, known, kernel = _KEPT.get(weight, (None, None, None))
+    if copy is None or known is not waves or not torch.equal(copy, weight):
+        kernel = _kernel(taps, waves)
+        _KEPT[weight] = weight.detach().clone(), waves, kernel
+    return kernel
+
+
+def _flat(known: Tensor) -> Tensor:
+    """[S, 2, n, c] -> [S, 2 n, c]."""
     return known.flatten(1, 2)
 
 
-def _complex(known: Tensor) -> Tensor:
-    """[FL, 2 N, c] -> [FL, 2, N, c]."""
+def _parts(known: Tensor) -> Tensor:
+    """[S, 2 n, c] -> [S, 2, n, c]."""
     return known.unflatten(1, (2, -1))
 
 
-def _beside(kernels: Tensor) -> Tensor:
-    """[FL, 2, O, I] -> [FL, I, 2 O]."""
-    return kernels.permute(0, 3, 1, 2).flatten(2, 3)
+def _twice(known: Tensor, sign: int) -> Tensor:
+    """[S, 2, N, h] -> [S, 2 N, 2 h], whose product with a kernel is the complex one, or (-1) with its conjugate."""
+    found = known.new_empty(*known.shape[:3], 2, known.shape[3])
+    found[:, :, :, 0] = known
+    torch.mul(known[:, 1], -sign, out=found[:, 0, :, 1])
+    torch.mul(known[:, 0], sign, out=found[:, 1, :, 1])
+    pairs = found[:PAIRS]
+    pairs[:, 0, :, 1] = 0
+    pairs[:, 1, :, 0] = 0
+    pairs[:, 1, :, 1] = known[:PAIRS, 1]
+    return found.view(len(known), -1, 2 * known.shape[3])
 
 
-def _above(kernels: Tensor) -> Tensor:
-    """[FL, 2, O, I] -> [FL, 2 I, O]."""
-    return kernels.transpose(2, 3).flatten(1, 2)
-
-
-def _doubled(known: Tensor, sign: int = 1) -> Tensor:
-    """[FL, 2, N, h] -> [FL, 2 N, 2 h], whose product with [K_re; K_im] is that with K, or (-1) with its conjugate."""
-    real, imaginary = known.unbind(1)
-    rows = (real, -sign * imaginary), (imaginary, sign * real)
-    return torch.stack([torch.cat(row, 2) for row in rows], 1).flatten(1, 2)
-
-
-def _separate(product: Tensor, sign: int = 1) -> Tensor:
-    """[FL, 2 N, 2 h], of both parts with both of K, -> [FL, 2, N, h], the product with K, or (-1) its conjugate."""
-    (rr, ri), (ir, ii) = (part.chunk(2, 2) for part in product.chunk(2, 1))
-    return torch.stack([rr - sign * ii, ir + sign * ri], 1)
+def _apart(product: Tensor, sign: int) -> Tensor:
+    """[S, 2 N, 2 h], of both parts with both of a kernel, -> [S, 2, N, h], the complex product, or (-1) as above."""
+    parts = product.view(len(product), 2, -1, 2, product.shape[2] // 2)
+    found = product.new_empty(len(parts), 2, parts.shape[2], parts.shape[4])
+    torch.sub(parts[:, 0, :, 0], parts[:, 1, :, 1], alpha=sign, out=found[:, 0])
+    torch.add(parts[:, 1, :, 0], parts[:, 0, :, 1], alpha=sign, out=found[:, 1])
+    found[:PAIRS, 0] = parts[:PAIRS, 0, :, 0]
+    found[:PAIRS, 1] = parts[:PAIRS, 1, :, 1]
+    return found
