@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gamlib.attention.products import products
+from gamlib.attention.native import products
 
 PAIRS = 2  # of real numbers, in front of the complex ones
 

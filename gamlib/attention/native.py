@@ -1,0 +1,199 @@
+"""What `native.c` computes, float32 on a CPU, for those who have a C compiler.
+
+The library behind torch's product of matrices (MKL) multiplies small ones at a third of what a processor with 512-bit
+vectors can do, and eager torch takes a map from memory and back for every step of a gate. `native.c` is compiled when
+it is first used, in half a second, for this processor, and kept in the user's cache ($XDG_CACHE_HOME, ~/.cache).
+`GAM_COMPILER` names another compiler than `cc`, or none if it is empty: then torch computes the same.
+"""
+
+import ctypes
+import hashlib
+import os
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
+SECONDS = 60  # that a compiler may take
+LANES = 16  # channels that fill the vectors of every processor
+
+Mlp = tuple[Tensor, Tensor, Tensor, Tensor]  # weight [C/r, C], bias, weight [C, C/r], bias
+
+
+class _Matrices(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), ("batch", ctypes.c_long), ("row", ctypes.c_long), ("column", ctypes.c_long))
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), ("n", ctypes.c_long), ("h", ctypes.c_long), ("w", ctypes.c_long))
+
+
+class _Size(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_long) for name in ("n", "h", "w", "channels"))
+
+
+class _Mlp(ctypes.Structure):
+    _fields_ = (("hidden", ctypes.c_long), *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")))
+
+
+ARGUMENTS: dict[str, list[Any]] = {
+    "products": [ctypes.c_long] * 4 + [_Matrices] * 3,
+    "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p],
+    "channel_gate_gradients": [
+        _Size,
+        ctypes.c_void_p,
+        _Mlp,
+        *[ctypes.c_void_p] * 3,
+        *[_Map] * 3,
+        *[ctypes.c_void_p] * 2,
+    ],
+    "gate": [_Size, _Map, _Map, _Map],
+    "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
+}
+
+
+def fits(x: Tensor) -> bool:
+    """Whether the gates here take x [N, C, H, W]."""
+    return x.dtype == torch.float32 and x.shape[1] % LANES == 0 and library() is not None
+
+
+def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """The products a[t] b[t], of [T, M, K] and [T, K, N] with any strides: [T, M, N]; by torch where not by `native.c`.
+
+    Args:
+        a: the left matrices.
+        b: the right ones.
+        out: where they shall be, numbers of a row one after the other; else they are new, and contiguous.
+    """
+    out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
+    ours = library() if a.dtype == torch.float32 else None
+    if ours is None:
+        return torch.bmm(a, b, out=out)
+    _done(ours.products(*out.shape, a.shape[2], *(_Matrices(x.data_ptr(), *x.stride()) for x in (a, b, out))))
+    return out
+
+
+def channel_gate(x: Tensor, mlp: Mlp, out: Tensor) -> Tensor:
+    """x times its channel gate, written into `out` [N, C, H, W]; what the MLP's ReLU gives, filled up with zeros."""
+    rows, filled = x.permute(0, 2, 3, 1).contiguous(), _filled(mlp)
+    hidden = x.new_empty(rows.shape[:3].numel(), len(filled[1]))
+    _done(library().channel_gate(_size(x), rows.data_ptr(), _pointers(filled), _map(out), hidden.data_ptr()))
+    return hidden
+
+
+def channel_gate_gradients(
+    x: Tensor, mlp: Mlp, hidden: Tensor, gradient: Tensor, further: Tensor | None, logits: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The gradients by x and by the MLP's four, where that by its map is gradient + further sigmoid(logits)."""
+    rows, filled = x.permute(0, 2, 3, 1).contiguous(), _filled(mlp)
+    of_rows, channels, wide, narrow = torch.empty_like(rows), x.shape[1], hidden.shape[1], len(mlp[0])
+    turned = filled[0].t().contiguous(), filled[2].t().contiguous()
+    parts = [wide * channels, wide * channels, channels, wide]
+    sums = x.new_zeros(torch.get_num_threads(), sum(parts))
+    _done(
+        library().channel_gate_gradients(
+            _size(x),
+            rows.data_ptr(),
+            _pointers(filled),
+            *(value.data_ptr() for value in (*turned, hidden)),
+            _map(gradient),
+            _map(further),
+            _map(logits),
+            of_rows.data_ptr(),
+            sums.data_ptr(),
+        )
+    )
+    of_w1, of_w2, of_b2, of_b1 = sums.sum(0).split(parts)
+    of_w1, of_w2 = of_w1.view(wide, channels)[:narrow], of_w2.view(wide, channels)[:narrow].t()
+    return of_rows.permute(0, 3, 1, 2), of_w1, of_b1[:narrow], of_w2, of_b2
+
+
+def gate(x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
+    """x sigmoid(logits), all [N, C, H, W] with channels one after the other."""
+    library().gate(_size(x), _map(x), _map(logits), _map(out))
+    return out
+
+
+def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
+    """The gradient of `gate` by its logits, all [N, C, H, W] with channels one after the other."""
+    library().gate_gradient(_size(x), _map(gradient), _map(x), _map(logits), _map(out))
+    return out
+
+
+def _size(x: Tensor) -> _Size:
+    batch, channels, height, width = x.shape
+    return _Size(batch, height, width, channels)
+
+
+def _map(x: Tensor | None) -> _Map:
+    return _Map(None, 0, 0, 0) if x is None else _Map(x.data_ptr(), x.stride(0), x.stride(2), x.stride(3))
+
+
+def _filled(mlp: Mlp) -> Mlp:
+    """w1 [C, h], b1 [h], w2 [h, C], b2: turned, with as many hidden channels as fill vectors."""
+    w1, b1, w2, b2 = mlp
+    more = -len(w1) % LANES
+    return F.pad(w1.t(), (0, more)).contiguous(), F.pad(b1, (0, more)), F.pad(w2.t(), (0, 0, 0, more)).contiguous(), b2
+
+
+def _pointers(mlp: Mlp) -> _Mlp:
+    return _Mlp(len(mlp[1]), *(value.data_ptr() for value in mlp))
+
+
+def _done(failed: int) -> None:
+    if failed:
+        raise MemoryError("no memory for a block of rows")
+
+
+@cache
+def library() -> Any:
+    """`native.c`, compiled before or now; None where it cannot be."""
+    compiler = shlex.split(os.environ.get("GAM_COMPILER", "cc"))
+    if not compiler or not torch.backends.openmp.is_available():
+        return None
+    try:
+        try:
+            return _load(_compiled(compiler, _cache()))
+        except OSError:  # a cache that cannot be written, or from which nothing may be executed
+            with tempfile.TemporaryDirectory() as folder:
+                return _load(_compiled(compiler, Path(folder)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gamlib"
+
+
+def _compiled(compiler: list[str], folder: Path) -> Path:
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
+    parts = [SOURCE.read_text(), *compiler, *FLAGS, *flags[:1]]  # a home may be shared by other processors
+    version = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    found = folder / f"native-{version}.so"
+    if not found.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=folder)
+        os.close(descriptor)
+        try:
+            command = [*compiler, *FLAGS, str(SOURCE), "-o", unfinished]
+            subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+            Path(unfinished).replace(found)
+        finally:
+            Path(unfinished).unlink(missing_ok=True)
+    return found
+
+
+def _load(path: Path) -> Any:
+    found = ctypes.CDLL(str(path))
+    for name, arguments in ARGUMENTS.items():
+        getattr(found, name).argtypes = arguments
+    return found
