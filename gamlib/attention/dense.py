@@ -9,26 +9,29 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Shape = tuple[int, int]
+from gamlib.attention.native import products
+
+LARGEST = 4  # H and W, whose taps all are in the kernel
 
 
 @lru_cache(maxsize=64)
 def _taps(height: int, width: int) -> Tensor:
-    """Which of the 49 taps an input position [H W] has for an output position [H W]: [H W, H W]."""
+    """Which of the middle taps an input position has for an output position: [H W, H W]."""
     i, j = (position.flatten() for position in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
-    return (i[:, None] - i + 3) * 7 + (j[:, None] - j + 3)
+    return (i[:, None] - i + height - 1) * (2 * width - 1) + (j[:, None] - j + width - 1)
 
 
 class Dense:
-    """An engine of `fused.Fused` for maps [N, C, H, W] in channels_last, H and W at most 4."""
+    """An engine of `fused.Fused` for maps [N, C, H, W] in channels_last, H and W at most `LARGEST`."""
 
     def empty(self, x: Tensor) -> Tensor:
         return torch.empty_like(x, memory_format=torch.channels_last)
 
     def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        matrix = _matrix(weight, x)
-        return _maps(_flat(x) @ matrix, x), (matrix,)
+        matrix = _matrix(weight, *x.shape[2:])
+        return _maps(_product(_flat(x), matrix), x), (matrix,)
 
     expand = squeeze
 
@@ -36,10 +39,14 @@ class Dense:
         self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         (matrix,) = saved
-        of_matrix = _flat(x).t() @ _flat(gradient)
-        return _maps(_flat(gradient) @ matrix.t(), x), _of_weight(of_matrix, weight, x)
+        of_matrix = _product(_flat(x).t(), _flat(gradient))
+        return _maps(_product(_flat(gradient), matrix.t()), x), _of_weight(of_matrix, weight, *x.shape[2:])
 
     expand_gradients = squeeze_gradients
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return products(a[None], b[None])[0]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -51,17 +58,22 @@ def _maps(values: Tensor, like: Tensor) -> Tensor:
     return values.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-def _matrix(weight: Tensor, x: Tensor) -> Tensor:
+def _matrix(weight: Tensor, height: int, width: int) -> Tensor:
     """[O, I, 7, 7] -> [H W I, H W O]."""
-    taps = _taps(*x.shape[2:])
-    blocks = weight.flatten(2).index_select(2, taps.flatten()).unflatten(2, taps.shape)  # [O, I, in, out]
-    return blocks.permute(2, 1, 3, 0).reshape(taps.shape[0] * weight.shape[1], -1)
+    taps = _taps(height, width)
+    middle = weight[:, :, 4 - height : 3 + height, 4 - width : 3 + width].permute(2, 3, 1, 0).flatten(0, 1)
+    if len(taps) == 1:
+        return middle[0]
+    blocks = middle.index_select(0, taps.flatten()).unflatten(0, taps.shape)  # [in, out, I, O]
+    return blocks.transpose(1, 2).reshape(len(taps) * weight.shape[1], -1)
 
 
-def _of_weight(of_matrix: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+def _of_weight(of_matrix: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
     """The gradient of `_matrix`."""
-    taps = _taps(*x.shape[2:])
+    taps = _taps(height, width)
     outputs, inputs = weight.shape[:2]
-    blocks = of_matrix.view(len(taps), inputs, len(taps), outputs).permute(0, 2, 3, 1).reshape(-1, outputs, inputs)
-    found = weight.new_zeros(49, outputs, inputs).index_add_(0, taps.flatten(), blocks)
-    return found.permute(1, 2, 0).reshape(weight.shape)
+    blocks = of_matrix.view(len(taps), inputs, len(taps), outputs).transpose(1, 2).reshape(-1, inputs, outputs)
+    middle = of_matrix.new_zeros((2 * height - 1) * (2 * width - 1), inputs, outputs)
+    middle.index_add_(0, taps.flatten(), blocks)
+    found = middle.permute(2, 1, 0).unflatten(2, (2 * height - 1, 2 * width - 1))
+    return F.pad(found, (4 - width, 4 - width, 4 - height, 4 - height))

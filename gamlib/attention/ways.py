@@ -59,8 +59,6 @@ def _with_gradients(block: "GAM", x: Tensor) -> bool:
 
 def _fits(block: "GAM", x: Tensor) -> bool:
     """Whether engines may stand for a block: GAM itself, one map of real numbers on a CPU, nobody looking inside."""
-    from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
-
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
         return False  # whoever counts, fakes or records operations wants those of the equations
     if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.maybe_current_level() is not None:
@@ -69,17 +67,20 @@ def _fits(block: "GAM", x: Tensor) -> bool:
         return False
     if x.device.type != "cpu" or x.ndim != 4 or not x.numel() or x.dtype not in (torch.float32, torch.float64):
         return False
+    if not _is_gam(block) or any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in _inner(block)):
+        return False
+    return all(value is None or (value.dtype == x.dtype and value.device == x.device) for value in _weights(block))
+
+
+def _is_gam(block: "GAM") -> bool:
+    """Whether the layers are GAM's own, not those of a variant."""
+    from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
+
     parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
     if any(part is not None and type(part) is not kind for part, kind in parts):
-        return False  # a variant, with other layers
-    if block.spatial is not None:
-        convolutions = block.spatial.squeeze, block.spatial.expand
-        if convolutions[0].groups > 1 or not isinstance(block.spatial.pool, nn.Identity):
-            return False
-    if any(parameter.dtype != x.dtype or parameter.device != x.device for parameter in block.parameters()):
         return False
-    inner = (module for module in block.modules() if module is not block)
-    return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner)
+    spatial = block.spatial
+    return spatial is None or (spatial.squeeze.groups == 1 and isinstance(spatial.pool, nn.Identity))
 
 
 @lru_cache(maxsize=256)
