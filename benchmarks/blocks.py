@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from gamlib.attention import GAM, MECHANISMS
 from gamlib.attention.ways import IMPLEMENTATIONS
 
+PASSES = {"inference": 1, "forward": 1, "backward": 2, "training": 3}  # over all products, by mode
+MAPS = {"inference": 2, "forward": 2, "backward": 3, "training": 5}  # that must be read or written
 POSITIONS = 1568  # of the images that go through float64, whose convolutions are slow; one image at least
 
 
@@ -28,7 +30,8 @@ class Subject:
 
     make: Callable[[int], nn.Module]  # from the channels
     same: str = ""  # the subject whose numbers it gives, if any
-    also: tuple[str, ...] = ()  # subjects it is compared with, beside "plain"
+    bases: tuple[str, ...] = ("plain",)  # subjects it is compared with, where they are measured; the first one first
+    table: bool = False  # whether it has a table of its own
     channels_last: bool = True  # its input, gradient and weights, as gamlib's loop has them; else NCHW
     compiled: bool = False
     scale: bool = False  # another mechanism, measured to see what attention costs
@@ -42,31 +45,31 @@ def _timm(name: str, channels: int) -> nn.Module:
 
 PLAIN, PLAIN_4 = partial(GAM, implementation="plain"), partial(GAM, reduction=4, implementation="plain")
 SUBJECTS: dict[str, Subject] = {
-    "plain": Subject(PLAIN, channels_last=False),  # as people write it; what all others are compared with
-    "plain, channels_last": Subject(PLAIN, same="plain"),
-    "ours": Subject(GAM, same="plain", also=("plain, channels_last", "plain, compiled")),
-    "plain, r = 4": Subject(PLAIN_4, channels_last=False),
-    "ours, r = 4": Subject(partial(GAM, reduction=4), same="plain, r = 4", also=("copied", "plain, r = 4")),
+    "plain": Subject(PLAIN, bases=(), channels_last=False),  # as people write it; all others are compared with it too
+    "plain channels_last": Subject(PLAIN, same="plain"),
+    "ours": Subject(GAM, same="plain", bases=("plain", "plain channels_last", "plain compiled"), table=True),
+    "plain r=4": Subject(PLAIN_4, channels_last=False),
+    "ours r=4": Subject(partial(GAM, reduction=4), same="plain r=4", bases=("copied", "plain r=4"), table=True),
     "copied": Subject(Copied, channels_last=False),
     **{name: Subject(kind, scale=True) for name, kind in MECHANISMS.items() if name != "gam"},
     "timm SE": Subject(partial(_timm, "se"), scale=True),
     "timm CBAM": Subject(partial(_timm, "cbam"), scale=True),
 }
 COMPILED = {
-    "plain, compiled": Subject(PLAIN, same="plain", compiled=True),
-    "ours, compiled": Subject(GAM, same="plain", also=("plain, compiled",), compiled=True),
-    "copied, compiled": Subject(Copied, same="copied", also=("copied",), channels_last=False, compiled=True),
+    "plain compiled": Subject(PLAIN, same="plain", compiled=True),
+    "ours compiled": Subject(GAM, same="plain", bases=("plain", "plain compiled"), compiled=True, table=True),
+    "copied compiled": Subject(Copied, same="copied", bases=("copied",), channels_last=False, compiled=True),
 }
 WAYS = {
-    f"ours: {name}": Subject(partial(GAM, implementation=name), same="plain")
+    f"ours:{name}": Subject(partial(GAM, implementation=name), same="plain")
     for name in IMPLEMENTATIONS
     if name not in ("auto", "plain")
 }
-CHANNEL_GATE = {
-    "channel gate, plain": Subject(partial(PLAIN, submodules="ch")),
-    "channel gate": Subject(partial(GAM, submodules="ch"), same="channel gate, plain", also=("channel gate, plain",)),
+GATES = {  # the channel gate alone
+    "plain ch": Subject(partial(PLAIN, submodules="ch")),
+    "ours ch": Subject(partial(GAM, submodules="ch"), same="plain ch", bases=("plain ch",), table=True),
 }
-KNOWN = SUBJECTS | COMPILED | WAYS | CHANNEL_GATE
+KNOWN = SUBJECTS | COMPILED | WAYS | GATES
 
 
 def missing() -> dict[str, str]:
@@ -93,9 +96,18 @@ class Shape:
         """Of the map."""
         return self.batch * self.channels * self.size**2
 
-    def flops(self, reduction: int) -> int:
+    def flops(self, hidden: int) -> int:
         """Of plain GAM's forward pass: its MLP and its two convolutions with all 49 taps, padding too."""
-        return 2 * 2 * (49 + 1) * self.elements * (self.channels // reduction)
+        return 2 * 2 * (49 + 1) * self.elements * hidden
+
+
+def subjects(shape: Shape, *, compiled: bool = False, ways: bool = False, gates: bool = False) -> list[str]:
+    """What is compared at a shape by default: at stages of ResNet-50, which take long, GAM of r = 16 alone."""
+    names = ["plain", "plain channels_last", "ours", *(WAYS if ways else ()), *(GATES if gates else ())]
+    if "ResNet-50" not in shape.network:
+        few = shape.network == "tiny"
+        names += [name for name, one in SUBJECTS.items() if name not in names and not (few and one.scale)]
+    return names + [name for name in COMPILED if compiled and ("copied" in names or "copied" not in name)]
 
 
 def shapes(group: str, cuda: bool = False) -> list[Shape]:
@@ -130,7 +142,7 @@ class Setting:
 
 def modes(subject: str, setting: Setting) -> tuple[str, ...]:
     """What is timed of a subject; "training" is forward and backward."""
-    more = ("backward",) if subject.startswith("channel gate") and setting.device == "cuda" else ()
+    more = ("backward",) if subject in GATES and setting.device == "cuda" else ()
     return ("inference", "forward", *more, "training")
 
 
@@ -142,12 +154,14 @@ class Block:
     shape: Shape
     setting: Setting
     subject: Subject = field(init=False)
+    module: Any = field(init=False)  # in training mode
+    still: Any = field(init=False)  # in eval mode
     way: dict[str, str] = field(init=False, default_factory=dict)  # by mode
 
     def __post_init__(self) -> None:
         self.subject = KNOWN[self.name]
         torch.manual_seed(0)
-        self.module: Any = self.subject.make(self.shape.channels)
+        self.module = self.subject.make(self.shape.channels)
         if self.subject.same:
             self.module.load_state_dict(plain_weights(self.subject.same, self.shape.channels))
         layout: Any = torch.channels_last if self.subject.channels_last else torch.contiguous_format
@@ -166,6 +180,20 @@ class Block:
         self.called: Any = torch.compile(self.module, dynamic=False) if self.subject.compiled else self.module
         self.asked: Any = torch.compile(self.still, dynamic=False) if self.subject.compiled else self.still
         self.graph: Tensor | None = None
+
+    def flops(self, mode: str) -> int | None:
+        """Of the plain algorithm, where the subject is a GAM block with both submodules, or the copied one."""
+        spatial = getattr(self.module, "spatial", None)
+        hidden: int | None = None
+        if type(self.module) is GAM and self.module.channel is not None and spatial is not None:
+            hidden = spatial.squeeze.out_channels
+        elif type(self.module) is Copied:
+            hidden = self.module.convolutions[0].out_channels
+        return hidden and PASSES[mode] * self.shape.flops(hidden)
+
+    def least_bytes(self, mode: str) -> int:
+        """What must be read and written: the map in, the map out; backwards the map, its gradients in and out."""
+        return MAPS[mode] * self.shape.elements * self.x.element_size()
 
     def _autocast(self) -> Any:
         return torch.autocast(self.setting.device, torch.bfloat16) if self.setting.amp else nullcontext()

@@ -33,14 +33,14 @@ class Network:
 
 
 STEPS = {
-    "plain, NCHW": Network("gam", "plain", loop=False),  # what the others are compared with
-    "plain, loop": Network("gam", "plain", loop=True),
-    "ours, loop": Network("gam", "auto", loop=True),
-    "none, NCHW": Network("none", "", loop=False),
-    "none, loop": Network("none", "", loop=True),
+    "plain NCHW": Network("gam", "plain", loop=False),  # what the others are compared with
+    "plain loop": Network("gam", "plain", loop=True),
+    "ours loop": Network("gam", "auto", loop=True),
+    "none NCHW": Network("none", "", loop=False),
+    "none loop": Network("none", "", loop=True),
 }
 MEMORY = {name: one for name, one in STEPS.items() if one.attention == "gam"}
-WITHOUT = {"plain, NCHW": "none, NCHW", "plain, loop": "none, loop", "ours, loop": "none, loop"}  # each one's own
+WITHOUT = {"plain NCHW": "none NCHW", "plain loop": "none loop", "ours loop": "none loop"}  # each one's own
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ def _train(line: Line, work: Work, network: Network) -> None:
 
 def _hold(line: Line, work: Work, network: Network) -> None:
     """One forward and one backward pass; the weights' gradients count, an optimiser's memory does not."""
+    model: Any
     model, images, labels = _made(work, network)
     cuda = work.device == "cuda"
     if network.loop:
