@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ def _timm(name: str, channels: int) -> nn.Module:
 PLAIN, PLAIN_4 = partial(GAM, implementation="plain"), partial(GAM, reduction=4, implementation="plain")
 SUBJECTS: dict[str, Subject] = {
     "plain": Subject(PLAIN, bases=(), channels_last=False),  # as people write it; all others are compared with it too
-    "plain channels_last": Subject(PLAIN, same="plain"),
+    "plain channels_last": Subject(PLAIN),
     "ours": Subject(GAM, same="plain", bases=("plain", "plain channels_last", "plain compiled"), table=True),
     "plain r=4": Subject(PLAIN_4, channels_last=False),
     "ours r=4": Subject(partial(GAM, reduction=4), same="plain r=4", bases=("copied", "plain r=4"), table=True),
@@ -143,7 +143,7 @@ class Setting:
 def modes(subject: str, setting: Setting) -> tuple[str, ...]:
     """What is timed of a subject; "training" is forward and backward."""
     more = ("backward",) if subject in GATES and setting.device == "cuda" else ()
-    return ("inference", "forward", *more, "training")
+    return ("inference", "training") if KNOWN[subject].scale else ("inference", "forward", *more, "training")
 
 
 @dataclass
@@ -169,7 +169,7 @@ class Block:
         # Two modules, so that what one mode caches the other does not undo between two turns.
         self.still = copy.deepcopy(self.module).eval().requires_grad_(False)
         self.x, self.gradient = (
-            one.to(self.setting.device, self.setting.maps, memory_format=layout) for one in maps(self.shape)
+            one.to(self.setting.device, self.setting.maps, copy=True, memory_format=layout) for one in maps(self.shape)
         )
         self.x.requires_grad_()
         if isinstance(self.module, GAM) and not self.subject.compiled:
@@ -228,6 +228,7 @@ def plain_weights(name: str, channels: int) -> dict[str, Tensor]:
     return KNOWN[name].make(channels).state_dict()
 
 
+@lru_cache(maxsize=2)
 def maps(shape: Shape) -> tuple[Tensor, Tensor]:
     """A map and a gradient of the output, the same for every subject."""
     draw = torch.Generator().manual_seed(1)

@@ -68,7 +68,7 @@ def main(
         str, typer.Option(help="Such as 'plain,ours r=4'; by default those that are compared at a shape; or all.")
     ] = "",
     seconds: Annotated[str, typer.Option(metavar="N", help="Of a shape's repetitions: 12; 1 with --quick.")] = "",
-    repetitions: Annotated[str, typer.Option(metavar="N", help="At least: 3; 2 with --quick.")] = "",
+    repetitions: Annotated[str, typer.Option(metavar="N", help="At least: 5; 2 with --quick.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Under torch.compile too; by default on a GPU.")
@@ -107,7 +107,7 @@ def main(
         names = {one: blocks.subjects(one, **also) for one in maps}
     plan = Plan(
         arguments.number("seconds", seconds, 1 if quick else 12),
-        arguments.number("repetitions", repetitions, 2 if quick else 3),
+        arguments.number("repetitions", repetitions, 2 if quick else 5),
     )
     setting = Setting(device, torch.bfloat16 if cuda and not amp else torch.float32, amp)
     works = dict(zip(("step", "memory"), networks.works(device, cores(), quick), strict=True))
@@ -185,7 +185,7 @@ class _Bench:
             for name, block in ready.items()
             for mode in blocks.modes(name, self.setting)
         }
-        times = in_turns(calls, self.plan, self.setting.device)
+        times = in_turns(calls, self.plan, self.setting.device, [name for name in ready if KNOWN[name].scale])
         self.bar.update(len(names))
         where = {"part": "blocks", "network": shape.network, "map": str(shape)}
         where |= {"dtype": str(self.setting.maps).removeprefix("torch."), "device": self.setting.device}

@@ -6,7 +6,7 @@ reported is the median of the ratios, and the least and the largest.
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -24,22 +24,29 @@ class Plan:
     seconds: float  # of the repetitions together; the least number of them is taken in any case
     least: int
     most: int = 50
+    of_rare: int = 3  # repetitions of what is measured for scale, at most
 
 
-def in_turns(calls: Mapping[tuple[str, str], Call], plan: Plan, device: str) -> dict[tuple[str, str], list[float]]:
-    """Seconds of one call, for each repetition, by subject and mode. The calls have been warmed up."""
+def in_turns(
+    calls: Mapping[tuple[str, str], Call], plan: Plan, device: str, rare: Collection[str] = ()
+) -> dict[tuple[str, str], list[float]]:
+    """Seconds of one call, for each repetition, by subject and mode; of rare subjects in the first repetitions only.
+
+    The calls have been warmed up.
+    """
     order, found = random.Random(0), {key: list[float]() for key in calls}
     modes = list(dict.fromkeys(mode for _, mode in calls))
     numbers = {key: _number(call, device) for key, call in calls.items()}
-    began = time.perf_counter()
-    while True:
+    began, done = time.perf_counter(), 0
+    while calls:
         for mode in order.sample(modes, len(modes)):  # what is compared lies close together
-            keys = [key for key in calls if key[1] == mode]
+            keys = [key for key in calls if key[1] == mode and (key[0] not in rare or done < plan.of_rare)]
             for key in order.sample(keys, len(keys)):
                 found[key].append(seconds(calls[key], numbers[key], device))
-        done = len(next(iter(found.values()), ()))
-        if done >= plan.most or (done >= plan.least and time.perf_counter() - began > plan.seconds) or not calls:
-            return found
+        done += 1
+        if done >= plan.most or (done >= plan.least and time.perf_counter() - began > plan.seconds):
+            break
+    return found
 
 
 def _number(call: Call, device: str) -> int:
@@ -65,8 +72,8 @@ def seconds(call: Call, number: int, device: str) -> float:
 
 
 def ratios(base: list[float], subject: list[float]) -> tuple[float, float, float]:
-    """How many times as fast as the base: median, least and largest over the repetitions."""
-    found = [theirs / ours for theirs, ours in zip(base, subject, strict=True)]
+    """How many times as fast as the base: median, least and largest over the repetitions that both have."""
+    found = [theirs / ours for theirs, ours in zip(base, subject, strict=False)]  # a rare one has the first ones only
     return median(found), min(found), max(found)
 
 
@@ -85,10 +92,11 @@ class Peaks:
 
 
 def peaks(device: str, dtype: torch.dtype, quick: bool = False) -> Peaks:
-    """Measure them: the best of several turns."""
+    """Measure them: the best of what takes a second or two each."""
+    at_least = 0.1 if quick else 1.5
     size = 512 if quick else 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    product = 2 * size**3 / _best(lambda: a @ b, device)
+    product = 2 * size**3 / _best(lambda: a @ b, device, at_least)
     convolution = 0.0
     for channels, edge, kernel in [(256, 14, 3), (128, 28, 3), (256, 14, 7)][: 1 if quick else 3]:
         batch = 4 if quick else 16 if device == "cpu" else 256
@@ -100,14 +108,18 @@ def peaks(device: str, dtype: torch.dtype, quick: bool = False) -> Peaks:
         def convolve(x: torch.Tensor = x, weight: torch.Tensor = weight, pad: int = kernel // 2) -> torch.Tensor:
             return F.conv2d(x, weight, padding=pad)
 
-        convolution = max(convolution, work / _best(convolve, device))
+        convolution = max(convolution, work / _best(convolve, device, at_least))
     source = torch.ones((2**22 if quick else 2**26 if device == "cpu" else 2**29), device=device)
     copy = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    return Peaks(product / 1e9, convolution / 1e9, moved / _best(lambda: copy.copy_(source), device) / 1e9)
+    return Peaks(product / 1e9, convolution / 1e9, moved / _best(lambda: copy.copy_(source), device, at_least) / 1e9)
 
 
-def _best(call: Call, device: str) -> float:
+def _best(call: Call, device: str, at_least: float) -> float:
+    """Seconds of one call, the least of many: what else runs on the machine should leave a moment alone."""
     with torch.no_grad():
         call()
-        return min(seconds(call, 10 if device == "cuda" else 1, device) for _ in range(7))
+        began, found = time.perf_counter(), list[float]()
+        while len(found) < 7 or time.perf_counter() - began < at_least:
+            found.append(seconds(call, 10 if device == "cuda" else 1, device))
+        return min(found)
