@@ -194,5 +194,5 @@ def works(device: str, threads: int, quick: bool) -> Iterator[Work]:
     repetitions = 2 if quick else 20 if cuda else 5
     batch = 8 if quick else 256 if cuda else 64
     yield Work("resnet18", "cifar", batch, 32, device, threads, repetitions, 20 if cuda else 1, small)
-    batch, size = (2, 64) if quick else (64 if cuda else 4, 224)
+    batch, size = (2, 64) if quick else (64 if cuda else 8, 224)
     yield Work("resnet50", "imagenet", batch, size, device, threads, 1, 1, small)
