@@ -191,22 +191,43 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     assert all(f"{name}: not measured: timm is not installed" in done.stdout for name in missing)
 
 
-@pytest.mark.slow
-def test_compiled_blocks_and_every_implementation_are_measured_when_asked_for(tmp_path: Path) -> None:
-    """Without a compiler the compiled ones are named, and the others are measured."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CXX", "no-such-compiler")
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-        arguments = ["--quick", "--parts", "blocks", "--seconds", "1", "--compile", "--implementations", "--markdown"]
-        done = benchmark(*arguments, "--csv", str(tmp_path / "gam.csv"), of=("benchmarks/gam.py",))
-    assert done.returncode == 1 and "not everything could be measured" in done.stderr
+def test_a_block_that_fails_is_named_and_the_others_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that is not there is one way."""
+
+    class Failing(GAM):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no such compiler")
+
+    monkeypatch.setitem(blocks.KNOWN, "failing", blocks.Subject(Failing, same="plain"))
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    arguments = ["--quick", "--parts", "blocks", "--markdown", "--csv", str(tmp_path / "gam.csv")]
+    subjects = ["ours", "failing", *blocks.WAYS]
+    monkeypatch.setattr(sys, "argv", ["gam.py", "--device", "cpu", *arguments, "--subjects", ",".join(subjects)])
+    with pytest.raises(SystemExit) as ended:
+        gam.app()
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "not everything could be measured" in printed.err and "no such compiler" in printed.out
+    assert "| network | map | way | plain, ms | ms | training | spread | forward | inference |" in printed.out
     table: Any = pd.read_csv(tmp_path / "gam.csv")
-    failed = table[table["failed"].notna() & ~table["subject"].isin(blocks.missing())]
-    assert set(failed["subject"]) == set(blocks.COMPILED) and failed["failed"].str.contains("no-such-compiler").all()
-    assert (table.loc[table["subject"] == "ours", "seconds"].dropna() > 0).all()
-    for name in set(blocks.WAYS) & set(table["subject"]):
+    assert "no such compiler" in table.loc[table["subject"] == "failing", "failed"].iloc[0]
+    assert (table.loc[table["subject"] == "ours", "seconds"] > 0).all()
+    for name in set(blocks.WAYS) & set(table.loc[table["failed"].isna(), "subject"]):
         assert set(table.loc[(table["subject"] == name) & (table["mode"] == "training"), "way"]) == {name[5:]}
-    assert "| network | map | way | plain, ms | ms | training | spread | forward | inference |" in done.stdout
+
+
+def test_what_is_measured_at_a_shape() -> None:
+    first, deep, tiny = (blocks.shapes(name)[0] for name in ("ResNet-18 CIFAR", "ResNet-50 ImageNet", "tiny"))
+    assert blocks.subjects(first) == list(blocks.SUBJECTS)
+    assert blocks.subjects(deep, compiled=True, ways=True) == [
+        *("plain", "plain channels_last", "ours", *blocks.WAYS),
+        *("plain compiled", "ours compiled"),
+    ]
+    assert {"copied", "ours r=4"} < set(blocks.subjects(tiny)) < set(blocks.SUBJECTS)
+    for name, one in blocks.KNOWN.items():
+        assert {one.same, *one.bases} - {""} <= set(blocks.KNOWN), name
 
 
 @pytest.mark.parametrize(
