@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import Any
 
-from blocks import GATES, KNOWN, Setting
+from blocks import GATES, KNOWN, Setting, missing
 from turns import Peaks
 
 from gamlib.lab.screen import out, print_frame
@@ -42,7 +42,9 @@ class Tables:
         if scale := [row for subject in KNOWN if subject not in GATES for row in _scale(done, subject)]:
             self._print(f"times as fast as plain, geometric means over the same maps, {how}", scale)
         failed = [
-            {"map": row["map"], "subject": row["subject"], "failed": row["failed"]} for row in rows if row["failed"]
+            {"map": row["map"], "subject": row["subject"], "failed": row["failed"]}
+            for row in rows
+            if row["failed"] and row["subject"] not in missing()
         ]
         if failed:
             self._print("not measured", failed)
