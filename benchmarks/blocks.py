@@ -119,8 +119,8 @@ def shapes(group: str, cuda: bool = False) -> list[Shape]:
 GROUPS: dict[str, tuple[int, list[tuple[int, int]]]] = {  # images on a CPU; channels and size
     "ResNet-18 ImageNet": (32, [(64, 56), (128, 28), (256, 14), (512, 7)]),
     "ResNet-18 CIFAR": (64, [(64, 32), (128, 16), (256, 8), (512, 4)]),
-    "ResNet-50 ImageNet": (8, [(256, 56), (512, 28), (1024, 14), (2048, 7)]),
-    "ResNet-50 CIFAR": (16, [(256, 32), (512, 16), (1024, 8), (2048, 4)]),
+    "ResNet-50 ImageNet": (4, [(256, 56), (512, 28), (1024, 14), (2048, 7)]),
+    "ResNet-50 CIFAR": (8, [(256, 32), (512, 16), (1024, 8), (2048, 4)]),
     "tiny": (64, [(512, 2), (512, 1)]),
 }
 SMALL = [Shape("quick", 4, 32, 8), Shape("quick", 4, 64, 2)]  # to see that it works
