@@ -113,8 +113,8 @@ class Measured:
 Outcome = tuple[dict[str, Measured], dict[str, str]]  # what variants gave, and why those failed that did
 
 
-class _Failed(Exception):
-    """A variant's process failed or was killed; the message says why."""
+class Failed(Exception):
+    """A process failed or was killed; the message says why."""
 
 
 def measure(work: Work, chosen: Sequence[str], tell: Callable[[str], object]) -> Outcome:
@@ -129,17 +129,17 @@ def measure(work: Work, chosen: Sequence[str], tell: Callable[[str], object]) ->
         RunFailed: they do not fit into the memory side by side.
     """
     found, failed, order = {name: Measured() for name in chosen}, dict[str, str](), random.Random(0)
-    children: dict[str, _Child] = {}
+    children: dict[str, Child] = {}
     try:
         for name in chosen:
-            children[name] = _Child(work, variants(work.device == "cuda")[name])
+            children[name] = Child(_train, work, variants(work.device == "cuda")[name])
         for repetition in range(1 + work.repetitions):  # the first to warm up
             for name in order.sample(list(chosen), len(chosen)):
                 tell(name)
                 if name not in failed:
                     try:
                         _turn(work, children[name], found[name], warm_up=repetition == 0, with_input=name == "gamlib")
-                    except _Failed as failure:
+                    except Failed as failure:
                         failed[name] = str(failure)
     finally:
         for child in children.values():
@@ -149,7 +149,7 @@ def measure(work: Work, chosen: Sequence[str], tell: Callable[[str], object]) ->
     return {name: one for name, one in found.items() if name not in failed}, failed
 
 
-def _turn(work: Work, child: "_Child", found: Measured, *, warm_up: bool, with_input: bool) -> None:
+def _turn(work: Work, child: "Child", found: Measured, *, warm_up: bool, with_input: bool) -> None:
     if warm_up:
         _, most = child.ask("steps", 0, work.warm_up)
         free = psutil.virtual_memory().available / 2**20
@@ -163,14 +163,14 @@ def _turn(work: Work, child: "_Child", found: Measured, *, warm_up: bool, with_i
         found.input_seconds.append(child.ask("batches", 1, work.steps)[0] / work.steps)
 
 
-class _Child:
-    """A variant's process, as its parent sees it."""
+class Child:
+    """A process as its parent sees it: `train` is called there with its end of the line and the other arguments."""
 
-    def __init__(self, work: Work, variant: Variant) -> None:
+    def __init__(self, train: Callable[..., None], *arguments: object) -> None:
         processes = multiprocessing.get_context("forkserver")
         processes.set_forkserver_preload(["torchvision", "gamlib.training.loop"])  # imported once for all
         self.line, its_end = processes.Pipe()
-        self.process = processes.Process(target=_serve, args=(its_end, work, variant))
+        self.process = processes.Process(target=_serve, args=(its_end, train, *arguments))
         self.process.start()
         its_end.close()
 
@@ -181,9 +181,9 @@ class _Child:
             answer = self.line.recv()
         except (EOFError, OSError):
             self.process.join(10)
-            raise _Failed(f"its process ended with exit code {self.process.exitcode}") from None
+            raise Failed(f"its process ended with exit code {self.process.exitcode}") from None
         if isinstance(answer, str):
-            raise _Failed(answer)
+            raise Failed(answer)
         return answer
 
     def end(self) -> None:
@@ -193,16 +193,16 @@ class _Child:
         self.process.join()
 
 
-class _Ended(Exception):
+class Ended(Exception):
     """The parent wants no more steps."""
 
 
-def _serve(line: Line, work: Work, variant: Variant) -> None:
-    """What a variant's process does."""
+def _serve(line: Line, train: Callable[..., None], *arguments: object) -> None:
+    """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     try:
-        _train(line, work, variant)
-    except _Ended:
+        train(line, *arguments)
+    except Ended:
         pass
     except Exception as error:
         with suppress(OSError):
@@ -218,7 +218,7 @@ def _train(line: Line, work: Work, variant: Variant) -> None:
     loader = plain_loop.loader(images.train, images.train_labels, mean, std, work.batch_size, work.workers)
     if variant.speed is None:
         torch.backends.cudnn.benchmark = True
-        pace = _Pace(line, device)
+        pace = Pace(line, device)
         plain_loop.train(model, loader, device, LR, pace.after_step)
         return
     batches: Batches = Given(lambda _: ((x.to(device), y.to(device)) for x, y in loader), work.images)
@@ -227,7 +227,7 @@ def _train(line: Line, work: Work, variant: Variant) -> None:
     if not variant.keeps_memory:
         loop.keep_memory = lambda: None
     recipe = replace(RECIPES["cifar"], lr=LR, batch_size=work.batch_size, epochs=1)
-    pace = _Pace(line, device, lambda: batches.train(1, work.batch_size))
+    pace = Pace(line, device, lambda: batches.train(1, work.batch_size))
     for _ in loop.fit(model, batches, recipe, seed=0, speed=variant.speed, on_step=pace.after_step):
         pass
 
@@ -250,7 +250,7 @@ class Given:
         yield from self.tested
 
 
-class _Pace:
+class Pace:
     """Lets a loop take the steps that are asked for, and no more: it waits in the call that comes after a step."""
 
     def __init__(self, line: Line, device: torch.device, feed: Callable[[], Iterator[object]] = lambda: iter(())):
@@ -274,7 +274,7 @@ class _Pace:
             try:
                 what, lead, self.counted = self.line.recv()
             except (EOFError, OSError):
-                raise _Ended from None
+                raise Ended from None
             self.to_go = lead + self.counted
             batches = self.feed()
             if what == "batches":
@@ -297,4 +297,4 @@ class _Pace:
         try:
             self.line.send((time.perf_counter() - self.began, loop.peak_memory(self.device)))
         except OSError:
-            raise _Ended from None
+            raise Ended from None

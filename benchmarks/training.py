@@ -20,13 +20,14 @@ ran, from which CUDA graphs hide a part. `input` is the time to get a batch from
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import arguments
 import plain_loop
 import torch
 import typer
@@ -74,55 +75,34 @@ def main(
 
     By default it takes about 25 minutes on two cores with 24 GB of memory; with --quick or --check a minute or two.
     """
-    device = _device(device)
+    device = arguments.device(device)
     cuda = device == "cuda"
     work = Work(
         network="",
         attention="",
         width=0.25 if quick else 1.0,
-        batch_size=_number("batch_size", batch_size, 32 if check else 16 if quick else 128, least=2),
+        batch_size=arguments.number("batch_size", batch_size, 32 if check else 16 if quick else 128, least=2),
         device=device,
         threads=cores(),
         warm_up=20 if cuda else 2,
         lead=8 if cuda else 0,
-        steps=_number("steps", steps, 2 if quick else 50 if cuda else 3),
-        repetitions=_number("repetitions", repetitions, 2 if quick else 5),
+        steps=arguments.number("steps", steps, 2 if quick else 50 if cuda else 3),
+        repetitions=arguments.number("repetitions", repetitions, 2 if quick else 5),
     )
     backbones = networks or ("resnet18" if quick or check else "resnet18,resnet50")
     small = {} if cuda or batch_size or check or quick else {"batch_size": 32}  # two of ResNet-50 in 24 GB
     works = [
         replace(work, network=network, attention=attention, **(small if network != "resnet18" else {}))
-        for network in _names("networks", backbones, build_model.backbones())
-        for attention in _names("attentions", attentions or ("gam" if quick else "none,gam"), ATTENTIONS)
+        for network in arguments.names("networks", backbones, build_model.backbones())
+        for attention in arguments.names("attentions", attentions or ("gam" if quick else "none,gam"), ATTENTIONS)
     ]
-    chosen = _names("variants", named, variants(cuda)) if named else []
+    chosen = arguments.names("variants", named, variants(cuda)) if named else []
     if check and (named or file):
         raise ConfigError("variants, csv: allowed without --check only")
     if check:
         _check(works)
     else:
         _measure({one: _variants(one, chosen) for one in works}, file)
-
-
-def _device(name: str) -> str:
-    allowed = ["auto", "cpu"] + ["cuda"] * torch.cuda.is_available()
-    if name not in allowed:
-        raise ConfigError(f"device={name!r}: allowed here: {', '.join(allowed)}")
-    return allowed[-1] if name == "auto" and len(allowed) > 2 else name.replace("auto", "cpu")
-
-
-def _number(option: str, text: str, otherwise: int, least: int = 1) -> int:
-    if text and (not text.isdecimal() or int(text) < least):
-        raise ConfigError(f"{option}={text!r}: allowed: a whole number from {least}")
-    return int(text or otherwise)
-
-
-def _names(option: str, text: str, allowed: Collection[str]) -> list[str]:
-    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
-    for name in names:
-        if name not in allowed:
-            raise ConfigError(f"{option}={name!r}: allowed: {', '.join(allowed)}")
-    return names
 
 
 def _variants(work: Work, chosen: Sequence[str]) -> list[str]:

@@ -2,13 +2,15 @@
 
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gamlib.lab import screen
-from gamlib.lab.config import RunConfig
+from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.parameters import key_values
+from gamlib.lab.places import ROOT
 from gamlib.lab.screen import err, out
 from gamlib.options import (
     FAILED,
@@ -268,6 +270,16 @@ def audit(
             err.print(os.path.relpath(path), markup=False, highlight=False)
     if audits.differences(frame):
         raise typer.Exit(FAILED)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@speaks_plainly
+def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]...")] = None) -> None:
+    """The speed tables of the README, measured on this machine; [bold]gamlib bench --help[/bold] says what there is."""
+    script = ROOT / "benchmarks" / "gam.py"
+    if not script.exists():
+        raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")
+    os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
 
 
 def _report(plan: "Plan", force: bool) -> None:

@@ -1,6 +1,7 @@
-"""The benchmark of a training step: its two loops train the same, and it runs to its end. No speed is asserted."""
+"""The benchmarks: what is compared computes the same, and they run to their end. No speed is asserted."""
 
 import importlib
+import math
 import os
 import subprocess
 import sys
@@ -9,17 +10,24 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from gamlib import GAM, cli
+from gamlib.attention.ways import IMPLEMENTATIONS
 from gamlib.lab.places import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 timing, training = importlib.import_module("timing"), importlib.import_module("training")
+gam, blocks, turns = (importlib.import_module(name) for name in ("gam", "blocks", "turns"))
+copied = importlib.import_module("copied")
 
 
-def benchmark(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(ROOT / "benchmarks" / "training.py"), "--device", "cpu", *arguments]
+def benchmark(*arguments: str, of: tuple[str, ...] = ("benchmarks/training.py",)) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, *of, "--device", "cpu", *arguments]
     environment = os.environ | {"LOKY_MAX_CPU_COUNT": "1"}  # tests run side by side
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
 
 
 def test_the_plain_loop_and_gamlibs_train_the_same() -> None:
@@ -87,6 +95,168 @@ def test_bad_options_are_refused_in_one_line(
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+def test_the_copied_block_is_the_one_that_is_copied() -> None:
+    """Of 64 channels at r = 4: MLP, convolution, BatchNorm, convolution, BatchNorm, each with its biases."""
+    block = copied.Copied(64)
+    mlp, convolutions = (64 * 16 + 16) + (16 * 64 + 64), (64 * 16 * 49 + 16) + 2 * 16 + (16 * 64 * 49 + 64) + 2 * 64
+    assert sum(parameter.numel() for parameter in block.parameters()) == mlp + convolutions == 102_720
+
+
+def test_the_copied_block_computes_its_formula() -> None:
+    torch.manual_seed(0)
+    block = copied.Copied(8).double().eval()
+    for name, values in block.state_dict().items():  # of a trained one: nothing is one or zero
+        if values.dtype == torch.float64:
+            values.copy_(torch.rand_like(values) + 0.5 if "var" in name else torch.randn_like(values))
+    x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
+    first, _, second = block.mlp
+    squeeze, norm, _, expand, last = block.convolutions
+
+    def normed(maps: torch.Tensor, by: Any) -> torch.Tensor:
+        mean, var, weight, bias = (v[:, None, None] for v in (by.running_mean, by.running_var, by.weight, by.bias))
+        return (maps - mean) / (var + by.eps).sqrt() * weight + bias
+
+    hidden = (torch.einsum("oc,nchw->nohw", first.weight, x) + first.bias[:, None, None]).clamp_min(0)
+    gated = x * (torch.einsum("oc,nchw->nohw", second.weight, hidden) + second.bias[:, None, None])
+    squeezed = normed(F.conv2d(gated, squeeze.weight, squeeze.bias, padding=3), norm).clamp_min(0)
+    logits = normed(F.conv2d(squeezed, expand.weight, expand.bias, padding=3), last)
+    torch.testing.assert_close(block(x), gated / (1 + torch.exp(-logits)))
+
+
+def test_a_block_with_other_numbers_is_not_taken_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, setting = blocks.SMALL[0], blocks.Setting()
+    right = blocks.agreement("ours", shape, setting)
+    assert right.holds(torch.float32) and right.difference < 1e-5 and 0 < right.same_error < 1e-6
+    assert blocks.agreement("plain", shape, setting) is None
+
+    class Wrong(GAM):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.plain(x) * (1 + 1e-5)
+
+    monkeypatch.setitem(blocks.KNOWN, "wrong", blocks.Subject(Wrong, same="plain"))
+    assert not blocks.agreement("wrong", shape, setting).holds(torch.float32)
+
+
+def test_ratios_are_of_the_same_repetition() -> None:
+    """A machine that is ten times slower for one repetition changes no ratio."""
+    assert turns.ratios([2.0, 20.0, 4.0], [1.0, 10.0, 1.0]) == (2.0, 2.0, 4.0)
+    calls = {(name, "training"): lambda: None for name in "ab"}
+    times = turns.in_turns(calls, turns.Plan(0.0, 5), "cpu", rare=["b"])
+    assert {name: len(some) for (name, _), some in times.items()} == {"a": 5, "b": 3}
+
+
+def test_arithmetic_is_the_plain_blocks() -> None:
+    block = blocks.Block("plain", blocks.Shape("", 2, 32, 5), blocks.Setting())
+    multiplications = 2 * 5 * 5 * (32 * 2 + 2 * 32 + 2 * 49 * 32 * 2)
+    assert [block.flops(mode) for mode in ("forward", "training")] == [2 * multiplications, 3 * 2 * multiplications]
+    assert block.least_bytes("forward") == 2 * 4 * 2 * 32 * 25
+
+
+@pytest.mark.slow
+def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> None:
+    done = benchmark("--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "gamlib.cli", "bench"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    table: Any = pd.read_csv(tmp_path / "gam.csv")
+    assert set(table["part"]) == {"blocks", "step", "memory"}
+    missing = set(blocks.missing())
+    assert set(table.loc[table["failed"].notna(), "subject"]) == missing
+    measured = table[table["failed"].isna()]
+    compared = measured[measured["ratio"].notna()]
+    assert (compared[["seconds", "ratio", "ratio_min", "ratio_max", "repetitions"]] > 0).all().all()
+    assert (compared["ratio_min"] <= compared["ratio"]).all() and (compared["ratio"] <= compared["ratio_max"]).all()
+    assert table[["cpu", "isa", "cores", "date", "source", "torch", "command", "copy_gb"]].notna().all().all()
+    of_blocks = measured[measured["part"] == "blocks"]
+    assert set(of_blocks["subject"]) == set(blocks.SUBJECTS) - missing
+    assert set(of_blocks["mode"]) == {"training", "forward", "inference"}
+    assert set(of_blocks["way"].dropna()) <= set(IMPLEMENTATIONS) - {"auto"}
+    assert (of_blocks.loc[of_blocks["subject"] == "plain", "way"] == "plain").all()
+    assert (of_blocks[["difference", "error"]].dropna() < 1e-4).all().all()
+    for row in of_blocks.itertuples():
+        times = [float(text) for text in row.times.split()]
+        assert len(times) == row.repetitions and math.isclose(pd.Series(times).median(), row.seconds, abs_tol=2e-7)
+    lines = [line.split() for line in done.stdout.splitlines()]
+    ours = of_blocks[(of_blocks["subject"] == "ours") & (of_blocks["mode"] == "training")]
+    for row in ours[ours["base"] == "plain"].itertuples():
+        assert any(line[1:3] == [row.map, row.way] and f"{row.ratio:.2f}" in line for line in lines)
+    steps = measured[measured["part"] == "step"].set_index("subject")
+    assert list(steps.index) == ["plain NCHW", "plain loop", "ours loop", "none NCHW", "none loop"]
+    for row in steps.itertuples():
+        assert any(line[:3] == [*row.Index.split(), f"{row.seconds:.3f}"] for line in lines)
+    assert (steps.loc[["plain NCHW", "plain loop", "ours loop"], "cost"] > 0).all()
+    memory = measured[measured["part"] == "memory"]
+    assert len(memory) == 3 and (memory[["held_mib", "held_ratio", "peak_mib"]] > 0).all().all()
+    assert "on a GPU (bfloat16" in done.stdout
+    assert all(f"{name}: not measured: timm is not installed" in done.stdout for name in missing)
+
+
+def test_a_block_that_fails_is_named_and_the_others_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A compiler that is not there is one way."""
+
+    class Failing(GAM):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no such compiler")
+
+    monkeypatch.setitem(blocks.KNOWN, "failing", blocks.Subject(Failing, same="plain"))
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    arguments = ["--quick", "--parts", "blocks", "--markdown", "--csv", str(tmp_path / "gam.csv")]
+    subjects = ["ours", "failing", *blocks.WAYS]
+    monkeypatch.setattr(sys, "argv", ["gam.py", "--device", "cpu", *arguments, "--subjects", ",".join(subjects)])
+    with pytest.raises(SystemExit) as ended:
+        gam.app()
+    assert ended.value.code == 1
+    printed = capsys.readouterr()
+    assert "not everything could be measured" in printed.err and "no such compiler" in printed.out
+    assert "| network | map | way | plain, ms | ms | training | spread | forward | inference |" in printed.out
+    table: Any = pd.read_csv(tmp_path / "gam.csv")
+    assert "no such compiler" in table.loc[table["subject"] == "failing", "failed"].iloc[0]
+    assert (table.loc[table["subject"] == "ours", "seconds"] > 0).all()
+    for name in set(blocks.WAYS) & set(table.loc[table["failed"].isna(), "subject"]):
+        assert set(table.loc[(table["subject"] == name) & (table["mode"] == "training"), "way"]) == {name[5:]}
+
+
+def test_what_is_measured_at_a_shape() -> None:
+    first, deep, tiny = (blocks.shapes(name)[0] for name in ("ResNet-18 CIFAR", "ResNet-50 ImageNet", "tiny"))
+    assert blocks.subjects(first) == list(blocks.SUBJECTS)
+    assert blocks.subjects(deep, compiled=True, ways=True) == [
+        *("plain", "plain channels_last", "ours", *blocks.WAYS),
+        *("plain compiled", "ours compiled"),
+    ]
+    assert {"copied", "ours r=4"} < set(blocks.subjects(tiny)) < set(blocks.SUBJECTS)
+    for name, one in blocks.KNOWN.items():
+        assert {one.same, *one.bases} - {""} <= set(blocks.KNOWN), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--parts", "blocks,all"), "parts='all': allowed: blocks, step, memory"),
+        (("--shapes", "ResNet-19"), "shapes='ResNet-19': allowed: ResNet-18 ImageNet, ResNet-18 CIFAR"),
+        (("--subjects", "our"), "subjects='our': allowed: all, plain, plain channels_last, ours"),
+        (("--seconds", "0"), "seconds='0': allowed: a whole number from 1"),
+        (("--repetitions", "many"), "repetitions='many': allowed: a whole number from 1"),
+        (("--device", "tpu"), "device='tpu': allowed here: auto, cpu"),
+        (("--device", "cpu", "--amp"), "amp: allowed with device='cuda' only"),
+    ],
+)
+def test_bad_options_of_gamlib_bench_are_refused_in_one_line(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gam.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        gam.app()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_gamlib_bench_says_that_it_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    done = CliRunner().invoke(cli.app, ["bench", "--quick"])
+    assert done.exit_code == 2 and "benchmarks/gam.py: not there; gamlib bench needs" in done.output
 
 
 @pytest.mark.slow

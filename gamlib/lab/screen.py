@@ -37,7 +37,7 @@ def print_frame(frame: "pd.DataFrame") -> None:
     for values in frame.itertuples(index=False):
         table.add_row(*map(str, values))
     wanted = Measurement.get(out, out.options.update(width=10_000), table).maximum
-    out.print(table, width=max(wanted, out.width), crop=False)
+    Console(soft_wrap=True, width=max(wanted, out.width)).print(table, crop=False)  # of `out` its width is the most
 
 
 def show_values(config: "RunConfig") -> None:
