@@ -3,8 +3,9 @@
 Eager PyTorch writes and keeps both gates, the gated map and what comes before every sigmoid. Here x, the squeezed map
 and what comes before the spatial gate are kept; the rest is computed again in the passes that need it.
 
-How maps are cut into tiles follows what the compiler reports for compute capability 9.0: no register is spilled but in
-float32 with 128 hidden channels or more, or 129 to 256 channels. It was not measured on a GPU.
+How maps are cut into tiles follows what the compiler reports for compute capability 9.0, and was not measured on a GPU.
+In bfloat16 at most 8 bytes a thread are spilled; in float32 some hundred in the backward kernel of more than 128
+channels or 16 hidden ones, and KiB from 512 hidden.
 """
 
 from collections.abc import Sequence

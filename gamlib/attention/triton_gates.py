@@ -1,6 +1,6 @@
 """GAM's gates on a GPU, as Triton kernels over rows [M, C]: every position of maps in channels_last, M = N H W.
 
-Channel gate, with a, b of the MLP: u = relu(x W1' + b1), p = sigmoid(u W2' + b2), g = x p. Backwards, from dg:
+Channel gate, W1 [h, C] and W2 [C, h]: u = relu(x W1' + b1), p = sigmoid(u W2' + b2), g = x p. Backwards, from dg:
 
     dl = dg x p (1 - p)         du = (dl W2) [u > 0]        dx = dg p + du W1
     dW1 = du' x    db1 = sum du        dW2 = dl' u    db2 = sum dl
@@ -24,6 +24,7 @@ bfloat16: in 50 MiB of L2 cache up to C = 2048 for g, up to C = 512 for dx. Abov
 there the 7x7 convolutions have more than a thousand products for each number of a map.
 
 Products are of the maps' type with sums in float32 (true float32 for float32); everything between is float32.
+A kernel is compiled for every C, h and type, not for numbers of positions: the last batch is often a smaller one.
 """
 
 import triton
@@ -79,7 +80,7 @@ def _gate(hidden, weight, b2, columns, C: tl.constexpr):  # type: ignore[no-unty
     return _sigmoid(logits + tl.load(b2 + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["M"])  # type: ignore[untyped-decorator]
 def channel_gate(  # type: ignore[no-untyped-def]
     x, w1, b1, w2, b2, dy, s, g, ds, M, C: tl.constexpr, H: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
@@ -111,7 +112,7 @@ def _of_gated(convolved, dy, s, start, rows, columns, left, C: tl.constexpr):  #
     return arrived
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["M"])  # type: ignore[untyped-decorator]
 def channel_gate_backward(  # type: ignore[no-untyped-def]
     x, w1, b1, w2, b2, convolved, dy, s, dx, db1, db2, dw1, dw2, u, du, dl, M, C: tl.constexpr, H: tl.constexpr,
     BM: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr,
@@ -170,7 +171,7 @@ def channel_gate_backward(  # type: ignore[no-untyped-def]
         _store(dw2 + program * C * H, total_w2, columns, units, C, H)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]
 def spatial_gate(g, s, y, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """y of BLOCK elements."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -179,7 +180,7 @@ def spatial_gate(g, s, y, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped
     tl.store(y + at, value.to(y.dtype.element_ty), mask=at < size)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["size"])  # type: ignore[untyped-decorator]
 def spatial_gate_backward(g, s, dy, ds, dg, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """ds, and dg but for what the convolutions give back, of BLOCK elements."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -95,7 +95,7 @@ def _replaceable(block: "GAM") -> bool:
     """Whether a block is GAM itself, computed now, and nobody looks inside."""
     from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
 
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
     parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
     if any(part is not None and type(part) is not kind for part, kind in parts):

@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 from gamlib.attention import triton_gates
 from gamlib.attention.gpu import blocks
 
-CASES = {"whole of 64": (64, 4), "whole of 256": (256, 16), "512 in blocks": (512, 32), "2048 in blocks": (2048, 128)}
+CASES = {"whole of 64": (64, 4), "whole of 256": (256, 16), "2048 in blocks": (2048, 128)}
 MAPS = ["x", "w1", "w2", "g", "dy", "s", "ds", "dx", "convolved"]
 SUMS = ["b1", "b2", "db1", "db2"]
 

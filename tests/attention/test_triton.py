@@ -241,6 +241,13 @@ def test_what_is_compiled_or_traced_is_the_plain_block(pretended: Tensor, monkey
             assert GAM(64).way(pretended) == "plain"
 
 
+def test_transformed_functions_take_the_plain_block_which_has_every_derivative() -> None:
+    block, x, _ = block_and_map(16, 4, "ch+sp", (2, 3, 3), torch.float32)
+    x.requires_grad_()
+    (wanted,) = torch.autograd.grad(block(x).sum(), x)
+    torch.testing.assert_close(torch.func.grad(lambda x: block(x).sum())(x), wanted)
+
+
 def test_without_triton_a_gpu_has_the_plain_block(pretended: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     ways._triton_can.cache_clear()
     with afresh():
