@@ -54,8 +54,8 @@ def _waves(height: int, width: int, dtype: torch.dtype) -> Waves:
     back = _both_signs(of_rows) / rows, back_w
     taps = torch.eye(49, dtype=torch.float64).view(7, 7, 49, 1)
     kernel = _transformed(taps, (_real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)))
-    of_maps = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
-    return Waves(*of_maps, kernel.view(-1, 49).to(dtype))
+    there, back = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
+    return Waves(there, back, kernel.view(-1, 49).to(dtype))
 
 
 def length(size: int) -> int:

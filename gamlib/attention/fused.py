@@ -7,8 +7,7 @@ by discrete Fourier transforms, `dense.py` as one matrix. Each likes its maps in
 map comes into it by the product that makes it, not by a copy.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +23,11 @@ from gamlib.attention.gating import (
     spatial_gate_gradient,
     with_rows,
 )
+from gamlib.attention.native import Mlp
 
 Saved = tuple[Tensor, ...]
-Weights = tuple[Tensor | None, ...]
+Weights = tuple[Tensor | None, ...]  # of the MLP: weight, bias, weight, bias; of both convolutions; None if not there
+Kernels = tuple[Tensor, Tensor]
 
 
 class Engine(Protocol):
@@ -53,7 +54,7 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, engine: Engine, x: Tensor, *weights: Tensor | None) -> Tensor:
-        out, found, (of_squeeze, of_expand) = attend(engine, x, weights)
+        out, found, (of_squeeze, of_expand) = attend(engine, x, *apart(weights))
         ctx.engine, ctx.number = engine, len(of_squeeze)
         ctx.save_for_backward(x, *found, *weights, *of_squeeze, *of_expand)
         return out
@@ -64,42 +65,45 @@ class Fused(torch.autograd.Function):
         weights, kept = rest[:6], rest[6:]
         if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
             return None, *_differentiable(gradient, x, weights)
-        mlp, (k1, k2), engine = weights[:4], weights[4:], ctx.engine
-        of_gated, further = with_rows(gradient), None
-        of_mlp: tuple[Tensor | None, ...] = (None,) * 4
-        of_kernels: tuple[Tensor | None, ...] = (None,) * 2
-        if k1 is not None:
-            further = of_gated
-            of_logits = spatial_gate_gradient(further, gated, logits, engine.empty(x))
-            of_squeezed, of_k2 = engine.expand_gradients(of_logits, squeezed, k2, kept[ctx.number :])
+        (mlp, kernels), engine = apart(weights), ctx.engine
+        gradient = with_rows(gradient)
+        of_gated, further = gradient, None
+        of_mlp: Weights = (None,) * 4
+        of_kernels: Weights = (None,) * 2
+        if kernels is not None:
+            of_logits = spatial_gate_gradient(gradient, gated, logits, engine.empty(x))
+            of_squeezed, of_k2 = engine.expand_gradients(of_logits, squeezed, kernels[1], kept[ctx.number :])
             torch.ops.aten.threshold_backward.grad_input(of_squeezed, squeezed, 0, grad_input=of_squeezed)
-            of_gated, of_k1 = engine.squeeze_gradients(of_squeezed, gated, k1, kept[: ctx.number])
-            of_kernels = of_k1, of_k2
-        if mlp[0] is None:
-            of_x = of_gated.addcmul_(further, logits.sigmoid())
-        else:
-            of_x, *of_mlp = channel_gate_gradients(x, mlp, hidden, of_gated, further, logits)
+            of_gated, of_k1 = engine.squeeze_gradients(of_squeezed, gated, kernels[0], kept[: ctx.number])
+            further, of_kernels = gradient, (of_k1, of_k2)
+        if mlp is None:
+            return None, of_gated.addcmul_(gradient, logits.sigmoid()), *of_mlp, *of_kernels
+        of_x, *of_mlp = channel_gate_gradients(x, mlp, hidden, of_gated, further, logits)  # type: ignore[assignment]
         return None, of_x, *of_mlp, *of_kernels
 
 
-def attend(engine: Engine, x: Tensor, weights: Weights) -> tuple[Tensor, Weights, list[Saved]]:
+def apart(weights: Weights) -> tuple[Mlp | None, Kernels | None]:
+    """The MLP's four and both convolutions', where they are there."""
+    mlp, kernels = weights[:4], weights[4:]
+    return (None if mlp[0] is None else cast(Mlp, mlp)), (None if kernels[0] is None else cast(Kernels, kernels))
+
+
+def attend(
+    engine: Engine, x: Tensor, mlp: Mlp | None, kernels: Kernels | None
+) -> tuple[Tensor, Weights, tuple[Saved, Saved]]:
     """The block's map; the MLP's hidden rows, the gated map, the squeezed one and its logits; what engines keep."""
-    mlp, (k1, k2) = weights[:4], weights[4:]
-    hidden = gated = squeezed = logits = None
-    kept: list[Saved] = [(), ()]
-    if k1 is None or k2 is None:
-        out = channels_last(x)
-        hidden = channel_gate(x, mlp, out)
+    gated = channels_last(x) if kernels is None else engine.empty(x)
+    hidden = None
+    if mlp is None:
+        gated.copy_(x)
     else:
-        gated = engine.empty(x)
-        if mlp[0] is None:
-            gated.copy_(x)
-        else:
-            hidden = channel_gate(x, mlp, gated)
-        squeezed, kept[0] = engine.squeeze(gated, k1)
-        logits, kept[1] = engine.expand(squeezed.relu_(), k2)
-        out = spatial_gate(gated, logits, channels_last(x))
-    return _in_order_of(x, out), (hidden, gated, squeezed, logits), kept
+        hidden = channel_gate(x, mlp, gated)
+    if kernels is None:
+        return _in_order_of(x, gated), (hidden, None, None, None), ((), ())
+    squeezed, of_squeeze = engine.squeeze(gated, kernels[0])
+    logits, of_expand = engine.expand(squeezed.relu_(), kernels[1])
+    out = spatial_gate(gated, logits, channels_last(x))
+    return _in_order_of(x, out), (hidden, gated, squeezed, logits), (of_squeeze, of_expand)
 
 
 def _in_order_of(x: Tensor, out: Tensor) -> Tensor:
@@ -107,13 +111,15 @@ def _in_order_of(x: Tensor, out: Tensor) -> Tensor:
     return out.contiguous() if channels_first else out
 
 
-def _differentiable(gradient: Tensor, x: Tensor, weights: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _differentiable(gradient: Tensor, x: Tensor, weights: Weights) -> Weights:
     """The gradients by the equations themselves, as a graph: of x and of the weights that are there."""
-    w1, b1, w2, b2, k1, k2 = weights
+    mlp, kernels = apart(weights)
     out = x
-    if w1 is not None and w2 is not None:
+    if mlp is not None:
+        w1, b1, w2, b2 = mlp
         out = out * maps(F.linear(F.linear(rows(x), w1, b1).relu(), w2, b2), x).sigmoid()
-    if k1 is not None and k2 is not None:
+    if kernels is not None:
+        k1, k2 = kernels
         out = out * F.conv2d(F.conv2d(out, k1, padding=3).relu(), k2, padding=3).sigmoid()
     wanted = [value for value in (x, *weights) if value is not None and value.requires_grad]
     found = dict(zip(map(id, wanted), torch.autograd.grad(out, wanted, gradient, create_graph=True), strict=True))

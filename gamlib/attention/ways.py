@@ -1,103 +1,146 @@
 """Which of several exact ways computes a GAM block for a map: by shape, type, device, and what else is going on."""
 
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from gamlib.attention.dense import Dense
+from gamlib.attention import native
+from gamlib.attention.dense import LARGEST, Dense
 from gamlib.attention.direct import Direct
 from gamlib.attention.fourier import Fourier, length
-from gamlib.attention.fused import Engine, Fused, Weights, attend
+from gamlib.attention.fused import Engine, Fused, Weights, apart, attend
 
 if TYPE_CHECKING:
     from gamlib.attention.gam import GAM
 
 ENGINES: dict[str, Engine] = {"direct": Direct(), "fourier": Fourier(), "dense": Dense()}
 WITHOUT_GRADIENTS = ENGINES | {"fourier": Fourier(keeps=True)}
-IMPLEMENTATIONS = ("auto", "plain", *ENGINES)
+IMPLEMENTATIONS = ("auto", "plain", *ENGINES, "triton")
 
 DENSE_UP_TO = 2  # H and W
-ADVANTAGE = {"AVX512": 1.2, "AVX2": 1.0}  # of a product in torch's convolution over one in its matrix product, measured
+# How many times as fast torch's convolution multiplies as `native.products`, or as torch's matrix product, measured
+ADVANTAGE = {("AVX512", True): 1.5, ("AVX512", False): 3.5, ("AVX2", True): 1.2, ("AVX2", False): 1.5}
+TRITON_FLOAT32_UP_TO = 128  # hidden channels: more spill registers
 
 
 def choose(block: "GAM", x: Tensor) -> str:
-    """ "plain", or a name of `ENGINES` that gives the same numbers faster."""
-    if block.implementation == "plain" or not _fits(block, x):
+    """One of `IMPLEMENTATIONS` but "auto": the one that was asked for, or the fastest; "plain" where that cannot be."""
+    wanted = block.implementation
+    if wanted == "plain" or not _replaceable(block, x):
         return "plain"
-    if block.implementation == "auto":
-        hidden = block.spatial.squeeze.out_channels if block.spatial is not None else 0
-        return _fastest(tuple(x.shape), hidden, _with_gradients(block, x))
-    return "plain" if block.implementation == "dense" and max(x.shape[2:]) > 4 else block.implementation
+    if x.device.type == "cuda":
+        return "triton" if wanted in ("auto", "triton") and _fits_gpu(block, x) else "plain"
+    if wanted == "triton" or not _fits_cpu(block, x) or (wanted == "dense" and max(x.shape[2:]) > LARGEST):
+        return "plain"
+    if wanted != "auto":
+        return wanted
+    squeeze = _weights(block)[4]
+    return fastest(*x.shape, 0 if squeeze is None else len(squeeze), _with_gradients(block, x))
 
 
 def compute(way: str, block: "GAM", x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C, H, W] by an engine."""
+    """[N, C, H, W] -> [N, C, H, W] by an engine, or by the kernels for a GPU."""
+    if way == "triton":
+        from gamlib.attention.gpu import OnGPU
+
+        return OnGPU.apply(x, *_weights(block))
     if _with_gradients(block, x):
-        return Fused.apply(ENGINES[way], x, *_weights(block))  # type: ignore[no-untyped-call, no-any-return]
-    return attend(WITHOUT_GRADIENTS[way], x, _weights(block))[0]
-
-
-def _weights(block: "GAM") -> Weights:
-    """Of the MLP: weight, bias, weight, bias; of the convolutions: two weights. None where a submodule is not there."""
-    channel: tuple[Tensor | None, ...] = (None,) * 4
-    spatial: tuple[Tensor | None, ...] = (None,) * 2
-    if block.channel is not None:
-        first, _, second = block.channel.mlp
-        channel = first.weight, first.bias, second.weight, second.bias
-    if block.spatial is not None:
-        spatial = block.spatial.squeeze.weight, block.spatial.expand.weight
-    return channel + spatial
-
-
-def _with_gradients(block: "GAM", x: Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in block.parameters()))
-
-
-def _fits(block: "GAM", x: Tensor) -> bool:
-    """Whether engines may stand for a block: GAM itself, one map of real numbers on a CPU, nobody looking inside."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None:
-        return False  # whoever counts, fakes or records operations wants those of the equations
-    if type(x) not in (Tensor, nn.Parameter) or torch._C._functorch.maybe_current_level() is not None:
-        return False
-    if forward_ad._current_level >= 0 or torch.is_autocast_enabled("cpu"):
-        return False
-    if x.device.type != "cpu" or x.ndim != 4 or not x.numel() or x.dtype not in (torch.float32, torch.float64):
-        return False
-    if not _is_gam(block) or any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in _inner(block)):
-        return False
-    return all(value is None or (value.dtype == x.dtype and value.device == x.device) for value in _weights(block))
-
-
-def _is_gam(block: "GAM") -> bool:
-    """Whether the layers are GAM's own, not those of a variant."""
-    from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
-
-    parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
-    if any(part is not None and type(part) is not kind for part, kind in parts):
-        return False
-    spatial = block.spatial
-    return spatial is None or (spatial.squeeze.groups == 1 and isinstance(spatial.pool, nn.Identity))
+        return Fused.apply(ENGINES[way], x, *_weights(block))
+    return attend(WITHOUT_GRADIENTS[way], x, *apart(_weights(block)))[0]
 
 
 @lru_cache(maxsize=256)
-def _fastest(shape: tuple[int, int, int, int], hidden: int, gradients: bool) -> str:
-    """By what is to be multiplied, and how fast this processor does it."""
-    batch, channels, height, width = shape
+def fastest(batch: int, channels: int, height: int, width: int, hidden: int, gradients: bool) -> str:
+    """The engine for maps [N, C, H, W] and C/r hidden channels, by what it multiplies and how fast that goes here."""
     if not hidden:
         return "direct"
     if max(height, width) <= DENSE_UP_TO:
         return "dense"
     rows, columns = length(height), length(width)
     along = rows * height * width + 2 * rows * columns * width  # of one channel of one map, there or back
-    of_kernels = rows * 7 * 7 + 2 * rows * columns * 7
-    maps, kernels = (4, 4) if gradients else (2, 0)  # transformed; those of weights are kept where no gradient is asked
+    of_weights = rows * columns * 49
+    maps, weights = (4, 4) if gradients else (2, 0)  # transformed; a weight's is kept where no gradient is asked for
     convolutions = 6 if gradients else 2
     directly = convolutions * 49 * batch * height * width * channels * hidden
-    transforms = maps * batch * (channels + hidden) * along + kernels * channels * hidden * of_kernels
+    transforms = maps * batch * (channels + hidden) * along + weights * channels * hidden * of_weights
     by_fourier = transforms + convolutions * 2 * rows * columns * batch * channels * hidden
-    advantage = ADVANTAGE.get(torch.backends.cpu.get_cpu_capability(), min(ADVANTAGE.values()))
-    return "fourier" if by_fourier * advantage < directly else "direct"
+    kind = torch.backends.cpu.get_cpu_capability(), native.library() is not None
+    return "fourier" if by_fourier * ADVANTAGE.get(kind, min(ADVANTAGE.values())) < directly else "direct"
+
+
+def _weights(block: "GAM") -> Weights:
+    channel: Any = block.channel
+    spatial: Any = block.spatial
+    mlp: Weights = (None,) * 4
+    kernels: Weights = (None,) * 2
+    if channel is not None:
+        first, _, second = channel.mlp
+        mlp = first.weight, first.bias, second.weight, second.bias
+    if spatial is not None:
+        kernels = spatial.squeeze.weight, spatial.expand.weight
+    return mlp + kernels
+
+
+def _with_gradients(block: "GAM", x: Tensor) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    return x.requires_grad or any(value is not None and value.requires_grad for value in _weights(block))
+
+
+def _replaceable(block: "GAM", x: Tensor) -> bool:
+    """Whether a block is GAM itself, computed now on one map, and nobody looks inside."""
+    from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
+
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or forward_ad._current_level >= 0:
+        return False
+    if torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None:
+        return False  # whoever counts, fakes or records operations wants those of the equations
+    if type(x) not in (Tensor, nn.Parameter) or x.ndim != 4 or not x.numel():
+        return False
+    parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
+    if any(part is not None and type(part) is not kind for part, kind in parts):
+        return False  # a variant, with other layers
+    spatial: Any = block.spatial
+    if spatial is not None and (spatial.squeeze.groups > 1 or not isinstance(spatial.pool, nn.Identity)):
+        return False
+    inner = (module for module in block.modules() if module is not block)
+    return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner)
+
+
+def _fits_cpu(block: "GAM", x: Tensor) -> bool:
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(value is None or (value.dtype == x.dtype and value.device == x.device) for value in _weights(block))
+
+
+def _fits_gpu(block: "GAM", x: Tensor) -> bool:
+    if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return False
+    types = {x.dtype}
+    if torch.is_autocast_enabled("cuda"):
+        if x.dtype != torch.get_autocast_dtype("cuda"):
+            return False
+        types.add(torch.float32)  # is cast to x's, as autocast casts
+    weights = [value for value in _weights(block) if value is not None]
+    if any(value.dtype not in types or value.device != x.device for value in weights):
+        return False
+    if block.implementation == "auto":
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return False  # twice over the map, and what follows would get it in another layout
+        if block.channel is not None and x.dtype == torch.float32:
+            return len(weights[0]) <= TRITON_FLOAT32_UP_TO and _triton_can(x.device)
+    return _triton_can(x.device)
+
+
+@cache
+def _triton_can(device: torch.device) -> bool:
+    """Whether Triton is installed, and has products of bfloat16 for this GPU."""
+    try:
+        import gamlib.attention.gpu  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
