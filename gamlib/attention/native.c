@@ -231,10 +231,10 @@ int channel_gate(size s, const float *x, mlp w, map gated, float *hidden) {
    w1t [hidden, C] and w2t [C, hidden] are the transposed weights; of_x is rows one after the other, `sums` [threads,
    2 hidden C + C + hidden] of zeros, become each thread's part of the gradients of w1t, w2, b2, b1. */
 int channel_gate_gradients(size s, const float *x, mlp w, const float *w1t, const float *w2t, const float *hidden,
-                           map gradient, map further, map spatial, float *of_x, float *sums) {
+                           map gradient, map further, map spatial, float *of_x, float *sums, int threads) {
     long rows = s.n * s.h * s.w, c = s.channels, h = w.hidden;
     int failed = 0;
-#pragma omp parallel reduction(| : failed)
+#pragma omp parallel reduction(| : failed) num_threads(threads)
     {
         float *logits = aligned_alloc(64, 4 * BLOCK * (c + h)), *of_hidden = logits + BLOCK * c;
         float *of_w1 = sums + omp_get_thread_num() * (2 * h * c + c + h), *of_w2 = of_w1 + h * c;

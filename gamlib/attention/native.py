@@ -48,12 +48,9 @@ ARGUMENTS: dict[str, list[Any]] = {
     "products": [ctypes.c_long] * 4 + [_Matrices] * 3,
     "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p],
     "channel_gate_gradients": [
-        _Size,
-        ctypes.c_void_p,
-        _Mlp,
-        *[ctypes.c_void_p] * 3,
-        *[_Map] * 3,
-        *[ctypes.c_void_p] * 2,
+        *(_Size, ctypes.c_void_p, _Mlp, *[ctypes.c_void_p] * 3),
+        *([_Map] * 3),
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
     ],
     "gate": [_Size, _Map, _Map, _Map],
     "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
@@ -109,6 +106,7 @@ def channel_gate_gradients(
             _map(logits),
             of_rows.data_ptr(),
             sums.data_ptr(),
+            len(sums),
         )
     )
     of_w1, of_w2, of_b2, of_b1 = sums.sum(0).split(parts)
