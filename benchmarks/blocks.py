@@ -13,7 +13,7 @@ from functools import cache, lru_cache, partial
 from typing import Any
 
 import torch
-from copied import Copied
+from copied import Copied, CopiedByOurs
 from torch import Tensor, nn
 
 from gamlib.attention import GAM, MECHANISMS
@@ -51,6 +51,7 @@ SUBJECTS: dict[str, Subject] = {
     "plain r=4": Subject(PLAIN_4, channels_last=False),
     "ours r=4": Subject(partial(GAM, reduction=4), same="plain r=4", bases=("copied", "plain r=4"), table=True),
     "copied": Subject(Copied, channels_last=False),
+    "copied by ours": Subject(CopiedByOurs, same="copied", bases=("copied",), table=True),
     **{name: Subject(kind, scale=True) for name, kind in MECHANISMS.items() if name != "gam"},
     "timm SE": Subject(partial(_timm, "se"), scale=True),
     "timm CBAM": Subject(partial(_timm, "cbam"), scale=True),

@@ -5,7 +5,12 @@ BatchNorm behind each, and no sigmoid behind the MLP (some copies add one). Our 
 Parameters and FLOPs columns count.
 """
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+
+from gamlib.attention.ways import ENGINES, fastest
 
 
 class Copied(nn.Module):
@@ -34,3 +39,37 @@ class Copied(nn.Module):
         rows = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
         x = x * self.mlp(rows).view(batch, height, width, channels).permute(0, 3, 1, 2)
         return x * self.convolutions(x).sigmoid()
+
+
+class CopiedByOurs(Copied):
+    """The same numbers, from the same weights, with the 7x7 convolutions of our engines."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `Copied`, in channels_last."""
+        squeeze, norm, relu, expand, last = self.convolutions
+        x = x * self.mlp(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        squeezed = relu(norm(_Convolution.apply(x, *squeeze.parameters())))
+        logits = last(_Convolution.apply(squeezed, *expand.parameters()))
+        return x * logits.sigmoid()
+
+
+class _Convolution(torch.autograd.Function):
+    """A 7x7 convolution to fewer or to more channels, with a bias."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        outputs, inputs = weight.shape[:2]
+        ctx.kind = "squeeze" if outputs < inputs else "expand"
+        way = fastest(len(x), max(outputs, inputs), *x.shape[2:], min(outputs, inputs), True)
+        ctx.engine = ENGINES[way]
+        found, saved = getattr(ctx.engine, ctx.kind)(ctx.engine.room("gated", x).copy_(x), weight)
+        ctx.save_for_backward(x, weight, *saved)
+        return torch.add(found, bias[:, None, None], out=torch.empty_like(found, memory_format=torch.channels_last))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, *saved = ctx.saved_tensors
+        engine = ctx.engine
+        arrived, laid = engine.room("logits", gradient).copy_(gradient), engine.room("gated", x).copy_(x)
+        of_x, of_weight = getattr(engine, f"{ctx.kind}_gradients")(arrived, laid, weight, tuple(saved))
+        return of_x.contiguous(memory_format=torch.channels_last), of_weight, gradient.sum((0, 2, 3))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.attention.native import products
+from gamlib.attention.native import Saved, products, room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
 
@@ -26,21 +26,18 @@ def _taps(height: int, width: int) -> Tensor:
 class Dense:
     """An engine of `fused.Fused` for maps [N, C, H, W] in channels_last, H and W at most `LARGEST`."""
 
-    def empty(self, x: Tensor) -> Tensor:
-        return torch.empty_like(x, memory_format=torch.channels_last)
+    def room(self, name: str, x: Tensor) -> Tensor:
+        return room_in_channels_last(name, x)
 
-    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        matrix = _matrix(weight, *x.shape[2:])
-        return _maps(_product(_flat(x), matrix), x), (matrix,)
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
+        return _maps(_product(_flat(x), _matrix(weight, *x.shape[2:])), x), ()
 
     expand = squeeze
 
-    def squeeze_gradients(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
-        (matrix,) = saved
-        of_matrix = _product(_flat(x).t(), _flat(gradient))
-        return _maps(_product(_flat(gradient), matrix.t()), x), _of_weight(of_matrix, weight, *x.shape[2:])
+    def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+        size, rows = x.shape[2:], _flat(gradient)
+        of_x = _maps(_product(rows, _matrix(weight, *size).t()), x)
+        return of_x, _of_weight(_product(_flat(x).t(), rows), weight, *size)
 
     expand_gradients = squeeze_gradients
 

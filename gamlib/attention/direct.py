@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gamlib.attention.native import Saved, room_in_channels_last
+
 LANES = 16  # hidden channels times columns
 CHANNELS_LAST = torch.channels_last
 
@@ -17,25 +19,21 @@ CHANNELS_LAST = torch.channels_last
 class Direct:
     """An engine of `fused.Fused` for maps [N, C, H, W] in channels_last."""
 
-    def empty(self, x: Tensor) -> Tensor:
-        return torch.empty_like(x, memory_format=CHANNELS_LAST)
+    def room(self, name: str, x: Tensor) -> Tensor:
+        return room_in_channels_last(name, x)
 
-    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
         return _narrow(x, weight), ()
 
-    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
         return _wide(x, weight), ()
 
-    def squeeze_gradients(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
         columns = _columns(x, weight)
         of_spread = _weight_gradient(_packed(gradient, columns), x, _spread(weight, columns), columns)
         return _wide(gradient, _turned(weight)), _gathered(of_spread, columns)
 
-    def expand_gradients(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
         return _narrow(gradient, _turned(weight)), _weight_gradient(gradient, x, weight, 1)
 
 

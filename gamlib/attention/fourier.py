@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gamlib.attention.native import products
+from gamlib.attention.native import Saved, products, room
 
+KEPT_BYTES = 2**25  # for each block; of more, the transforms are computed again
 PAIRS = 2  # of real numbers, in front of the complex ones
 
 
@@ -53,7 +54,8 @@ def _waves(height: int, width: int, dtype: torch.dtype) -> Waves:
     back_w[0] = _along_w_of_reals(_both_signs(of_columns) / columns)
     back = _both_signs(of_rows) / rows, back_w
     taps = torch.eye(49, dtype=torch.float64).view(7, 7, 49, 1)
-    kernel = _transformed(taps, (_real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)))
+    of_taps = _real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)
+    kernel = _transformed(taps, of_taps, None)
     there, back = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
     return Waves(there, back, kernel.view(-1, 49).to(dtype))
 
@@ -98,18 +100,21 @@ def _along_w_of_reals(real: Tensor) -> Tensor:
     return torch.cat([first[:PAIRS], second[:PAIRS], first[PAIRS:], second[PAIRS:]])
 
 
-def _transformed(x: Tensor, matrices: Pair) -> Tensor:
-    """[H, W, n, c] -> [S, 2, n, c], S pairs of f and g."""
-    along_h, along_w = matrices
-    first = products(along_h[None], x.reshape(1, len(x), -1))
-    found = products(along_w, first.view(len(along_w), along_w.shape[2], -1))
+def _transformed(x: Tensor, matrices: Pair, name: str | None) -> Tensor:
+    """[H, W, n, c] -> [S, 2, n, c], S pairs of f and g, in the room of a name or in new memory."""
+    (along_h, along_w), columns = matrices, x.shape[2:].numel()
+    first = room("first", x, 1, len(along_h), x.shape[1] * columns)
+    products(along_h[None], x.reshape(1, len(x), -1), out=first)
+    found = _memory(name, x, len(along_w), along_w.shape[1], columns)
+    products(along_w, first.view(len(along_w), along_w.shape[2], -1), out=found)
     return found.view(-1, 2, *x.shape[2:])
 
 
 def _restored(known: Tensor, matrices: Pair) -> Tensor:
-    """The transpose of `_transformed`: [S, 2, n, c] -> [H, W, n, c]."""
-    along_h, along_w = matrices
-    first = products(along_w.transpose(1, 2), known.view(len(along_w), along_w.shape[1], -1))
+    """The transpose of `_transformed`: [S, 2, n, c] -> [H, W, n, c], in memory of its own."""
+    (along_h, along_w), columns = matrices, known.shape[2:].numel()
+    first = room("first", known, len(along_w), along_w.shape[2], columns)
+    products(along_w.transpose(1, 2), known.view(len(along_w), along_w.shape[1], -1), out=first)
     found = products(along_h.t()[None], first.view(1, len(along_h), -1))
     return found.view(along_h.shape[1], -1, *known.shape[2:])
 
@@ -120,50 +125,57 @@ class Fourier:
     def __init__(self, keeps: bool = False) -> None:
         self.keeps = keeps
 
-    def empty(self, x: Tensor) -> Tensor:
+    def room(self, name: str, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        return x.new_empty(height, width, batch, channels).permute(2, 3, 0, 1)
+        return room(name, x, height, width, batch, channels).permute(2, 3, 0, 1)
 
-    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        waves = _waves_for(x)
-        known, kernel = _flat(_there(x, waves.there)), self._kernel(weight, weight.flatten(2), waves)
-        return _back(_apart(products(known, kernel.transpose(1, 2)), 1), waves.back), (known, kernel)
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
+        waves, keeps = _waves_for(x), self._keeps(x, weight)
+        known = _flat(_there(x, waves.there, None if keeps else "known"))
+        kernel = self._kernel(weight, weight.flatten(2), waves, None if keeps else "kernel")
+        found = _back(_apart(_product(known, kernel.transpose(1, 2)), 1), waves.back)
+        return found, (known, kernel) if keeps else ()
 
-    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        waves = _waves_for(x)
-        known, kernel = (
-            _twice(_there(x, waves.there), 1),
-            self._kernel(weight, weight.flatten(2).transpose(0, 1), waves),
-        )
-        return _back(_parts(products(known, kernel)), waves.back), (known, kernel)
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
+        waves, keeps = _waves_for(x), self._keeps(x, weight)
+        known = _twice(_there(x, waves.there, "known"), 1, None if keeps else "twice")
+        kernel = self._kernel(weight, weight.flatten(2).transpose(0, 1), waves, None if keeps else "kernel")
+        found = _back(_parts(_product(known, kernel)), waves.back)
+        return found, (known, kernel) if keeps else ()
 
-    def squeeze_gradients(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
-        waves, (known, kernel) = _waves_for(x), saved
-        arrived, of_weight = _twice(_there(gradient, waves.back), -1), torch.empty_like(weight)
-        _of_taps(products(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
-        return _back(_parts(products(arrived, kernel)), waves.there), of_weight
+    def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+        waves, of_weight = _waves_for(x), torch.empty_like(weight)
+        arrived = _twice(_there(gradient, waves.back, "arrived"), -1, "twice")
+        known = saved[0] if saved else _flat(_there(x, waves.there, "known"))
+        _of_taps(_product(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
+        kernel = saved[1] if saved else _kernel(weight.flatten(2), waves, "kernel")
+        return _back(_parts(_product(arrived, kernel)), waves.there), of_weight
 
-    def expand_gradients(
-        self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
-        waves, (known, kernel) = _waves_for(x), saved
-        arrived, of_weight = _flat(_there(gradient, waves.back)), torch.empty_like(weight)
-        _of_taps(products(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
-        return _back(_apart(products(arrived, kernel.transpose(1, 2)), -1), waves.there), of_weight
+    def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+        waves, of_weight = _waves_for(x), torch.empty_like(weight)
+        arrived = _flat(_there(gradient, waves.back, "arrived"))
+        known = saved[0] if saved else _twice(_there(x, waves.there, "known"), 1, "twice")
+        _of_taps(_product(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
+        kernel = saved[1] if saved else _kernel(weight.flatten(2).transpose(0, 1), waves, "kernel")
+        return _back(_apart(_product(arrived, kernel.transpose(1, 2)), -1), waves.there), of_weight
 
-    def _kernel(self, weight: Tensor, taps: Tensor, waves: Waves) -> Tensor:
-        return _kept(weight, taps, waves) if self.keeps else _kernel(taps, waves)
+    def _keeps(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the backward pass shall find the transforms of a block: they save a tenth of its time."""
+        narrow, wide = sorted(weight.shape[:2])
+        numbers = len(_waves_for(x).kernel) * wide * (len(x) + 2 * narrow)  # the wider map's, both weights'
+        return not self.keeps and numbers * x.element_size() <= KEPT_BYTES
+
+    def _kernel(self, weight: Tensor, taps: Tensor, waves: Waves, name: str | None) -> Tensor:
+        return _kept(weight, taps, waves) if self.keeps else _kernel(taps, waves, name)
 
 
 def _waves_for(x: Tensor) -> Waves:
     return _waves(*x.shape[2:], x.dtype)
 
 
-def _there(x: Tensor, matrices: Pair) -> Tensor:
+def _there(x: Tensor, matrices: Pair, name: str | None) -> Tensor:
     """[N, c, H, W] -> [S, 2, N, c]."""
-    return _transformed(x.permute(2, 3, 0, 1), matrices)
+    return _transformed(x.permute(2, 3, 0, 1), matrices, name)
 
 
 def _back(known: Tensor, matrices: Pair) -> Tensor:
@@ -171,10 +183,10 @@ def _back(known: Tensor, matrices: Pair) -> Tensor:
     return _restored(known, matrices).permute(2, 3, 0, 1)
 
 
-def _kernel(taps: Tensor, waves: Waves) -> Tensor:
+def _kernel(taps: Tensor, waves: Waves, name: str | None) -> Tensor:
     """Taps [h, C, 49] -> [S, 2 h, C]."""
     hidden, channels, _ = taps.shape
-    found = taps.new_empty(len(waves.kernel), hidden, channels)
+    found = _memory(name, taps, len(waves.kernel), hidden, channels)
     products(waves.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
     return found.view(-1, 2 * hidden, channels)
 
@@ -192,9 +204,17 @@ def _kept(weight: Tensor, taps: Tensor, waves: Waves) -> Tensor:
     """`_kernel`, computed once for a weight until one of its numbers changes: comparing them is the cheaper part."""
     copy, known, kernel = _KEPT.get(weight, (None, None, None))
     if copy is None or known is not waves or not torch.equal(copy, weight):
-        kernel = _kernel(taps, waves)
+        kernel = _kernel(taps, waves, None)
         _KEPT[weight] = weight.detach().clone(), waves, kernel
     return kernel
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return products(a, b, out=room("product", a, len(a), a.shape[1], b.shape[2]))
+
+
+def _memory(name: str | None, like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape) if name is None else room(name, like, *shape)
 
 
 def _flat(known: Tensor) -> Tensor:
@@ -207,9 +227,9 @@ def _parts(known: Tensor) -> Tensor:
     return known.unflatten(1, (2, -1))
 
 
-def _twice(known: Tensor, sign: int) -> Tensor:
+def _twice(known: Tensor, sign: int, name: str | None) -> Tensor:
     """[S, 2, N, h] -> [S, 2 N, 2 h], whose product with a kernel is the complex one, or (-1) with its conjugate."""
-    found = known.new_empty(*known.shape[:3], 2, known.shape[3])
+    found = _memory(name, known, *known.shape[:3], 2, known.shape[3])
     found[:, :, :, 0] = known
     torch.mul(known[:, 1], -sign, out=found[:, 0, :, 1])
     torch.mul(known[:, 0], sign, out=found[:, 1, :, 1])
@@ -223,7 +243,7 @@ def _twice(known: Tensor, sign: int) -> Tensor:
 def _apart(product: Tensor, sign: int) -> Tensor:
     """[S, 2 N, 2 h], of both parts with both of a kernel, -> [S, 2, N, h], the complex product, or (-1) as above."""
     parts = product.view(len(product), 2, -1, 2, product.shape[2] // 2)
-    found = product.new_empty(len(parts), 2, parts.shape[2], parts.shape[4])
+    found = room("apart", product, len(parts), 2, parts.shape[2], parts.shape[4])
     torch.sub(parts[:, 0, :, 0], parts[:, 1, :, 1], alpha=sign, out=found[:, 0])
     torch.add(parts[:, 1, :, 0], parts[:, 0, :, 1], alpha=sign, out=found[:, 1])
     found[:PAIRS, 0] = parts[:PAIRS, 0, :, 0]

@@ -1,10 +1,11 @@
 """GAM as one function with its own backward pass: what `gam.py` computes, in few passes over the maps.
 
-Eager PyTorch keeps every intermediate map for the backward pass and writes each to new memory. Here what is kept is the
-input, the gated map, what both gates are made of, and what an engine asks for. `gating.py` has the gates. An engine
-computes the two 7x7 convolutions and their gradients: `direct.py` as they are, `fourier.py`
-by discrete Fourier transforms, `dense.py` as one matrix. Each likes its maps in an order of memory of its own, and a
-map comes into it by the product that makes it, not by a copy.
+Eager PyTorch keeps every intermediate map for the backward pass and writes each to new memory. Here only the input, the
+squeezed map (C/r channels), the logits of the spatial gate and what an engine asks for are kept; what else the backward
+pass needs costs less to compute again than to keep. `gating.py` has the gates. An engine computes the two 7x7
+convolutions and their gradients: `direct.py` as they are, `fourier.py` by discrete Fourier transforms, `dense.py` as
+one matrix. Each likes its maps in an order of memory of its own, and a map comes into it by the product that makes it,
+not by a copy.
 """
 
 from typing import Any, Protocol, cast
@@ -23,24 +24,23 @@ from gamlib.attention.gating import (
     spatial_gate_gradient,
     with_rows,
 )
-from gamlib.attention.native import Mlp
+from gamlib.attention.native import Mlp, Saved
 
-Saved = tuple[Tensor, ...]
 Weights = tuple[Tensor | None, ...]  # of the MLP: weight, bias, weight, bias; of both convolutions; None if not there
 Kernels = tuple[Tensor, Tensor]
 
 
 class Engine(Protocol):
-    """Both convolutions of a spatial attention, for maps [N, C, H, W] of one shape in memory of one order."""
+    """Both convolutions of a spatial attention, for maps [N, C, H, W] in memory of one order."""
 
-    def empty(self, x: Tensor) -> Tensor:
-        """Room for a map like x, in the engine's order."""
+    def room(self, name: str, x: Tensor) -> Tensor:
+        """Memory for a map like x, in the engine's order, until the next call with this name."""
 
     def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        """The convolution C -> C/r, in memory of its own, and what its gradient needs beside x and the weight."""
+        """The convolution C -> C/r, in memory of its own, and what its gradients need beside x and the weight."""
 
     def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        """The convolution C/r -> C, in memory of its own, and what its gradient needs beside x and the weight."""
+        """The convolution C/r -> C, in memory of its own, and what its gradients need beside x and the weight."""
 
     def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
         """Gradients of `squeeze` with respect to its map, in memory of their own, and to its weight."""
@@ -54,27 +54,29 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, engine: Engine, x: Tensor, *weights: Tensor | None) -> Tensor:
-        out, found, (of_squeeze, of_expand) = attend(engine, x, *apart(weights))
+        out, found, of_squeeze, of_expand = attend(engine, x, *apart(weights))
         ctx.engine, ctx.number = engine, len(of_squeeze)
         ctx.save_for_backward(x, *found, *weights, *of_squeeze, *of_expand)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, gated, squeezed, logits, *rest = ctx.saved_tensors
-        weights, kept = rest[:6], rest[6:]
+        x, squeezed, logits, *rest = ctx.saved_tensors
+        weights, saved = tuple(rest[:6]), tuple(rest[6:])
         if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
             return None, *_differentiable(gradient, x, weights)
         (mlp, kernels), engine = apart(weights), ctx.engine
         gradient = with_rows(gradient)
+        gated = engine.room("gated", x)
+        hidden = _gate(x, mlp, gated)
         of_gated, further = gradient, None
         of_mlp: Weights = (None,) * 4
         of_kernels: Weights = (None,) * 2
         if kernels is not None:
-            of_logits = spatial_gate_gradient(gradient, gated, logits, engine.empty(x))
-            of_squeezed, of_k2 = engine.expand_gradients(of_logits, squeezed, kernels[1], kept[ctx.number :])
+            of_logits = spatial_gate_gradient(gradient, gated, logits, engine.room("logits", x))
+            of_squeezed, of_k2 = engine.expand_gradients(of_logits, squeezed, kernels[1], saved[ctx.number :])
             torch.ops.aten.threshold_backward.grad_input(of_squeezed, squeezed, 0, grad_input=of_squeezed)
-            of_gated, of_k1 = engine.squeeze_gradients(of_squeezed, gated, kernels[0], kept[: ctx.number])
+            of_gated, of_k1 = engine.squeeze_gradients(of_squeezed, gated, kernels[0], saved[: ctx.number])
             further, of_kernels = gradient, (of_k1, of_k2)
         if mlp is None:
             return None, of_gated.addcmul_(gradient, logits.sigmoid()), *of_mlp, *of_kernels
@@ -90,20 +92,23 @@ def apart(weights: Weights) -> tuple[Mlp | None, Kernels | None]:
 
 def attend(
     engine: Engine, x: Tensor, mlp: Mlp | None, kernels: Kernels | None
-) -> tuple[Tensor, Weights, tuple[Saved, Saved]]:
-    """The block's map; the MLP's hidden rows, the gated map, the squeezed one and its logits; what engines keep."""
-    gated = channels_last(x) if kernels is None else engine.empty(x)
-    hidden = None
-    if mlp is None:
-        gated.copy_(x)
-    else:
-        hidden = channel_gate(x, mlp, gated)
+) -> tuple[Tensor, tuple[Tensor | None, Tensor | None], Saved, Saved]:
+    """The block's map; the squeezed one and the logits of the spatial gate, if it has one; what engines keep."""
     if kernels is None:
-        return _in_order_of(x, gated), (hidden, None, None, None), ((), ())
+        out = channels_last(x)
+        _gate(x, mlp, out)
+        return _in_order_of(x, out), (None, None), (), ()
+    gated = engine.room("gated", x)
+    _gate(x, mlp, gated)
     squeezed, of_squeeze = engine.squeeze(gated, kernels[0])
     logits, of_expand = engine.expand(squeezed.relu_(), kernels[1])
     out = spatial_gate(gated, logits, channels_last(x))
-    return _in_order_of(x, out), (hidden, gated, squeezed, logits), (of_squeeze, of_expand)
+    return _in_order_of(x, out), (squeezed, logits), of_squeeze, of_expand
+
+
+def _gate(x: Tensor, mlp: Mlp | None, out: Tensor) -> Tensor:
+    """What the channel gate makes of x, or x if there is none, written into `out`; the hidden rows of the MLP."""
+    return out.copy_(x) if mlp is None else channel_gate(x, mlp, out)
 
 
 def _in_order_of(x: Tensor, out: Tensor) -> Tensor:

@@ -8,10 +8,12 @@ it is first used, in half a second, for this processor, and kept in the user's c
 
 import ctypes
 import hashlib
+import math
 import os
 import shlex
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
 SECONDS = 60  # that a compiler may take
 LANES = 16  # channels that fill the vectors of every processor
 
+_ROOMS = threading.local()
+
+Saved = tuple[Tensor, ...]
 Mlp = tuple[Tensor, Tensor, Tensor, Tensor]  # weight [C/r, C], bias, weight [C, C/r], bias
 
 
@@ -76,6 +81,25 @@ def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.bmm(a, b, out=out)
     _done(ours.products(*out.shape, a.shape[2], *(_Matrices(x.data_ptr(), *x.stride()) for x in (a, b, out))))
     return out
+
+
+def room(name: str, like: Tensor, *shape: int) -> Tensor:
+    """Memory for what is needed no longer than until the next call with this name in this thread.
+
+    The system clears every page of memory that is new to a process, which takes longer than a transform does.
+    """
+    needed, key = math.prod(shape), f"{name} {like.dtype}"
+    held = getattr(_ROOMS, key, None)
+    if held is None or held.numel() < needed:
+        held = like.new_empty(needed)
+        setattr(_ROOMS, key, held)
+    return held[:needed].view(shape)
+
+
+def room_in_channels_last(name: str, x: Tensor) -> Tensor:
+    """Such memory for a map like x [N, C, H, W]."""
+    batch, channels, height, width = x.shape
+    return room(name, x, batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def channel_gate(x: Tensor, mlp: Mlp, out: Tensor) -> Tensor:
