@@ -144,7 +144,7 @@ class Fourier:
         return found, (known, kernel) if keeps else ()
 
     def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        waves, of_weight = _waves_for(x), torch.empty_like(weight)
+        waves, of_weight = _waves_for(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
         arrived = _twice(_there(gradient, waves.back, "arrived"), -1, "twice")
         known = saved[0] if saved else _flat(_there(x, waves.there, "known"))
         _of_taps(_product(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
@@ -152,7 +152,7 @@ class Fourier:
         return _back(_parts(_product(arrived, kernel)), waves.there), of_weight
 
     def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        waves, of_weight = _waves_for(x), torch.empty_like(weight)
+        waves, of_weight = _waves_for(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
         arrived = _flat(_there(gradient, waves.back, "arrived"))
         known = saved[0] if saved else _twice(_there(x, waves.there, "known"), 1, "twice")
         _of_taps(_product(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
