@@ -141,7 +141,7 @@ class Fourier:
         self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         waves, (known, kernel) = _waves_for(x), saved
-        arrived, of_weight = _twice(_there(gradient, waves.back), -1), torch.empty_like(weight)
+        arrived, of_weight = _twice(_there(gradient, waves.back), -1), _taps_like(weight)
         _of_taps(products(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
         return _back(_parts(products(arrived, kernel)), waves.there), of_weight
 
@@ -149,7 +149,7 @@ class Fourier:
         self, gradient: Tensor, x: Tensor, weight: Tensor, saved: tuple[Tensor, ...]
     ) -> tuple[Tensor, Tensor]:
         waves, (known, kernel) = _waves_for(x), saved
-        arrived, of_weight = _flat(_there(gradient, waves.back)), torch.empty_like(weight)
+        arrived, of_weight = _flat(_there(gradient, waves.back)), _taps_like(weight)
         _of_taps(products(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
         return _back(_apart(products(arrived, kernel.transpose(1, 2)), -1), waves.there), of_weight
 
@@ -177,6 +177,11 @@ def _kernel(taps: Tensor, waves: Waves) -> Tensor:
     found = taps.new_empty(len(waves.kernel), hidden, channels)
     products(waves.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
     return found.view(-1, 2 * hidden, channels)
+
+
+def _taps_like(weight: Tensor) -> Tensor:
+    """Room for the gradient of a weight, its taps one after the other, as `products` writes them."""
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _of_taps(of_kernel: Tensor, found: Tensor, waves: Waves) -> Tensor:
