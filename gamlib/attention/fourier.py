@@ -52,7 +52,7 @@ def _waves(height: int, width: int, dtype: torch.dtype) -> Waves:
     back_w = there[1] / columns
     back_w[0] = _along_w_of_reals(_both_signs(of_columns) / columns)
     back = _both_signs(of_rows) / rows, back_w
-    taps = torch.eye(49, dtype=torch.float64).view(7, 7, 49, 1)
+    taps = torch.eye(49, dtype=torch.float64, device="cpu").view(7, 7, 49, 1)
     kernel = _transformed(taps, (_real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)))
     there, back = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
     return Waves(there, back, kernel.view(-1, 49).to(dtype))
@@ -70,16 +70,16 @@ def _both_signs(real: Tensor) -> Tensor:
 
 def _real(length: int, at: range, sign: int) -> Tensor:
     """R [L, len(at)]: the frequencies 0 and L/2, then cosines and sines of 1, ..., L/2 - 1 in turns."""
-    f = torch.arange(length // 2 + 1, dtype=torch.float64)[:, None] * (2 * math.pi / length)
-    angle = f * torch.tensor(at, dtype=torch.float64)
+    f = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
+    angle = f * torch.tensor(at, dtype=torch.float64, device="cpu")
     parts = torch.stack([angle.cos(), sign * angle.sin()], 1)
     return torch.cat([parts[[0, -1], 0], parts[1:-1].flatten(0, 1)])
 
 
 def _complex(length: int, at: range, sign: int) -> Tensor:
     """[2 L, 2 len(at)]: rows are a frequency's parts in turns, columns all real parts, then all imaginary ones."""
-    g = torch.arange(length, dtype=torch.float64)[:, None] * (2 * math.pi / length)
-    angle = g * torch.tensor(at, dtype=torch.float64)
+    g = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
+    angle = g * torch.tensor(at, dtype=torch.float64, device="cpu")
     c, s = angle.cos(), sign * angle.sin()
     return torch.stack([torch.cat([c, -s], 1), torch.cat([s, c], 1)], 1).flatten(0, 1)
 
