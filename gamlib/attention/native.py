@@ -139,7 +139,8 @@ def _filled(mlp: Mlp) -> Mlp:
     """w1 [C, h], b1 [h], w2 [h, C], b2: turned, with as many hidden channels as fill vectors."""
     w1, b1, w2, b2 = mlp
     more = -len(w1) % LANES
-    return F.pad(w1.t(), (0, more)).contiguous(), F.pad(b1, (0, more)), F.pad(w2.t(), (0, 0, 0, more)).contiguous(), b2.contiguous()
+    first, second = F.pad(w1.t(), (0, more)).contiguous(), F.pad(w2.t(), (0, 0, 0, more)).contiguous()
+    return first, F.pad(b1, (0, more)), second, b2.contiguous()
 
 
 def _pointers(mlp: Mlp) -> _Mlp:
