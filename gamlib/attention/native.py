@@ -161,7 +161,7 @@ def library() -> Any:
     try:
         try:
             return _load(_compiled(compiler, _cache()))
-        except OSError:  # a cache that cannot be written, or from which nothing may be executed
+        except (OSError, RuntimeError):  # no home, or a cache that cannot be written, or executed from
             with tempfile.TemporaryDirectory() as folder:
                 return _load(_compiled(compiler, Path(folder)))
     except (OSError, subprocess.SubprocessError):
