@@ -19,7 +19,8 @@ LARGEST = 4  # H and W, whose taps all are in the kernel
 @lru_cache(maxsize=64)
 def _taps(height: int, width: int) -> Tensor:
     """Which of the middle taps an input position has for an output position: [H W, H W]."""
-    i, j = (position.flatten() for position in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    along_h, along_w = torch.arange(height, device="cpu"), torch.arange(width, device="cpu")
+    i, j = (position.flatten() for position in torch.meshgrid(along_h, along_w, indexing="ij"))
     return (i[:, None] - i + height - 1) * (2 * width - 1) + (j[:, None] - j + width - 1)
 
 

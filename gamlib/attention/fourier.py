@@ -53,7 +53,7 @@ def _waves(height: int, width: int, dtype: torch.dtype) -> Waves:
     back_w = there[1] / columns
     back_w[0] = _along_w_of_reals(_both_signs(of_columns) / columns)
     back = _both_signs(of_rows) / rows, back_w
-    taps = torch.eye(49, dtype=torch.float64).view(7, 7, 49, 1)
+    taps = torch.eye(49, dtype=torch.float64, device="cpu").view(7, 7, 49, 1)
     of_taps = _real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)
     kernel = _transformed(taps, of_taps, None)
     there, back = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
@@ -72,16 +72,16 @@ def _both_signs(real: Tensor) -> Tensor:
 
 def _real(length: int, at: range, sign: int) -> Tensor:
     """R [L, len(at)]: the frequencies 0 and L/2, then cosines and sines of 1, ..., L/2 - 1 in turns."""
-    f = torch.arange(length // 2 + 1, dtype=torch.float64)[:, None] * (2 * math.pi / length)
-    angle = f * torch.tensor(at, dtype=torch.float64)
+    f = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
+    angle = f * torch.tensor(at, dtype=torch.float64, device="cpu")
     parts = torch.stack([angle.cos(), sign * angle.sin()], 1)
     return torch.cat([parts[[0, -1], 0], parts[1:-1].flatten(0, 1)])
 
 
 def _complex(length: int, at: range, sign: int) -> Tensor:
     """[2 L, 2 len(at)]: rows are a frequency's parts in turns, columns all real parts, then all imaginary ones."""
-    g = torch.arange(length, dtype=torch.float64)[:, None] * (2 * math.pi / length)
-    angle = g * torch.tensor(at, dtype=torch.float64)
+    g = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
+    angle = g * torch.tensor(at, dtype=torch.float64, device="cpu")
     c, s = angle.cos(), sign * angle.sin()
     return torch.stack([torch.cat([c, -s], 1), torch.cat([s, c], 1)], 1).flatten(0, 1)
 
@@ -144,7 +144,7 @@ class Fourier:
         return found, (known, kernel) if keeps else ()
 
     def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        waves, of_weight = _waves_for(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
+        waves, of_weight = _waves_for(x), _taps_like(weight)
         arrived = _twice(_there(gradient, waves.back, "arrived"), -1, "twice")
         known = saved[0] if saved else _flat(_there(x, waves.there, "known"))
         _of_taps(_product(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
@@ -152,7 +152,7 @@ class Fourier:
         return _back(_parts(_product(arrived, kernel)), waves.there), of_weight
 
     def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        waves, of_weight = _waves_for(x), torch.empty_like(weight, memory_format=torch.contiguous_format)
+        waves, of_weight = _waves_for(x), _taps_like(weight)
         arrived = _flat(_there(gradient, waves.back, "arrived"))
         known = saved[0] if saved else _twice(_there(x, waves.there, "known"), 1, "twice")
         _of_taps(_product(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
@@ -189,6 +189,11 @@ def _kernel(taps: Tensor, waves: Waves, name: str | None) -> Tensor:
     found = _memory(name, taps, len(waves.kernel), hidden, channels)
     products(waves.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
     return found.view(-1, 2 * hidden, channels)
+
+
+def _taps_like(weight: Tensor) -> Tensor:
+    """Room for the gradient of a weight, its taps one after the other, as `products` writes them."""
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
 def _of_taps(of_kernel: Tensor, found: Tensor, waves: Waves) -> Tensor:

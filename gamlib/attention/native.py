@@ -76,7 +76,7 @@ def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         out: where they shall be, numbers of a row one after the other; else they are new, and contiguous.
     """
     out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
-    ours = library() if a.dtype == torch.float32 else None
+    ours = library() if a.dtype == torch.float32 and out.numel() else None
     if ours is None:
         return torch.bmm(a, b, out=out)
     _done(ours.products(*out.shape, a.shape[2], *(_Matrices(x.data_ptr(), *x.stride()) for x in (a, b, out))))
@@ -91,7 +91,8 @@ def room(name: str, like: Tensor, *shape: int) -> Tensor:
     needed, key = math.prod(shape), f"{name} {like.dtype}"
     held = getattr(_ROOMS, key, None)
     if held is None or held.numel() < needed:
-        held = like.new_empty(needed)
+        with torch.inference_mode(False):  # what is made in that mode cannot be written to outside of it
+            held = torch.empty(needed, dtype=like.dtype, device=like.device)
         setattr(_ROOMS, key, held)
     return held[:needed].view(shape)
 
@@ -163,7 +164,8 @@ def _filled(mlp: Mlp) -> Mlp:
     """w1 [C, h], b1 [h], w2 [h, C], b2: turned, with as many hidden channels as fill vectors."""
     w1, b1, w2, b2 = mlp
     more = -len(w1) % LANES
-    return F.pad(w1.t(), (0, more)).contiguous(), F.pad(b1, (0, more)), F.pad(w2.t(), (0, 0, 0, more)).contiguous(), b2
+    first, second = F.pad(w1.t(), (0, more)).contiguous(), F.pad(w2.t(), (0, 0, 0, more)).contiguous()
+    return first, F.pad(b1, (0, more)), second, b2.contiguous()
 
 
 def _pointers(mlp: Mlp) -> _Mlp:
@@ -184,7 +186,7 @@ def library() -> Any:
     try:
         try:
             return _load(_compiled(compiler, _cache()))
-        except OSError:  # a cache that cannot be written, or from which nothing may be executed
+        except (OSError, RuntimeError):  # no home, or a cache that cannot be written, or executed from
             with tempfile.TemporaryDirectory() as folder:
                 return _load(_compiled(compiler, Path(folder)))
     except (OSError, subprocess.SubprocessError):

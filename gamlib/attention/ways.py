@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from gamlib.attention import native
@@ -104,11 +105,32 @@ def _replaceable(block: "GAM", x: Tensor) -> bool:
     parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
     if any(part is not None and type(part) is not kind for part, kind in parts):
         return False  # a variant, with other layers
-    spatial: Any = block.spatial
-    if spatial is not None and (spatial.squeeze.groups > 1 or not isinstance(spatial.pool, nn.Identity)):
+    if not _usual_layers(block) or _has_any_global_hook():
         return False
     inner = (module for module in block.modules() if module is not block)
     return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner)
+
+
+def _usual_layers(block: "GAM") -> bool:
+    """Whether the layers are those that `gam.py` makes, without groups and pooling, and nobody has put in others."""
+    channel: Any = block.channel
+    spatial: Any = block.spatial
+    if channel is not None:
+        kinds = [type(layer) for layer in channel.mlp]
+        if kinds != [nn.Linear, nn.ReLU, nn.Linear] or channel.mlp[0].bias is None or channel.mlp[2].bias is None:
+            return False
+    if spatial is None:
+        return True
+    convolutions = spatial.squeeze, spatial.expand
+    if any(type(layer) is not nn.Conv2d for layer in convolutions):
+        return False
+    others = type(spatial.pool), type(spatial.relu), type(spatial.shuffle)
+    return others == (nn.Identity, nn.ReLU, nn.Identity) and all(map(_is_7x7, convolutions))
+
+
+def _is_7x7(layer: nn.Conv2d) -> bool:
+    given = layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode, layer.bias
+    return given == ((7, 7), (3, 3), (1, 1), (1, 1), 1, "zeros", None)
 
 
 def _fits_cpu(block: "GAM", x: Tensor) -> bool:
