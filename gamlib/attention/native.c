@@ -39,7 +39,7 @@ static inline __attribute__((always_inline)) void tile(int rows, int vectors, in
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 8
-        for (int j = 0; j < vectors; j++) sum[i][j] = adds ? *(const vector *)(c + i * c_row + j * LANES) : (vector){0};
+        for (int j = 0; j < vectors; j++) sum[i][j] = (vector){0};
     for (long p = 0; p < k; p++, a += a_column, b += b_row) {
         vector of_b[VECTORS];
 #pragma GCC unroll 8
@@ -55,6 +55,7 @@ static inline __attribute__((always_inline)) void tile(int rows, int vectors, in
     for (int i = 0; i < rows; i++, c += c_row)
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; j++) {
+            if (adds) sum[i][j] += *(const vector *)(c + j * LANES); /* last: a sum of sums rounds less */
             if (columns - j * LANES >= LANES)
                 *(vector *)(c + j * LANES) = sum[i][j];
             else
@@ -236,10 +237,13 @@ int channel_gate_gradients(size s, const float *x, mlp w, const float *w1t, cons
     int failed = 0;
 #pragma omp parallel reduction(| : failed) num_threads(threads)
     {
-        float *logits = aligned_alloc(64, 4 * BLOCK * (c + h)), *of_hidden = logits + BLOCK * c;
+        float *logits = aligned_alloc(64, 4 * (BLOCK + 3) * (c + h)), *of_hidden = logits + BLOCK * c;
+        float *part = of_hidden + BLOCK * h; /* of the gradients of both biases: of a block, then of all of them */
+        double *total = (double *)(part + c + h);
         float *of_w1 = sums + omp_get_thread_num() * (2 * h * c + c + h), *of_w2 = of_w1 + h * c;
-        float *of_b2 = of_w2 + h * c, *of_b1 = of_b2 + c;
+        float *of_b2 = of_w2 + h * c;
         failed = !logits;
+        if (logits) memset(total, 0, 8 * (c + h));
 #pragma omp for schedule(static)
         for (long start = 0; start < rows; start += BLOCK) {
             if (failed) continue;
@@ -247,6 +251,7 @@ int channel_gate_gradients(size s, const float *x, mlp w, const float *w1t, cons
             const float *of_h = hidden + start * h, *from_x = x + start * c;
             float *to_x = of_x + start * c;
             product(0, m, c, h, of_h, h, 1, w.w2, c, logits, c);
+            memset(part, 0, 4 * (c + h));
             place at = find(s, start);
             for (long i = 0; i < m; i++, advance(s, &at)) {
                 const float *g = row(gradient, at), *f = NULL, *t = NULL;
@@ -257,19 +262,21 @@ int channel_gate_gradients(size s, const float *x, mlp w, const float *w1t, cons
                     VECTOR(to_x + i * c + j) = of_gated * gate;
                     vector of_logit = of_gated * VECTOR(from_x + i * c + j) * gate * (1 - gate);
                     VECTOR(logits + i * c + j) = of_logit;
-                    VECTOR(of_b2 + j) += of_logit;
+                    VECTOR(part + j) += of_logit;
                 }
             }
             product(0, m, h, c, logits, c, 1, w2t, h, of_hidden, h);
             for (long i = 0; i < m; i++)
                 for (long j = 0; j < h; j++) {
                     float y = of_h[i * h + j] > 0 ? of_hidden[i * h + j] : 0;
-                    of_hidden[i * h + j] = y, of_b1[j] += y;
+                    of_hidden[i * h + j] = y, part[c + j] += y;
                 }
+            for (long j = 0; j < c + h; j++) total[j] += part[j];
             product(1, m, c, h, of_hidden, h, 1, w1t, c, to_x, c);
             product(1, h, c, m, of_h, 1, h, logits, c, of_w2, c);
             product(1, h, c, m, of_hidden, 1, h, from_x, c, of_w1, c);
         }
+        for (long j = 0; logits && j < c + h; j++) of_b2[j] = total[j]; /* and of_b1, behind it */
         free(logits);
     }
     return failed;

@@ -180,16 +180,16 @@ def _done(failed: int) -> None:
 @cache
 def library() -> Any:
     """`native.c`, compiled before or now; None where it cannot be."""
-    compiler = shlex.split(os.environ.get("GAM_COMPILER", "cc"))
-    if not compiler or not torch.backends.openmp.is_available():
-        return None
     try:
+        compiler = shlex.split(os.environ.get("GAM_COMPILER", "cc"))
+        if not compiler or not torch.backends.openmp.is_available():
+            return None
         try:
             return _load(_compiled(compiler, _cache()))
         except (OSError, RuntimeError):  # no home, or a cache that cannot be written, or executed from
             with tempfile.TemporaryDirectory() as folder:
                 return _load(_compiled(compiler, Path(folder)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: a quotation without end
         return None
 
 

@@ -179,6 +179,14 @@ def test_options_that_a_mechanism_lacks_stay_none_and_others_get_its_defaults() 
         assert config.name == f"resnet18-{attention}-s0"  # so what is usual in a name is what the mechanism has
 
 
+def test_how_a_block_is_computed_is_no_part_of_a_configuration() -> None:
+    """It changes no number: a run that another implementation finished is the same run."""
+    assert "implementation" not in RunConfig.model_fields
+    assert all("implementation" not in build_model.options(attention) for attention in build_model.attentions())
+    with pytest.raises(ConfigError, match="implementation"):
+        RunConfig(implementation="plain")
+
+
 def test_weights_are_known_by_what_is_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(name: str, seed: int) -> Path:
         torch.manual_seed(seed)
