@@ -96,11 +96,7 @@ def _replaceable(block: "GAM", x: Tensor) -> bool:
     """Whether a block is GAM itself, computed now on one map, and nobody looks inside."""
     from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
 
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or forward_ad._current_level >= 0:
-        return False
-    if torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None:
-        return False  # whoever counts, fakes or records operations wants those of the equations
-    if type(x) not in (Tensor, nn.Parameter) or x.ndim != 4 or not x.numel():
+    if _is_watched(x) or x.ndim != 4 or not x.numel():
         return False
     parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
     if any(part is not None and type(part) is not kind for part, kind in parts):
@@ -109,6 +105,15 @@ def _replaceable(block: "GAM", x: Tensor) -> bool:
         return False
     inner = (module for module in block.modules() if module is not block)
     return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner)
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether somebody counts, fakes, records or transforms operations, and wants those of the equations."""
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or forward_ad._current_level >= 0:
+        return True
+    if torch._C._are_functorch_transforms_active() or _get_current_dispatch_mode() is not None:
+        return True
+    return type(x) not in (Tensor, nn.Parameter)
 
 
 def _usual_layers(block: "GAM") -> bool:

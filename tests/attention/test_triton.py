@@ -221,6 +221,7 @@ def test_auto_takes_the_kernels_on_a_gpu_for_what_they_can_do(
     pretended: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ways, "_triton_can", lambda device: True)
+    monkeypatch.setattr(ways, "_is_watched", lambda x: False)  # the pretended map is a fake one
     x, half = pretended, pretended.bfloat16()
     assert GAM(64).way(x) == GAM(64, implementation="triton").way(x) == of(half.dtype, 64).way(half) == "triton"
     assert GAM(64, implementation="plain").way(x) == GAM(64, implementation="direct").way(x) == "plain"
@@ -235,6 +236,7 @@ def test_auto_takes_the_kernels_on_a_gpu_for_what_they_can_do(
 
 def test_what_is_compiled_or_traced_is_the_plain_block(pretended: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ways, "_triton_can", lambda device: True)
+    monkeypatch.setattr(ways, "_is_watched", lambda x: False)  # the pretended map is a fake one
     for module, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, lambda: True)

@@ -32,4 +32,5 @@ def test_the_network_stays_the_same() -> None:
     names, images = list(model.state_dict()), torch.randn(2, 3, 32, 32)
     before = model(images)
     exact_gradients(model)
-    assert list(model.state_dict()) == names and torch.equal(model(images), before)
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(images), before)  # GAM's blocks are computed plainly then
