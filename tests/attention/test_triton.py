@@ -234,15 +234,6 @@ def test_auto_takes_the_kernels_on_a_gpu_for_what_they_can_do(
     assert (GAM(64).way(half), GAM(64).way(x), of(torch.float16, 64).way(half)) == ("triton", "plain", "plain")
 
 
-def test_what_is_compiled_or_traced_is_the_plain_block(pretended: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ways, "_triton_can", lambda device: True)
-    monkeypatch.setattr(ways, "_is_watched", lambda x: False)  # the pretended map is a fake one
-    for module, name in ((torch.compiler, "is_compiling"), (torch.jit, "is_tracing")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda: True)
-            assert GAM(64).way(pretended) == "plain"
-
-
 def test_transformed_functions_take_the_plain_block_which_has_every_derivative() -> None:
     block, x, _ = block_and_map(16, 4, "ch+sp", (2, 3, 3), torch.float32)
     x.requires_grad_()
