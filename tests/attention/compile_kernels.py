@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gamlib.attention import triton_gates
-from gamlib.attention.gpu import blocks
+from gamlib.attention.ways import triton_gates
+from gamlib.attention.ways.gpu import blocks
 
 CASES = {"whole of 64": (64, 4), "whole of 256": (256, 16), "2048 in blocks": (2048, 128)}
 MAPS = ["x", "w1", "w2", "g", "dy", "s", "ds", "dx", "convolved"]

@@ -19,8 +19,9 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from gamlib import GAM, build_model
-from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM, fourier, fused, native, ways
-from gamlib.attention.dense import LARGEST
+from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM, ways
+from gamlib.attention.ways import fourier, fused, native
+from gamlib.attention.ways.dense import LARGEST
 from gamlib.gates import read_gates
 
 ENGINES = tuple(ways.ENGINES)
@@ -771,7 +772,7 @@ MOMENTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def test_what_is_kept_of_a_special_moment_serves_later(engine: str, dtype: torch.dtype, moment: str) -> None:
     """Matrices of a map's size are kept in the process; the first call must not leave any that others cannot use."""
     block, x, gradient = given(engine, dtype, size=(4, 3) if engine == "dense" else (11, 2))
-    for kept in (fourier._waves, importlib.import_module("gamlib.attention.dense")._taps):
+    for kept in (fourier._waves, importlib.import_module("gamlib.attention.ways.dense")._taps):
         kept.cache_clear()
     for context in (MOMENTS[moment], nullcontext, torch.no_grad):
         with context():

@@ -20,7 +20,8 @@ from near import Values, block_and_map, with_gradients
 from torch import Tensor
 
 from gamlib import GAM
-from gamlib.attention import gating, native, ways
+from gamlib.attention import ways
+from gamlib.attention.ways import gating, native
 
 EPSILON = 2.0**-24  # of a rounding
 HAS_COMPILER = shutil.which("cc") is not None and torch.backends.openmp.is_available()
@@ -389,7 +390,7 @@ def test_two_processes_may_compile_at_once_into_one_cache(
     compiler.write_text(BOTH.format(folder=shlex.quote(str(waiting))))
     compiler.chmod(0o700)
     monkeypatch.setenv("GAM_COMPILER", shlex.quote(str(compiler)))
-    command = "from gamlib.attention import native; raise SystemExit(native.library() is None)"
+    command = "from gamlib.attention.ways import native; raise SystemExit(native.library() is None)"
     with subprocess.Popen([sys.executable, "-c", command]) as other:
         assert_works(by_native=True)
         assert other.wait(60) == 0
@@ -404,7 +405,8 @@ UNDER_WATCH = """
 import torch
 from itertools import product
 from gamlib import GAM
-from gamlib.attention import native, ways
+from gamlib.attention import ways
+from gamlib.attention.ways import native
 assert native.library() is not None
 for number in (1, 2):
     torch.set_num_threads(number)

@@ -21,7 +21,7 @@ import gamlib.attention
 from gamlib import GAM
 from gamlib.attention import ways
 
-OURS = ("gamlib.attention.gpu", "gamlib.attention.triton_gates")
+OURS = ("gamlib.attention.ways.gpu", "gamlib.attention.ways.triton_gates")
 CASES = [  # channels, reduction, submodules, [N, H, W]
     pytest.param(24, 4, "ch+sp", (2, 5, 7), id="24 channels, 6 hidden"),
     pytest.param(64, 16, "ch+sp", (3, 6, 5), id="64 channels, 4 hidden"),
@@ -61,7 +61,7 @@ def afresh() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[Any]:
-    """`gamlib.attention.gpu` with its kernels interpreted on CPU tensors.
+    """`gamlib.attention.ways.gpu` with its kernels interpreted on CPU tensors.
 
     Triton decides when a function is decorated, its own library's too. Its interpreter cuts bfloat16 off instead of
     rounding, and multiplies matrices of bfloat16 as if their bits were whole numbers; here it does as a GPU does.

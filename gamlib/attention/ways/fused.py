@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.attention.gating import (
+from gamlib.attention.ways.gating import (
     channel_gate,
     channel_gate_gradients,
     channels_last,
@@ -24,7 +24,7 @@ from gamlib.attention.gating import (
     spatial_gate_gradient,
     with_rows,
 )
-from gamlib.attention.native import Mlp, Saved
+from gamlib.attention.ways.native import Mlp, Saved
 
 Weights = tuple[Tensor | None, ...]  # of the MLP: weight, bias, weight, bias; of both convolutions; None if not there
 Kernels = tuple[Tensor, Tensor]

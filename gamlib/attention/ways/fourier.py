@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from gamlib.attention.native import Saved, products, room
+from gamlib.attention.ways.native import Saved, products, room
 
 KEPT_BYTES = 2**25  # for each block; of more, the transforms are computed again
 PAIRS = 2  # of real numbers, in front of the complex ones

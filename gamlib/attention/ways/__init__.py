@@ -9,11 +9,11 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from gamlib.attention import native
-from gamlib.attention.dense import LARGEST, Dense
-from gamlib.attention.direct import Direct
-from gamlib.attention.fourier import Fourier, length
-from gamlib.attention.fused import Engine, Fused, Weights, apart, attend
+from gamlib.attention.ways import native
+from gamlib.attention.ways.dense import LARGEST, Dense
+from gamlib.attention.ways.direct import Direct
+from gamlib.attention.ways.fourier import Fourier, length
+from gamlib.attention.ways.fused import Engine, Fused, Weights, apart, attend
 
 if TYPE_CHECKING:
     from gamlib.attention.gam import GAM
@@ -46,7 +46,7 @@ def choose(block: "GAM", x: Tensor) -> str:
 def compute(way: str, block: "GAM", x: Tensor) -> Tensor:
     """[N, C, H, W] -> [N, C, H, W] by an engine, or by the kernels for a GPU."""
     if way == "triton":
-        from gamlib.attention.gpu import OnGPU
+        from gamlib.attention.ways.gpu import OnGPU
 
         return OnGPU.apply(x, *_weights(block))
     if _with_gradients(block, x):
@@ -167,7 +167,7 @@ def _fits_gpu(block: "GAM", x: Tensor) -> bool:
 def _triton_can(device: torch.device) -> bool:
     """Whether Triton is installed, and has products of bfloat16 for this GPU."""
     try:
-        import gamlib.attention.gpu  # noqa: F401
+        import gamlib.attention.ways.gpu  # noqa: F401
     except ImportError:
         return False
     return torch.cuda.get_device_capability(device) >= (8, 0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.attention.native import Saved, products, room_in_channels_last
+from gamlib.attention.ways.native import Saved, products, room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
 

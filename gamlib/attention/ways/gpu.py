@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.attention import triton_gates
+from gamlib.attention.ways import triton_gates
 
 IN_REGISTERS = 4096  # elements of dW1 and of dW2, padded, that a program of 8 warps holds beside its tiles
 FLAT = 1024  # elements of a program where positions and channels are alike

@@ -7,8 +7,8 @@ channels of a position one after the other.
 import torch
 from torch import Tensor
 
-from gamlib.attention import native
-from gamlib.attention.native import Mlp
+from gamlib.attention.ways import native
+from gamlib.attention.ways.native import Mlp
 
 
 def channel_gate(x: Tensor, mlp: Mlp, out: Tensor) -> Tensor:
