@@ -16,6 +16,7 @@ from near import Values, block_and_map, with_gradients
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gamlib import GAM, build_model
@@ -462,6 +463,7 @@ def replaced(name: str, layer: Callable[[], nn.Module]) -> Callable[[GAM], None]
 
 REPLACED: dict[str, Callable[[GAM], None]] = {
     "dilated": replaced("spatial.squeeze", lambda: nn.Conv2d(16, 4, 7, padding=6, dilation=2, bias=False)),
+    "grouped": replaced("spatial.squeeze", lambda: nn.Conv2d(16, 4, 7, padding=3, groups=2, bias=False)),
     "smaller": replaced("spatial.expand", lambda: nn.Conv2d(4, 16, 3, padding=1, bias=False)),
     "with a bias": replaced("spatial.expand", lambda: nn.Conv2d(4, 16, 7, padding=3)),
     "reflecting": replaced(
@@ -563,6 +565,20 @@ def test_as_many_operations_are_counted_as_the_plain_block_has() -> None:
         counts[implementation] = counter.get_total_flops()
     convolutions, mlp = 2 * 49 * 16 * 4, 2 * 16 * 4
     assert counts == dict.fromkeys(counts, 3 * 2 * 2 * 9 * 6 * (convolutions + mlp))
+
+
+@pytest.mark.usefixtures("no_engines")
+def test_a_mode_that_sees_operations_sees_those_of_the_equations() -> None:
+    seen: list[str] = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*arguments, **(options or {}))
+
+    with Seeing():
+        block_of("auto")(torch.randn(1, 16, 5, 5))
+    assert (seen.count("aten.convolution.default"), seen.count("aten.sigmoid.default")) == (2, 2)
 
 
 @pytest.mark.usefixtures("no_engines")
