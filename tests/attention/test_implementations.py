@@ -7,7 +7,6 @@ import io
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -607,12 +606,6 @@ def test_a_network_is_exported_from_the_plain_form() -> None:
     assert names.count("aten.conv2d.default") == 2 * 8 + 20
     with torch.no_grad():
         torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason="onnxscript is not installed")
-def test_a_network_is_written_as_onnx(tmp_path: Path) -> None:
-    torch.onnx.export(network().eval(), (torch.randn(1, 3, 16, 16),), tmp_path / "network.onnx", dynamo=True)
-    assert (tmp_path / "network.onnx").stat().st_size > 10_000
 
 
 def test_a_network_compiles_without_graph_breaks() -> None:
