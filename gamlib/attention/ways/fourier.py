@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from gamlib.attention.ways import native
 from gamlib.attention.ways.native import Saved, products, room
 
 KEPT_BYTES = 2**25  # for each block; of more, the transforms are computed again
@@ -186,6 +187,8 @@ def _back(known: Tensor, matrices: Pair) -> Tensor:
 def _kernel(taps: Tensor, waves: Waves, name: str | None) -> Tensor:
     """Taps [h, C, 49] -> [S, 2 h, C]."""
     hidden, channels, _ = taps.shape
+    if native.library() is None:  # torch's library is faster with one product than with many
+        return (waves.kernel @ taps.reshape(-1, 49).t()).view(-1, 2 * hidden, channels)
     found = _memory(name, taps, len(waves.kernel), hidden, channels)
     products(waves.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
     return found.view(-1, 2 * hidden, channels)
@@ -198,6 +201,8 @@ def _taps_like(weight: Tensor) -> Tensor:
 
 def _of_taps(of_kernel: Tensor, found: Tensor, waves: Waves) -> Tensor:
     """The transpose of `_kernel`, written into `found` [h, C, 49]."""
+    if native.library() is None:
+        return found.copy_((of_kernel.view(len(waves.kernel), -1).t() @ waves.kernel).view(found.shape))
     known = of_kernel.view(len(waves.kernel), *found.shape[:2]).permute(1, 2, 0)
     return products(known, waves.kernel.expand(len(found), -1, -1), out=found)
 
