@@ -18,6 +18,7 @@ from gamlib.attention.ways.gating import (
     channel_gate,
     channel_gate_gradients,
     channels_last,
+    gates_again,
     maps,
     rows,
     spatial_gate,
@@ -37,7 +38,10 @@ class Engine(Protocol):
         """Memory for a map like x, in the engine's order, until the next call with this name."""
 
     def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        """The convolution C -> C/r, in memory of its own, and what its gradients need beside x and the weight."""
+        """The convolution C -> C/r, in memory of its own, and what its gradients need beside x and the weight.
+
+        If that is anything, they look at the shape of x and not at its numbers.
+        """
 
     def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
         """The convolution C/r -> C, in memory of its own, and what its gradients need beside x and the weight."""
@@ -68,12 +72,17 @@ class Fused(torch.autograd.Function):
         (mlp, kernels), engine = apart(weights), ctx.engine
         gradient = with_rows(gradient)
         gated = engine.room("gated", x)
-        hidden = _gate(x, mlp, gated)
         of_gated, further = gradient, None
         of_mlp: Weights = (None,) * 4
         of_kernels: Weights = (None,) * 2
-        if kernels is not None:
-            of_logits = spatial_gate_gradient(gradient, gated, logits, engine.room("logits", x))
+        if kernels is None:
+            hidden = _gate(x, mlp, gated)
+        else:
+            of_logits = engine.room("logits", x)
+            if mlp is None:
+                spatial_gate_gradient(gradient, gated.copy_(x), logits, of_logits)
+            else:
+                hidden = gates_again(x, mlp, gradient, logits, gated, of_logits, is_needed=not ctx.number)
             of_squeezed, of_k2 = engine.expand_gradients(of_logits, squeezed, kernels[1], saved[ctx.number :])
             torch.ops.aten.threshold_backward.grad_input(of_squeezed, squeezed, 0, grad_input=of_squeezed)
             of_gated, of_k1 = engine.squeeze_gradients(of_squeezed, gated, kernels[0], saved[: ctx.number])

@@ -20,6 +20,26 @@ def channel_gate(x: Tensor, mlp: Mlp, out: Tensor) -> Tensor:
     return hidden
 
 
+def gates_again(
+    x: Tensor, mlp: Mlp, gradient: Tensor, logits: Tensor, gated: Tensor, of_logits: Tensor, *, is_needed: bool
+) -> Tensor:
+    """What the backward pass begins with, in one reading of x: hidden rows, and into rooms that are given:
+
+    Args:
+        x: the map.
+        mlp: weights and biases.
+        gradient: that of the whole block.
+        logits: of the spatial gate.
+        gated: becomes x times its channel gate, if that `is_needed`.
+        of_logits: becomes the gradient by the logits.
+    """
+    if native.fits(x):
+        return native.channel_gate(x, mlp, gated if is_needed else None, gradient, logits, of_logits)
+    hidden = channel_gate(x, mlp, gated)
+    spatial_gate_gradient(gradient, gated, logits, of_logits)
+    return hidden
+
+
 def channel_gate_gradients(
     x: Tensor, mlp: Mlp, hidden: Tensor, gradient: Tensor, further: Tensor | None, logits: Tensor | None
 ) -> tuple[Tensor, ...]:

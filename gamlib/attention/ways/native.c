@@ -194,8 +194,9 @@ static inline float *row(map x, place p) { return x.at + p.n * x.n + p.h * x.h +
 #define VECTOR(p) (*(vector *)(p))
 enum { BLOCK = 48 }; /* rows */
 
-/* gated = x sigmoid(w2 relu(w1 x + b1) + b2); hidden [rows, hidden] is what relu gives. x is rows one after the other. */
-int channel_gate(size s, const float *x, mlp w, map gated, float *hidden) {
+/* gated = x sigmoid(w2 relu(w1 x + b1) + b2); hidden [rows, hidden] is what relu gives. x is rows one after the other.
+   Where `gradient` is, of_spatial = gradient gated sigmoid'(spatial) too, and gated may be missing. */
+int channel_gate(size s, const float *x, mlp w, map gated, float *hidden, map gradient, map spatial, map of_spatial) {
     long rows = s.n * s.h * s.w, c = s.channels, h = w.hidden;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
@@ -217,10 +218,15 @@ int channel_gate(size s, const float *x, mlp w, map gated, float *hidden) {
             product(0, m, c, h, of_h, h, 1, w.w2, c, logits, c);
             place at = find(s, start);
             for (long i = 0; i < m; i++, advance(s, &at)) {
-                float *out = row(gated, at);
-                for (long j = 0; j < c; j += LANES)
-                    VECTOR(out + j) = VECTOR(of_x + i * c + j) *
-                                      sigmoid(VECTOR(logits + i * c + j) + VECTOR(w.b2 + j));
+                float *out = gated.at ? row(gated, at) : NULL, *g = NULL, *t = NULL, *of_t = NULL;
+                if (gradient.at) g = row(gradient, at), t = row(spatial, at), of_t = row(of_spatial, at);
+                for (long j = 0; j < c; j += LANES) {
+                    vector y = VECTOR(of_x + i * c + j) * sigmoid(VECTOR(logits + i * c + j) + VECTOR(w.b2 + j));
+                    if (out) VECTOR(out + j) = y;
+                    if (!g) continue;
+                    vector gate = sigmoid(VECTOR(t + j));
+                    VECTOR(of_t + j) = VECTOR(g + j) * y * gate * (1 - gate);
+                }
             }
         }
         free(logits);

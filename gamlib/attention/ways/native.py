@@ -51,7 +51,7 @@ class _Mlp(ctypes.Structure):
 
 ARGUMENTS: dict[str, list[Any]] = {
     "products": [ctypes.c_long] * 4 + [_Matrices] * 3,
-    "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p],
+    "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p, _Map, _Map, _Map],
     "channel_gate_gradients": [
         *(_Size, ctypes.c_void_p, _Mlp, *[ctypes.c_void_p] * 3),
         *([_Map] * 3),
@@ -103,11 +103,22 @@ def room_in_channels_last(name: str, x: Tensor) -> Tensor:
     return room(name, x, batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def channel_gate(x: Tensor, mlp: Mlp, out: Tensor) -> Tensor:
-    """x times its channel gate, written into `out` [N, C, H, W]; what the MLP's ReLU gives, filled up with zeros."""
+def channel_gate(
+    x: Tensor,
+    mlp: Mlp,
+    out: Tensor | None,
+    gradient: Tensor | None = None,
+    logits: Tensor | None = None,
+    of_logits: Tensor | None = None,
+) -> Tensor:
+    """What the MLP's ReLU gives, filled up with zeros; x times its channel gate, written into `out` [N, C, H, W].
+
+    Where there is a gradient of the whole block, that by the spatial gate's logits is written into `of_logits`.
+    """
     rows, filled = x.permute(0, 2, 3, 1).contiguous(), _filled(mlp)
     hidden = x.new_empty(rows.shape[:3].numel(), len(filled[1]))
-    _done(library().channel_gate(_size(x), rows.data_ptr(), _pointers(filled), _map(out), hidden.data_ptr()))
+    further = map(_map, (gradient, logits, of_logits))
+    _done(library().channel_gate(_size(x), rows.data_ptr(), _pointers(filled), _map(out), hidden.data_ptr(), *further))
     return hidden
 
 
