@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gamlib.attention.ways import native
 from gamlib.attention.ways.native import Saved, products, room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
@@ -31,16 +32,21 @@ class Dense:
         return room_in_channels_last(name, x)
 
     def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        return _maps(_product(_flat(x), _matrix(weight, *x.shape[2:])), x), ()
+        found, (matrix,) = self.expand(x, weight)
+        return found, (matrix, _flat(x).clone())
 
-    expand = squeeze
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
+        matrix = _matrix(weight, *x.shape[2:])
+        return _maps(_product(_flat(x), matrix), x), (matrix,)
 
     def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        size, rows = x.shape[2:], _flat(gradient)
-        of_x = _maps(_product(rows, _matrix(weight, *size).t()), x)
-        return of_x, _of_weight(_product(_flat(x).t(), rows), weight, *size)
+        matrix, rows = saved
+        of_rows = _flat(gradient)
+        of_weight = _of_weight(_product(rows.t(), of_rows), weight, *x.shape[2:])
+        return _maps(_product(of_rows, matrix.t()), x), of_weight
 
-    expand_gradients = squeeze_gradients
+    def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+        return self.squeeze_gradients(gradient, x, weight, (*saved, _flat(x)))
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -59,6 +65,10 @@ def _maps(values: Tensor, like: Tensor) -> Tensor:
 def _matrix(weight: Tensor, height: int, width: int) -> Tensor:
     """[O, I, 7, 7] -> [H W I, H W O]."""
     taps = _taps(height, width)
+    if weight.dtype == torch.float32 and native.library() is not None:
+        found = weight.new_empty(len(taps) * weight.shape[1], len(taps) * len(weight))
+        native.dense(weight, height, width, found)
+        return found
     middle = weight[:, :, 4 - height : 3 + height, 4 - width : 3 + width].permute(2, 3, 1, 0).flatten(0, 1)
     if len(taps) == 1:
         return middle[0]
@@ -68,6 +78,10 @@ def _matrix(weight: Tensor, height: int, width: int) -> Tensor:
 
 def _of_weight(of_matrix: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
     """The gradient of `_matrix`."""
+    if weight.dtype == torch.float32 and native.library() is not None:
+        of_weight = torch.empty_like(weight)
+        native.dense(of_weight, height, width, of_matrix, back=True)
+        return of_weight
     taps = _taps(height, width)
     outputs, inputs = weight.shape[:2]
     blocks = of_matrix.view(len(taps), inputs, len(taps), outputs).transpose(1, 2).reshape(-1, inputs, outputs)
