@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.attention.ways import native
 from gamlib.attention.ways.native import Saved, products, room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
@@ -65,10 +64,6 @@ def _maps(values: Tensor, like: Tensor) -> Tensor:
 def _matrix(weight: Tensor, height: int, width: int) -> Tensor:
     """[O, I, 7, 7] -> [H W I, H W O]."""
     taps = _taps(height, width)
-    if weight.dtype == torch.float32 and native.library() is not None:
-        found = weight.new_empty(len(taps) * weight.shape[1], len(taps) * len(weight))
-        native.dense(weight, height, width, found)
-        return found
     middle = weight[:, :, 4 - height : 3 + height, 4 - width : 3 + width].permute(2, 3, 1, 0).flatten(0, 1)
     if len(taps) == 1:
         return middle[0]
@@ -78,10 +73,6 @@ def _matrix(weight: Tensor, height: int, width: int) -> Tensor:
 
 def _of_weight(of_matrix: Tensor, weight: Tensor, height: int, width: int) -> Tensor:
     """The gradient of `_matrix`."""
-    if weight.dtype == torch.float32 and native.library() is not None:
-        of_weight = torch.empty_like(weight)
-        native.dense(of_weight, height, width, of_matrix, back=True)
-        return of_weight
     taps = _taps(height, width)
     outputs, inputs = weight.shape[:2]
     blocks = of_matrix.view(len(taps), inputs, len(taps), outputs).transpose(1, 2).reshape(-1, inputs, outputs)

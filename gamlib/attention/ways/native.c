@@ -317,32 +317,3 @@ void gate_gradient(size s, map gradient, map x, map logits, map out) {
         }
     }
 }
-
-typedef struct {
-    float *at;
-    long output, input, y, x; /* steps */
-} taps;
-
-/* What `dense.py` makes of a kernel [outputs, inputs, 7, 7]: matrix [h w inputs, h w outputs] of the taps that positions
-   of an h x w map have for each other; or, if `back`, the gradient of the kernel from that of the matrix. */
-void dense(int back, size s, long inputs, taps kernel, float *matrix) {
-    long positions = s.h * s.w, outputs = s.channels, wide = positions * outputs;
-#pragma omp parallel for schedule(static)
-    for (long i = 0; i < inputs; i++) {
-        if (back)
-            for (long o = 0; o < outputs; o++)
-                for (long t = 0; t < 49; t++)
-                    kernel.at[o * kernel.output + i * kernel.input + t / 7 * kernel.y + t % 7 * kernel.x] = 0;
-        for (long p = 0; p < positions; p++)
-            for (long q = 0; q < positions; q++) {
-                float *of_matrix = matrix + (p * inputs + i) * wide + q * outputs;
-                long y = p / s.w - q / s.w + 3, x = p % s.w - q % s.w + 3;
-                float *tap = kernel.at + i * kernel.input + y * kernel.y + x * kernel.x;
-                for (long o = 0; o < outputs; o++)
-                    if (back)
-                        tap[o * kernel.output] += of_matrix[o];
-                    else
-                        of_matrix[o] = tap[o * kernel.output];
-            }
-    }
-}

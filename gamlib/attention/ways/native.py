@@ -45,10 +45,6 @@ class _Size(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_long) for name in ("n", "h", "w", "channels"))
 
 
-class _Taps(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("output", "input", "y", "x")))
-
-
 class _Mlp(ctypes.Structure):
     _fields_ = (("hidden", ctypes.c_long), *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")))
 
@@ -61,7 +57,6 @@ ARGUMENTS: dict[str, list[Any]] = {
         *([_Map] * 3),
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
     ],
-    "dense": [ctypes.c_int, _Size, ctypes.c_long, _Taps, ctypes.c_void_p],
     "gate": [_Size, _Map, _Map, _Map],
     "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
 }
@@ -165,13 +160,6 @@ def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> T
     """The gradient of `gate` by its logits, all [N, C, H, W] with channels one after the other."""
     library().gate_gradient(_size(x), _map(gradient), _map(x), _map(logits), _map(out))
     return out
-
-
-def dense(weight: Tensor, height: int, width: int, matrix: Tensor, *, back: bool = False) -> None:
-    """The matrix [H W I, H W O] of a weight [O, I, 7, 7]; or, `back`, the weight's gradient from the matrix's."""
-    outputs, inputs = weight.shape[:2]
-    size, kernel = _Size(1, height, width, outputs), _Taps(weight.data_ptr(), *weight.stride())
-    library().dense(back, size, inputs, kernel, matrix.data_ptr())
 
 
 def _size(x: Tensor) -> _Size:
