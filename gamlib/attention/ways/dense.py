@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gamlib.attention.ways.gating import maps
 from gamlib.attention.ways.native import Saved, products, room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
@@ -36,13 +37,13 @@ class Dense:
 
     def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
         matrix = _matrix(weight, *x.shape[2:])
-        return _maps(_product(_flat(x), matrix), x), (matrix,)
+        return maps(_product(_flat(x), matrix), x), (matrix,)
 
     def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
         matrix, rows = saved
         of_rows = _flat(gradient)
         of_weight = _of_weight(_product(rows.t(), of_rows), weight, *x.shape[2:])
-        return _maps(_product(of_rows, matrix.t()), x), of_weight
+        return maps(_product(of_rows, matrix.t()), x), of_weight
 
     def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
         return self.squeeze_gradients(gradient, x, weight, (*saved, _flat(x)))
@@ -55,10 +56,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 def _flat(x: Tensor) -> Tensor:
     """[N, C, H, W] in channels_last -> [N, H W C] of the same memory."""
     return x.permute(0, 2, 3, 1).reshape(len(x), -1)
-
-
-def _maps(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def _matrix(weight: Tensor, height: int, width: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gamlib.attention.ways import triton_gates
+from gamlib.attention.ways.gating import maps
 
 IN_REGISTERS = 4096  # elements of dW1 and of dW2, padded, that a program of 8 warps holds beside its tiles
 FLAT = 1024  # elements of a program where positions and channels are alike
@@ -44,11 +45,11 @@ class OnGPU(torch.autograd.Function):
             rows = _rows(x)
             out = gated = rows if mlp is None else channel_gate(rows, mlp)
             if k1 is not None and k2 is not None:
-                squeezed = F.conv2d(_map(gated, x), _kernel(k1, x), padding=3).relu_()
+                squeezed = F.conv2d(maps(gated, x), _kernel(k1, x), padding=3).relu_()
                 logits = F.conv2d(squeezed, _kernel(k2, x), padding=3)
                 out = spatial_gate(gated, _rows(logits))
         ctx.save_for_backward(x, squeezed, logits, *weights)
-        return _map(out, x)
+        return maps(out, x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -60,28 +61,22 @@ class OnGPU(torch.autograd.Function):
             if k1 is None:
                 assert mlp is not None
                 dx, of_mlp = channel_gate_backward(rows, mlp, dy)
-                return _map(dx, x), *_like(of_mlp, weights), None, None
+                return maps(dx, x), *_like(of_mlp, weights), None, None
             s = _rows(logits)
             if mlp is None:
                 of_logits, through = spatial_gate_backward(rows, s, dy)
                 convolved, *of_kernels = _convolutions_backward(x, of_logits, squeezed, rows, k1, k2)
-                return _map(through.add_(convolved), x), *(None,) * 4, *of_kernels
+                return maps(through.add_(convolved), x), *(None,) * 4, *of_kernels
             gated, of_logits = channel_gate_again(rows, mlp, dy, s)
             convolved, *of_kernels = _convolutions_backward(x, of_logits, squeezed, gated, k1, k2)
             del gated, of_logits  # two maps of memory, which the kernel's result and the cuBLAS products may need
             dx, of_mlp = channel_gate_backward(rows, mlp, dy, s, convolved)
-            return _map(dx, x), *_like(of_mlp, weights), *of_kernels
+            return maps(dx, x), *_like(of_mlp, weights), *of_kernels
 
 
 def _rows(x: Tensor) -> Tensor:
     """[N, C, H, W] -> [N H W, C], contiguous; the same memory where that is in channels_last."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]).contiguous()
-
-
-def _map(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows -> [N, C, H, W] in channels_last, the same memory."""
-    batch, _, height, width = like.shape
-    return rows.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _mlp(x: Tensor, w1: Tensor | None, b1: Tensor | None, w2: Tensor | None, b2: Tensor | None) -> Mlp | None:
@@ -103,9 +98,9 @@ def _convolutions_backward(
     x: Tensor, of_logits: Tensor, squeezed: Tensor, gated: Tensor, k1: Tensor, k2: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients by the gated rows and by both kernels, those in the kernels' types, from ds in rows."""
-    of_squeezed, dk2 = _convolution_backward(_map(of_logits, x), squeezed, k2)
+    of_squeezed, dk2 = _convolution_backward(maps(of_logits, x), squeezed, k2)
     of_squeezed = torch.ops.aten.threshold_backward(of_squeezed, squeezed, 0)
-    of_gated, dk1 = _convolution_backward(of_squeezed, _map(gated, x), k1)
+    of_gated, dk1 = _convolution_backward(of_squeezed, maps(gated, x), k1)
     return _rows(of_gated), dk1, dk2
 
 
