@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Pat
     assert "no-such-compiler" in table.loc["compile", "failed"] and "no-such-compiler" in done.stdout
 
 
+def refusal(app: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a command says before it exits with 2."""
+    with pytest.raises(SystemExit) as ended:
+        app()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -90,11 +100,7 @@ def test_bad_options_are_refused_in_one_line(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["training.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        training.app()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
+    assert message in refusal(training.app, capsys)
 
 
 def test_the_copied_block_is_the_one_that_is_copied() -> None:
@@ -246,11 +252,7 @@ def test_bad_options_of_gamlib_bench_are_refused_in_one_line(
     arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gam.py", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        gam.app()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
+    assert message in refusal(gam.app, capsys)
 
 
 def test_gamlib_bench_says_that_it_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
