@@ -127,8 +127,7 @@ class GAM(nn.Module):
         return ways.choose(self, x)
 
     def forward(self, x: Tensor) -> Tensor:
-        way = self.way(x)
-        return self.plain(x) if way == "plain" else ways.compute(way, self, x)
+        return ways.compute(self, x)
 
     def plain(self, x: Tensor) -> Tensor:
         """The equations as they are written: the implementation to read. [N, C, H, W] -> [N, C, H, W]."""

@@ -99,7 +99,9 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def by_kernels(gpu: Any, block: GAM, x: Tensor) -> Tensor:
-    found: Tensor = gpu.OnGPU.apply(x, *ways._weights(block))
+    weights = ways._weights(block)
+    assert weights is not None
+    found: Tensor = gpu.OnGPU.apply(x, *weights)
     return found
 
 

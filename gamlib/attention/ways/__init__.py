@@ -10,7 +10,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from gamlib.attention.ways import native
-from gamlib.attention.ways.dense import LARGEST, Dense
+from gamlib.attention.ways.dense import LARGEST, Dense, Whole
+from gamlib.attention.ways.dense import attend as whole
 from gamlib.attention.ways.direct import Direct
 from gamlib.attention.ways.fourier import Fourier, length
 from gamlib.attention.ways.fused import Engine, Fused, Weights, apart, attend
@@ -25,33 +26,50 @@ IMPLEMENTATIONS = ("auto", "plain", *ENGINES, "triton")
 DENSE_UP_TO = 2  # H and W
 # How many times as fast torch's convolution multiplies as `native.products`, or as torch's matrix product, measured
 ADVANTAGE = {("AVX512", True): 1.5, ("AVX512", False): 3.5, ("AVX2", True): 1.2, ("AVX2", False): 1.5}
+MLP = [nn.Linear, nn.ReLU, nn.Linear]
+CONVOLUTIONS = [nn.Identity, nn.Conv2d, nn.ReLU, nn.Identity, nn.Conv2d]  # without pooling and shuffling
 TRITON_FLOAT32_UP_TO = 128  # hidden channels: more spill registers
 
 
 def choose(block: "GAM", x: Tensor) -> str:
     """One of `IMPLEMENTATIONS` but "auto": the one that was asked for, or the fastest; "plain" where that cannot be."""
+    return _chosen(block, x)[0]
+
+
+def compute(block: "GAM", x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N, C, H, W], by what `choose` says."""
+    way, weights = _chosen(block, x)
+    return block.plain(x) if weights is None else _computed(way, x, weights)
+
+
+def _chosen(block: "GAM", x: Tensor) -> tuple[str, Weights | None]:
+    """The way, and the weights that it needs unless it is "plain"."""
     wanted = block.implementation
-    if wanted == "plain" or not _replaceable(block, x):
-        return "plain"
+    weights = None if wanted == "plain" or _is_watched(x) else _weights(block)
+    if weights is None or x.ndim != 4 or not x.numel():
+        return "plain", None
     if x.device.type == "cuda":
-        return "triton" if wanted in ("auto", "triton") and _fits_gpu(block, x) else "plain"
-    if wanted == "triton" or not _fits_cpu(block, x) or (wanted == "dense" and max(x.shape[2:]) > LARGEST):
-        return "plain"
+        by_triton = wanted in ("auto", "triton") and _fits_gpu(weights, x, is_free=wanted == "auto")
+        return ("triton", weights) if by_triton else ("plain", None)
+    if wanted == "triton" or not _fits_cpu(weights, x) or (wanted == "dense" and max(x.shape[2:]) > LARGEST):
+        return "plain", None
     if wanted != "auto":
-        return wanted
-    squeeze = _weights(block)[4]
-    return fastest(*x.shape, 0 if squeeze is None else len(squeeze), _with_gradients(block, x))
+        return wanted, weights
+    hidden = 0 if weights[4] is None else len(weights[4])
+    return fastest(*x.shape, hidden, _with_gradients(weights, x)), weights
 
 
-def compute(way: str, block: "GAM", x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C, H, W] by an engine, or by the kernels for a GPU."""
+def _computed(way: str, x: Tensor, weights: Weights) -> Tensor:
     if way == "triton":
         from gamlib.attention.ways.gpu import OnGPU
 
-        return OnGPU.apply(x, *_weights(block))
-    if _with_gradients(block, x):
-        return Fused.apply(ENGINES[way], x, *_weights(block))
-    return attend(WITHOUT_GRADIENTS[way], x, *apart(_weights(block)))[0]
+        return OnGPU.apply(x, *weights)
+    differentiates = _with_gradients(weights, x)
+    if way == "dense" and weights[4] is not None and native.fits(x):
+        return Whole.apply(x, *weights) if differentiates else whole(x, weights, differentiates=False)[0]
+    if differentiates:
+        return Fused.apply(ENGINES[way], x, *weights)
+    return attend(WITHOUT_GRADIENTS[way], x, *apart(weights))[0]
 
 
 @lru_cache(maxsize=256)
@@ -73,38 +91,10 @@ def fastest(batch: int, channels: int, height: int, width: int, hidden: int, gra
     return "fourier" if by_fourier * ADVANTAGE.get(kind, min(ADVANTAGE.values())) < directly else "direct"
 
 
-def _weights(block: "GAM") -> Weights:
-    channel: Any = block.channel
-    spatial: Any = block.spatial
-    mlp: Weights = (None,) * 4
-    kernels: Weights = (None,) * 2
-    if channel is not None:
-        first, _, second = channel.mlp
-        mlp = first.weight, first.bias, second.weight, second.bias
-    if spatial is not None:
-        kernels = spatial.squeeze.weight, spatial.expand.weight
-    return mlp + kernels
-
-
-def _with_gradients(block: "GAM", x: Tensor) -> bool:
+def _with_gradients(weights: Weights, x: Tensor) -> bool:
     if not torch.is_grad_enabled():
         return False
-    return x.requires_grad or any(value is not None and value.requires_grad for value in _weights(block))
-
-
-def _replaceable(block: "GAM", x: Tensor) -> bool:
-    """Whether a block is GAM itself, computed now on one map, and nobody looks inside."""
-    from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
-
-    if _is_watched(x) or x.ndim != 4 or not x.numel():
-        return False
-    parts = [(block, GAM), (block.channel, ChannelAttention), (block.spatial, SpatialAttention)]
-    if any(part is not None and type(part) is not kind for part, kind in parts):
-        return False  # a variant, with other layers
-    if not _usual_layers(block) or _has_any_global_hook():
-        return False
-    inner = (module for module in block.modules() if module is not block)
-    return not any(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks for module in inner)
+    return x.requires_grad or any(value is not None and value.requires_grad for value in weights)
 
 
 def _is_watched(x: Tensor) -> bool:
@@ -116,35 +106,54 @@ def _is_watched(x: Tensor) -> bool:
     return type(x) not in (Tensor, nn.Parameter)
 
 
-def _usual_layers(block: "GAM") -> bool:
-    """Whether the layers are those that `gam.py` makes, without groups and pooling, and nobody has put in others."""
-    channel: Any = block.channel
-    spatial: Any = block.spatial
+def _weights(block: "GAM") -> Weights | None:
+    """Those of GAM itself, with the layers that `gam.py` makes, into which nobody looks; None for any other block.
+
+    This is looked at in every call: modules lie in dictionaries, and `nn.Module` takes long to find them there.
+    """
+    from gamlib.attention.gam import GAM, ChannelAttention, SpatialAttention
+
+    if type(block) is not GAM or _has_any_global_hook():
+        return None
+    channel, spatial = block._modules.get("channel"), block._modules.get("spatial")
+    weights: list[Tensor | None] = []
     if channel is not None:
-        kinds = [type(layer) for layer in channel.mlp]
-        if kinds != [nn.Linear, nn.ReLU, nn.Linear] or channel.mlp[0].bias is None or channel.mlp[2].bias is None:
-            return False
-    if spatial is None:
-        return True
-    convolutions = spatial.squeeze, spatial.expand
-    if any(type(layer) is not nn.Conv2d for layer in convolutions):
-        return False
-    others = type(spatial.pool), type(spatial.relu), type(spatial.shuffle)
-    return others == (nn.Identity, nn.ReLU, nn.Identity) and all(map(_is_7x7, convolutions))
+        (sequence,) = _layers(channel, ChannelAttention, [nn.Sequential]) or (channel,)
+        linear = _layers(sequence, nn.Sequential, MLP)[::2]
+        weights += [layer._parameters.get(name) for layer in linear for name in ("weight", "bias")]
+    if spatial is not None:
+        weights += map(_kernel, _layers(spatial, SpatialAttention, CONVOLUTIONS)[1::3])
+    if any(value is None for value in weights) or len(weights) != 4 * (channel is not None) + 2 * (spatial is not None):
+        return None
+    return (*([None] * 4 if channel is None else []), *weights, *([None] * 2 if spatial is None else []))
 
 
-def _is_7x7(layer: nn.Conv2d) -> bool:
-    given = layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode, layer.bias
-    return given == ((7, 7), (3, 3), (1, 1), (1, 1), 1, "zeros", None)
+def _layers(module: nn.Module, kind: type[nn.Module], kinds: list[type[nn.Module]]) -> list[Any]:
+    """The layers of a module, if it and they are of these kinds and nobody looks into them; else none."""
+    layers: list[Any] = [*module._modules.values()]
+    if type(module) is not kind or [*map(type, layers)] != kinds:
+        return []
+    for m in (module, *layers):
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return []
+    return layers
 
 
-def _fits_cpu(block: "GAM", x: Tensor) -> bool:
+def _kernel(layer: nn.Conv2d) -> Tensor | None:
+    given = layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode
+    usual = ((7, 7), (3, 3), (1, 1), (1, 1), 1, "zeros")
+    parameters = layer._parameters
+    return parameters.get("weight") if given == usual and parameters.get("bias") is None else None
+
+
+def _fits_cpu(weights: Weights, x: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or torch.is_autocast_enabled("cpu"):
         return False
-    return all(value is None or (value.dtype == x.dtype and value.device == x.device) for value in _weights(block))
+    return all(value is None or (value.dtype == x.dtype and value.device == x.device) for value in weights)
 
 
-def _fits_gpu(block: "GAM", x: Tensor) -> bool:
+def _fits_gpu(weights: Weights, x: Tensor, *, is_free: bool) -> bool:
+    """Whether the kernels for a GPU can be used, and, where the choice `is_free`, should be."""
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
     types = {x.dtype}
@@ -152,13 +161,13 @@ def _fits_gpu(block: "GAM", x: Tensor) -> bool:
         if x.dtype != torch.get_autocast_dtype("cuda"):
             return False
         types.add(torch.float32)  # is cast to x's, as autocast casts
-    weights = [value for value in _weights(block) if value is not None]
-    if any(value.dtype not in types or value.device != x.device for value in weights):
+    given = [value for value in weights if value is not None]
+    if any(value.dtype not in types or value.device != x.device for value in given):
         return False
-    if block.implementation == "auto":
+    if is_free:
         if not x.is_contiguous(memory_format=torch.channels_last):
             return False  # twice over the map, and what follows would get it in another layout
-        if block.channel is not None and x.dtype == torch.float32:
+        if weights[0] is not None and x.dtype == torch.float32:
             return len(weights[0]) <= TRITON_FLOAT32_UP_TO and _triton_can(x.device)
     return _triton_can(x.device)
 

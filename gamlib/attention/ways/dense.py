@@ -3,16 +3,21 @@
 On a map of H x W only the middle (2H - 1) x (2W - 1) taps ever meet it. Every pair of an output position and an input
 position has one tap, so that a convolution is a matrix of [H W C_in, H W C_out] whose blocks are taps: a 1x1 map takes
 one block, the tap in the middle, and a 2x2 map 16, four for each of its positions, where a convolution takes 49.
+
+On such maps calls take longer than products: where `c/dense.c` can be used, it computes the whole block in one.
 """
 
 from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gamlib.attention.ways import native
+from gamlib.attention.ways.fused import Weights, apart, differentiable, in_order_of
 from gamlib.attention.ways.gating import maps
-from gamlib.attention.ways.native import Saved, products, room_in_channels_last
+from gamlib.attention.ways.native import Kernels, Saved, products, room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
 
@@ -47,6 +52,31 @@ class Dense:
 
     def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
         return self.squeeze_gradients(gradient, x, weight, (*saved, _flat(x)))
+
+
+class Whole(torch.autograd.Function):
+    """What `fused.Fused` computes, by `c/dense.c`; there is a spatial gate."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor | None) -> Tensor:
+        out, kept = attend(x, weights, differentiates=True)
+        ctx.save_for_backward(x, kept, *weights)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, kept, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
+            return differentiable(gradient, x, tuple(weights))
+        mlp, kernels = apart(tuple(weights))
+        return native.dense_gradients(x, mlp, cast(Kernels, kernels), kept, gradient)
+
+
+def attend(x: Tensor, weights: Weights, *, differentiates: bool) -> tuple[Tensor, Tensor]:
+    """The block's map [N, C, H, W], and what its gradients need."""
+    mlp, kernels = apart(weights)
+    out, kept = native.dense(x, mlp, cast(Kernels, kernels), differentiates=differentiates)
+    return in_order_of(x, out), kept
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

@@ -25,10 +25,9 @@ from gamlib.attention.ways.gating import (
     spatial_gate_gradient,
     with_rows,
 )
-from gamlib.attention.ways.native import Mlp, Saved
+from gamlib.attention.ways.native import Kernels, Mlp, Saved
 
 Weights = tuple[Tensor | None, ...]  # of the MLP: weight, bias, weight, bias; of both convolutions; None if not there
-Kernels = tuple[Tensor, Tensor]
 
 
 class Engine(Protocol):
@@ -68,7 +67,7 @@ class Fused(torch.autograd.Function):
         x, squeezed, logits, *rest = ctx.saved_tensors
         weights, saved = tuple(rest[:6]), tuple(rest[6:])
         if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
-            return None, *_differentiable(gradient, x, weights)
+            return None, *differentiable(gradient, x, weights)
         (mlp, kernels), engine = apart(weights), ctx.engine
         gradient = with_rows(gradient)
         gated = engine.room("gated", x)
@@ -106,13 +105,13 @@ def attend(
     if kernels is None:
         out = channels_last(x)
         _gate(x, mlp, out)
-        return _in_order_of(x, out), (None, None), (), ()
+        return in_order_of(x, out), (None, None), (), ()
     gated = engine.room("gated", x)
     _gate(x, mlp, gated)
     squeezed, of_squeeze = engine.squeeze(gated, kernels[0])
     logits, of_expand = engine.expand(squeezed.relu_(), kernels[1])
     out = spatial_gate(gated, logits, channels_last(x))
-    return _in_order_of(x, out), (squeezed, logits), of_squeeze, of_expand
+    return in_order_of(x, out), (squeezed, logits), of_squeeze, of_expand
 
 
 def _gate(x: Tensor, mlp: Mlp | None, out: Tensor) -> Tensor:
@@ -120,12 +119,13 @@ def _gate(x: Tensor, mlp: Mlp | None, out: Tensor) -> Tensor:
     return out.copy_(x) if mlp is None else channel_gate(x, mlp, out)
 
 
-def _in_order_of(x: Tensor, out: Tensor) -> Tensor:
+def in_order_of(x: Tensor, out: Tensor) -> Tensor:
+    """A map in x's order of memory: channels first, or last."""
     channels_first = x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last)
     return out.contiguous() if channels_first else out
 
 
-def _differentiable(gradient: Tensor, x: Tensor, weights: Weights) -> Weights:
+def differentiable(gradient: Tensor, x: Tensor, weights: Weights) -> Weights:
     """The gradients by the equations themselves, as a graph: of x and of the weights that are there."""
     mlp, kernels = apart(weights)
     out = x

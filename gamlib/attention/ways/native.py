@@ -1,8 +1,9 @@
-"""What `native.c` computes, float32 on a CPU, for those who have a C compiler.
+"""What the C files of `c/` compute, float32 on a CPU, for those who have a C compiler.
 
 The library behind torch's product of matrices (MKL) multiplies small ones at a third of what a processor with 512-bit
-vectors can do, and eager torch takes a map from memory and back for every step of a gate. `native.c` is compiled when
-it is first used, in half a second, for this processor, and kept in the user's cache ($XDG_CACHE_HOME, ~/.cache).
+vectors can do, eager torch takes a map from memory and back for every step of a gate, and each of its calls takes as
+long as a tiny map. The files are compiled when they are first used, in half a second, for this processor, and kept in
+the user's cache ($XDG_CACHE_HOME, ~/.cache).
 `GAM_COMPILER` names another compiler than `cc`, or none if it is empty: then torch computes the same.
 """
 
@@ -20,17 +21,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-SOURCE = Path(__file__).with_suffix(".c")
+SOURCES = sorted((Path(__file__).parent / "c").iterdir())
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
 SECONDS = 60  # that a compiler may take
-LANES = 16  # channels that fill the vectors of every processor
+FILL = 16  # channels that fill the vectors of every processor
 
 _ROOMS = threading.local()
 
 Saved = tuple[Tensor, ...]
 Mlp = tuple[Tensor, Tensor, Tensor, Tensor]  # weight [C/r, C], bias, weight [C, C/r], bias
+Kernels = tuple[Tensor, Tensor]  # of the convolutions, [C/r, C, 7, 7] and [C, C/r, 7, 7]
 
 
 class _Matrices(ctypes.Structure):
@@ -49,22 +50,25 @@ class _Mlp(ctypes.Structure):
     _fields_ = (("hidden", ctypes.c_long), *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")))
 
 
+class _Kernels(ctypes.Structure):
+    _fields_ = (("hidden", ctypes.c_long), ("k1", ctypes.c_void_p), ("k2", ctypes.c_void_p))
+
+
 ARGUMENTS: dict[str, list[Any]] = {
     "products": [ctypes.c_long] * 4 + [_Matrices] * 3,
-    "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p, _Map, _Map, _Map],
-    "channel_gate_gradients": [
-        *(_Size, ctypes.c_void_p, _Mlp, *[ctypes.c_void_p] * 3),
-        *([_Map] * 3),
-        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
-    ],
+    "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p, *[_Map] * 3],
+    "channel_gate_gradients": [_Size, ctypes.c_void_p, _Mlp, ctypes.c_void_p, *[_Map] * 3, *[ctypes.c_void_p] * 5],
     "gate": [_Size, _Map, _Map, _Map],
     "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
+    "dense_keeps": [_Size, ctypes.c_long],
+    "dense": [_Size, ctypes.c_void_p, _Mlp, _Kernels, ctypes.c_int, *[ctypes.c_void_p] * 2],
+    "dense_gradients": [_Size, ctypes.c_void_p, _Mlp, _Kernels, *[ctypes.c_void_p] * 10],
 }
 
 
 def fits(x: Tensor) -> bool:
     """Whether the gates here take x [N, C, H, W]."""
-    return x.dtype == torch.float32 and x.shape[1] % LANES == 0 and library() is not None
+    return x.dtype == torch.float32 and x.shape[1] % FILL == 0 and library() is not None
 
 
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -115,10 +119,10 @@ def channel_gate(
 
     Where there is a gradient of the whole block, that by the spatial gate's logits is written into `of_logits`.
     """
-    rows, filled = x.permute(0, 2, 3, 1).contiguous(), _filled(mlp)
-    hidden = x.new_empty(rows.shape[:3].numel(), len(filled[1]))
+    rows, mlp = x.permute(0, 2, 3, 1).contiguous(), _whole(mlp)
+    hidden = x.new_empty(rows.shape[:3].numel(), _filled(len(mlp[0])))
     further = map(_map, (gradient, logits, of_logits))
-    _done(library().channel_gate(_size(x), rows.data_ptr(), _pointers(filled), _map(out), hidden.data_ptr(), *further))
+    _done(library().channel_gate(_size(x), rows.data_ptr(), _mlp(mlp), _map(out), hidden.data_ptr(), *further))
     return hidden
 
 
@@ -126,28 +130,12 @@ def channel_gate_gradients(
     x: Tensor, mlp: Mlp, hidden: Tensor, gradient: Tensor, further: Tensor | None, logits: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The gradients by x and by the MLP's four, where that by its map is gradient + further sigmoid(logits)."""
-    rows, filled = x.permute(0, 2, 3, 1).contiguous(), _filled(mlp)
-    of_rows, channels, wide, narrow = torch.empty_like(rows), x.shape[1], hidden.shape[1], len(mlp[0])
-    turned = filled[0].t().contiguous(), filled[2].t().contiguous()
-    parts = [wide * channels, wide * channels, channels, wide]
-    sums = x.new_zeros(torch.get_num_threads(), sum(parts))
-    _done(
-        library().channel_gate_gradients(
-            _size(x),
-            rows.data_ptr(),
-            _pointers(filled),
-            *(value.data_ptr() for value in (*turned, hidden)),
-            _map(gradient),
-            _map(further),
-            _map(logits),
-            of_rows.data_ptr(),
-            sums.data_ptr(),
-            len(sums),
-        )
-    )
-    of_w1, of_w2, of_b2, of_b1 = sums.sum(0).split(parts)
-    of_w1, of_w2 = of_w1.view(wide, channels)[:narrow], of_w2.view(wide, channels)[:narrow].t()
-    return of_rows.permute(0, 3, 1, 2), of_w1, of_b1[:narrow], of_w2, of_b2
+    rows, mlp = x.permute(0, 2, 3, 1).contiguous(), _whole(mlp)
+    found = torch.empty_like(rows), *map(torch.empty_like, mlp)
+    given = map(_map, (gradient, further, logits))
+    to = (value.data_ptr() for value in found)
+    _done(library().channel_gate_gradients(_size(x), rows.data_ptr(), _mlp(mlp), hidden.data_ptr(), *given, *to))
+    return found[0].permute(0, 3, 1, 2), *found[1:]
 
 
 def gate(x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
@@ -162,6 +150,30 @@ def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> T
     return out
 
 
+def dense(x: Tensor, mlp: Mlp | None, kernels: Kernels, *, differentiates: bool) -> tuple[Tensor, Tensor]:
+    """The whole block of a tiny map [N, C, H, W], with or without a channel gate; and what its gradients need."""
+    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _whole(kernels)
+    size, out = _size(x), torch.empty_like(rows)
+    kept = x.new_empty(library().dense_keeps(size, len(kernels[0])))
+    to = kept.data_ptr(), out.data_ptr()
+    _done(library().dense(size, rows.data_ptr(), _mlp(mlp), _kernels(kernels), differentiates, *to))
+    return out.permute(0, 3, 1, 2), kept
+
+
+def dense_gradients(
+    x: Tensor, mlp: Mlp | None, kernels: Kernels, kept: Tensor, gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `dense` by x, the MLP's four, and both kernels."""
+    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _whole(kernels)
+    of_rows, gradient = torch.empty_like(rows), gradient.permute(0, 2, 3, 1).contiguous()
+    given = rows.data_ptr(), _mlp(mlp), _kernels(kernels), kept.data_ptr(), gradient.data_ptr()
+    memory = room("dense", x, len(kept)).data_ptr()
+    of_mlp: list[Tensor | None] = [torch.empty_like(value) for value in mlp] if mlp else [None] * 4
+    found = of_rows, *of_mlp, *map(torch.empty_like, kernels)
+    _done(library().dense_gradients(_size(x), *given, memory, *(v if v is None else v.data_ptr() for v in found)))
+    return of_rows.permute(0, 3, 1, 2), *found[1:]
+
+
 def _size(x: Tensor) -> _Size:
     batch, channels, height, width = x.shape
     return _Size(batch, height, width, channels)
@@ -171,16 +183,20 @@ def _map(x: Tensor | None) -> _Map:
     return _Map(None, 0, 0, 0) if x is None else _Map(x.data_ptr(), x.stride(0), x.stride(2), x.stride(3))
 
 
-def _filled(mlp: Mlp) -> Mlp:
-    """w1 [C, h], b1 [h], w2 [h, C], b2: turned, with as many hidden channels as fill vectors."""
-    w1, b1, w2, b2 = mlp
-    more = -len(w1) % LANES
-    first, second = F.pad(w1.t(), (0, more)).contiguous(), F.pad(w2.t(), (0, 0, 0, more)).contiguous()
-    return first, F.pad(b1, (0, more)), second, b2.contiguous()
+def _filled(channels: int) -> int:
+    return channels + -channels % FILL
 
 
-def _pointers(mlp: Mlp) -> _Mlp:
-    return _Mlp(len(mlp[1]), *(value.data_ptr() for value in mlp))
+def _whole(values: tuple[Tensor, ...]) -> Any:
+    return tuple(value.contiguous() for value in values)
+
+
+def _mlp(mlp: Mlp | None) -> _Mlp:
+    return _Mlp() if mlp is None else _Mlp(len(mlp[0]), *(value.data_ptr() for value in mlp))
+
+
+def _kernels(kernels: Kernels) -> _Kernels:
+    return _Kernels(len(kernels[0]), *(value.data_ptr() for value in kernels))
 
 
 def _done(failed: int) -> None:
@@ -211,7 +227,7 @@ def _cache() -> Path:
 def _compiled(compiler: list[str], folder: Path) -> Path:
     cpuinfo = Path("/proc/cpuinfo")
     flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    parts = [SOURCE.read_text(), *compiler, *FLAGS, *flags[:1]]  # a home may be shared by other processors
+    parts = [*(path.read_text() for path in SOURCES), *compiler, *FLAGS, *flags[:1]]  # a home may serve many processors
     version = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     found = folder / f"native-{version}.so"
     if not found.exists():
@@ -219,7 +235,7 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         descriptor, unfinished = tempfile.mkstemp(suffix=".so", dir=folder)
         os.close(descriptor)
         try:
-            command = [*compiler, *FLAGS, str(SOURCE), "-o", unfinished]
+            command = [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".c"), "-o", unfinished]
             subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
             Path(unfinished).replace(found)
         finally:
@@ -231,4 +247,5 @@ def _load(path: Path) -> Any:
     found = ctypes.CDLL(str(path))
     for name, arguments in ARGUMENTS.items():
         getattr(found, name).argtypes = arguments
+    found.dense_keeps.restype = ctypes.c_long
     return found

@@ -1,0 +1,202 @@
+/* The whole block on maps smaller than the kernels, where calls would take longer than arithmetic.
+
+   On a map of H x W only the middle (2H - 1) x (2W - 1) taps of a kernel ever meet it, one for each pair of an output
+   and an input position. Maps are [N, H W, C] here, taps [T, C, h] or [T, h, C], T of them, with the hidden channels
+   filled up to vectors. Every pair is one product with one tap's matrix, over all images. */
+
+#include "common.h"
+
+enum { SIDE = 7, CHUNK = 128 /* columns of a gradient that one thread sums */ };
+
+typedef struct {
+    long hidden;
+    const float *k1, *k2; /* [hidden, C, 7, 7], [C, hidden, 7, 7] */
+} kernels;
+
+/* What the backward pass needs, in one piece of memory: see `keep`. */
+typedef struct {
+    float *gated, *hidden, *squeezed, *logits; /* [N, H W, C or h] */
+    float *k1_by_hidden, *k1_by_channel;       /* [T, C, h] and [T, h, C] */
+    float *k2_by_hidden, *k2_by_channel;
+} kept;
+
+static long taps_of(size s) { return (2 * s.h - 1) * (2 * s.w - 1); }
+
+/* The tap of output position q for input position p, among the middle ones. */
+static inline long tap(size s, long q, long p) {
+    return (p / s.w - q / s.w + s.h - 1) * (2 * s.w - 1) + p % s.w - q % s.w + s.w - 1;
+}
+
+/* Where that tap is in a kernel of 7 x 7. */
+static inline long in_kernel(size s, long t) {
+    long row = t / (2 * s.w - 1) - s.h + 1, column = t % (2 * s.w - 1) - s.w + 1;
+    return (row + SIDE / 2) * SIDE + column + SIDE / 2;
+}
+
+static kept keep(size s, long hidden, float *at, long *numbers) {
+    long map = s.n * s.h * s.w, h = filled(hidden), matrix = s.channels * h, all = taps_of(s) * matrix;
+    kept found = {.gated = at};
+    found.logits = found.gated + map * s.channels, found.hidden = found.logits + map * s.channels;
+    found.squeezed = found.hidden + map * h, found.k1_by_hidden = found.squeezed + map * h;
+    found.k1_by_channel = found.k1_by_hidden + all, found.k2_by_hidden = found.k1_by_channel + all;
+    found.k2_by_channel = found.k2_by_hidden + all;
+    if (numbers) *numbers = 2 * map * (s.channels + h) + 4 * all;
+    return found;
+}
+
+/* How many numbers `dense` keeps. */
+long dense_keeps(size s, long hidden) {
+    long numbers;
+    keep(s, hidden, NULL, &numbers);
+    return numbers;
+}
+
+/* Pairs of up to FILL channels and FILL hidden ones in a kernel's memory, [channels, hidden, 7, 7] or, where `outer`,
+   [hidden, channels, 7, 7]. */
+typedef struct {
+    long outer, channels, hidden, channel, of_hidden;
+} pairs;
+
+static long number(pairs r) { return r.hidden - r.of_hidden < FILL ? r.hidden - r.of_hidden : FILL; } /* hidden ones */
+static long runs(pairs r) { return r.outer ? number(r) : FILL; } /* of pairs, one after the other in memory */
+static long length(pairs r) { return r.outer ? FILL : number(r); }
+static long begin(pairs r, long run) {
+    long channel = r.channel, hidden = r.of_hidden;
+    return SIDE * SIDE * (r.outer ? (hidden + run) * r.channels + channel : (channel + run) * r.hidden + hidden);
+}
+
+/* Their taps into [T, C, h] and [T, h, C], where these are wanted. */
+static void gather(size s, pairs r, const float *from, float *by_hidden, float *by_channel) {
+    long c = r.channels, h = filled(r.hidden);
+    for (long t = 0; t < taps_of(s); t++) {
+        float *wide = by_hidden + (t * c + r.channel) * h + r.of_hidden;
+        float *narrow = by_channel + (t * h + r.of_hidden) * c + r.channel;
+        for (long run = 0; run < runs(r); run++) {
+            const float *kernel = from + begin(r, run) + in_kernel(s, t);
+            for (long i = 0; i < length(r); i++) {
+                long j = r.outer ? i : run, o = r.outer ? run : i;
+                if (by_hidden) wide[j * h + o] = kernel[i * SIDE * SIDE];
+                if (by_channel) narrow[o * c + j] = kernel[i * SIDE * SIDE];
+            }
+        }
+        for (long o = number(r); o < FILL; o++)
+            for (long j = 0; j < FILL; j++) {
+                if (by_hidden) wide[j * h + o] = 0;
+                if (by_channel) narrow[o * c + j] = 0;
+            }
+    }
+}
+
+/* The gradients of their taps, [T, h, C], back into a kernel. */
+static void scatter(size s, pairs r, const float *by_channel, float *to) {
+    long c = r.channels, h = filled(r.hidden);
+    for (long run = 0; run < runs(r); run++) {
+        float *kernel = to + begin(r, run);
+        memset(kernel, 0, 4 * length(r) * SIDE * SIDE);
+        for (long t = 0; t < taps_of(s); t++) {
+            const float *of_taps = by_channel + (t * h + r.of_hidden) * c + r.channel + run * (r.outer ? c : 1);
+            float *at = kernel + in_kernel(s, t);
+            for (long i = 0; i < length(r); i++) at[i * SIDE * SIDE] = of_taps[i * (r.outer ? 1 : c)];
+        }
+    }
+}
+
+/* out[q] = sum over p of x[p] taps[q, p], or of x[p] taps[p, q] where it goes `back`; m images of [H W, from or to] */
+static void meet(size s, int back, long m, long from, long to, const float *x, const float *taps, float *out) {
+    long positions = s.h * s.w;
+    for (long q = 0; q < positions; q++)
+        for (long p = 0; p < positions; p++) {
+            const float *matrix = taps + (back ? tap(s, p, q) : tap(s, q, p)) * from * to;
+            if (p)
+                product(1, m, to, from, x + p * from, positions * from, 1, matrix, to, out + q * to, positions * to);
+            else
+                product(0, m, to, from, x, positions * from, 1, matrix, to, out + q * to, positions * to);
+        }
+}
+
+static map flat(size s, float *at) { return (map){at, s.h * s.w * s.channels, s.w * s.channels, s.channels}; }
+
+/* out = the block's map; all maps are [N, H W, C]. Without w.w1 there is no channel gate. */
+int dense(size s, const float *x, mlp w, kernels k, int differentiates, float *memory, float *out) {
+    long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n);
+    kept y = keep(s, k.hidden, memory, NULL);
+    map none = {0};
+    if (!w.w1)
+        memcpy(y.gated, x, 4 * s.n * positions * c);
+    else if (channel_gate(s, x, w, flat(s, y.gated), y.hidden, none, none, none))
+        return 1;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (long first = 0; first < c; first += FILL)
+            for (long o = 0; o < h; o += FILL) {
+                pairs outer = {1, c, k.hidden, first, o}, inner = {0, c, k.hidden, first, o};
+                gather(s, outer, k.k1, y.k1_by_hidden, differentiates ? y.k1_by_channel : NULL);
+                gather(s, inner, k.k2, differentiates ? y.k2_by_hidden : NULL, y.k2_by_channel);
+            }
+#pragma omp for schedule(static)
+        for (long n = 0; n < s.n; n += block) {
+            long m = s.n - n < block ? s.n - n : block, at = n * positions * c;
+            float *squeezed = y.squeezed + n * positions * h;
+            meet(s, 0, m, c, h, y.gated + at, y.k1_by_hidden, squeezed);
+            for (long i = 0; i < m * positions * h; i++) squeezed[i] = squeezed[i] < 0 ? 0 : squeezed[i];
+            meet(s, 0, m, h, c, squeezed, y.k2_by_channel, y.logits + at);
+            for (long i = at; i < at + m * positions * c; i += LANES)
+                VECTOR(out + i) = VECTOR(y.gated + i) * sigmoid(VECTOR(y.logits + i));
+        }
+    }
+    return 0;
+}
+
+/* The gradients of `dense`, from what it kept; `room` is for as many numbers. */
+int dense_gradients(size s, const float *x, mlp w, kernels k, float *memory, float *gradient, float *room, float *of_x,
+                    float *of_w1, float *of_b1, float *of_w2, float *of_b2, float *of_k1, float *of_k2) {
+    long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n), taps = taps_of(s);
+    kept y = keep(s, k.hidden, memory, NULL);
+    float *of_logits = room, *of_gated = of_logits + s.n * positions * c, *of_squeezed = of_gated + s.n * positions * c;
+    float *of_taps[2] = {of_squeezed + s.n * positions * h, of_squeezed + s.n * positions * h + taps * c * h};
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (long n = 0; n < s.n; n += block) {
+            long m = s.n - n < block ? s.n - n : block, at = n * positions * c, narrow = n * positions * h;
+            for (long i = at; i < at + m * positions * c; i += LANES) {
+                vector gate = sigmoid(VECTOR(y.logits + i));
+                VECTOR(of_logits + i) = VECTOR(gradient + i) * VECTOR(y.gated + i) * gate * (1 - gate);
+            }
+            meet(s, 1, m, c, h, of_logits + at, y.k2_by_hidden, of_squeezed + narrow);
+            for (long i = narrow; i < narrow + m * positions * h; i++)
+                of_squeezed[i] = y.squeezed[i] <= 0 ? 0 : of_squeezed[i];
+            meet(s, 1, m, h, c, of_squeezed + narrow, y.k1_by_channel, of_gated + at);
+        }
+#pragma omp for collapse(3) schedule(dynamic)
+        for (int which = 0; which < 2; which++)
+            for (long t = 0; t < taps; t++)
+                for (long first = 0; first < c; first += CHUNK) {
+                    long columns = c - first < CHUNK ? c - first : CHUNK, adds = 0;
+                    const float *narrow = which ? y.squeezed : of_squeezed, *wide = which ? of_logits : y.gated;
+                    float *found = of_taps[which] + t * h * c + first;
+                    for (long q = 0; q < positions; q++)
+                        for (long p = 0; p < positions; p++) {
+                            if (tap(s, q, p) != t) continue;
+                            const float *a = narrow + (which ? p : q) * h, *b = wide + (which ? q : p) * c + first;
+                            if (adds++)
+                                product(1, h, columns, s.n, a, 1, positions * h, b, positions * c, found, c);
+                            else
+                                product(0, h, columns, s.n, a, 1, positions * h, b, positions * c, found, c);
+                        }
+                }
+#pragma omp for schedule(static)
+        for (long first = 0; first < c; first += FILL)
+            for (long o = 0; o < h; o += FILL) {
+                scatter(s, (pairs){1, c, k.hidden, first, o}, of_taps[0], of_k1);
+                scatter(s, (pairs){0, c, k.hidden, first, o}, of_taps[1], of_k2);
+            }
+    }
+    if (w.w1)
+        return channel_gate_gradients(s, x, w, y.hidden, flat(s, of_gated), flat(s, gradient), flat(s, y.logits), of_x,
+                                      of_w1, of_b1, of_w2, of_b2);
+    for (long i = 0; i < s.n * positions * c; i += LANES)
+        VECTOR(of_x + i) = VECTOR(of_gated + i) + VECTOR(gradient + i) * sigmoid(VECTOR(y.logits + i));
+    return 0;
+}
