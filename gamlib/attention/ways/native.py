@@ -50,8 +50,12 @@ class _Mlp(ctypes.Structure):
     _fields_ = (("hidden", ctypes.c_long), *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")))
 
 
+class _Kernel(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("hidden", "channel", "tap")))
+
+
 class _Kernels(ctypes.Structure):
-    _fields_ = (("hidden", ctypes.c_long), ("k1", ctypes.c_void_p), ("k2", ctypes.c_void_p))
+    _fields_ = (("hidden", ctypes.c_long), ("first", _Kernel), ("second", _Kernel))
 
 
 ARGUMENTS: dict[str, list[Any]] = {
@@ -152,7 +156,7 @@ def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> T
 
 def dense(x: Tensor, mlp: Mlp | None, kernels: Kernels, *, differentiates: bool) -> tuple[Tensor, Tensor]:
     """The whole block of a tiny map [N, C, H, W], with or without a channel gate; and what its gradients need."""
-    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _whole(kernels)
+    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
     size, out = _size(x), torch.empty_like(rows)
     kept = x.new_empty(library().dense_keeps(size, len(kernels[0])))
     to = kept.data_ptr(), out.data_ptr()
@@ -164,7 +168,7 @@ def dense_gradients(
     x: Tensor, mlp: Mlp | None, kernels: Kernels, kept: Tensor, gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `dense` by x, the MLP's four, and both kernels."""
-    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _whole(kernels)
+    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
     of_rows, gradient = torch.empty_like(rows), gradient.permute(0, 2, 3, 1).contiguous()
     given = rows.data_ptr(), _mlp(mlp), _kernels(kernels), kept.data_ptr(), gradient.data_ptr()
     memory = room("dense", x, len(kept)).data_ptr()
@@ -195,8 +199,16 @@ def _mlp(mlp: Mlp | None) -> _Mlp:
     return _Mlp() if mlp is None else _Mlp(len(mlp[0]), *(value.data_ptr() for value in mlp))
 
 
+def _laid(kernels: Kernels) -> Kernels:
+    """As they are, or their taps one after the other if these lie neither so nor behind the channels."""
+    k1, k2 = (k if k.is_contiguous(memory_format=torch.channels_last) else k.contiguous() for k in kernels)
+    return k1, k2
+
+
 def _kernels(kernels: Kernels) -> _Kernels:
-    return _Kernels(len(kernels[0]), *(value.data_ptr() for value in kernels))
+    (out1, in1, _, tap1), (out2, in2, _, tap2) = (value.stride() for value in kernels)
+    k1, k2 = (value.data_ptr() for value in kernels)
+    return _Kernels(len(kernels[0]), _Kernel(k1, out1, in1, tap1), _Kernel(k2, in2, out2, tap2))
 
 
 def _done(failed: int) -> None:

@@ -8,9 +8,15 @@
 
 enum { SIDE = 7, CHUNK = 128 /* columns of a gradient that one thread sums */ };
 
+/* A kernel of 7 x 7 taps, one after the other (`tap` is 1) or behind all channels: its memory, and steps in it. */
+typedef struct {
+    const float *at;
+    long hidden, channel, tap;
+} kernel;
+
 typedef struct {
     long hidden;
-    const float *k1, *k2; /* [hidden, C, 7, 7], [C, hidden, 7, 7] */
+    kernel first, second; /* C -> hidden, hidden -> C */
 } kernels;
 
 /* What the backward pass needs, in one piece of memory: see `keep`. */
@@ -51,35 +57,40 @@ long dense_keeps(size s, long hidden) {
     return numbers;
 }
 
-/* Pairs of up to FILL channels and FILL hidden ones in a kernel's memory, [channels, hidden, 7, 7] or, where `outer`,
-   [hidden, channels, 7, 7]. */
+/* Pairs of FILL channels and up to FILL hidden ones; those of a run follow each other in the kernel's memory. */
 typedef struct {
-    long outer, channels, hidden, channel, of_hidden;
+    kernel of;
+    long channels, hidden, channel, first, number, by_hidden; /* whether a run is of one channel's hidden ones */
 } pairs;
 
-static long number(pairs r) { return r.hidden - r.of_hidden < FILL ? r.hidden - r.of_hidden : FILL; } /* hidden ones */
-static long runs(pairs r) { return r.outer ? number(r) : FILL; } /* of pairs, one after the other in memory */
-static long length(pairs r) { return r.outer ? FILL : number(r); }
+static pairs pair(size s, kernels k, int second, long channel, long first) {
+    long number = k.hidden - first < FILL ? k.hidden - first : FILL;
+    return (pairs){second ? k.second : k.first, s.channels, k.hidden, channel, first, number, second};
+}
+
+static long runs(pairs r) { return r.by_hidden ? FILL : r.number; }
+static long length(pairs r) { return r.by_hidden ? r.number : FILL; }
+static long step(pairs r) { return r.by_hidden ? r.of.hidden : r.of.channel; }
 static long begin(pairs r, long run) {
-    long channel = r.channel, hidden = r.of_hidden;
-    return SIDE * SIDE * (r.outer ? (hidden + run) * r.channels + channel : (channel + run) * r.hidden + hidden);
+    long channel = r.channel + (r.by_hidden ? run : 0), hidden = r.first + (r.by_hidden ? 0 : run);
+    return channel * r.of.channel + hidden * r.of.hidden;
 }
 
 /* Their taps into [T, C, h] and [T, h, C], where these are wanted. */
-static void gather(size s, pairs r, const float *from, float *by_hidden, float *by_channel) {
+static void gather(size s, pairs r, float *by_hidden, float *by_channel) {
     long c = r.channels, h = filled(r.hidden);
     for (long t = 0; t < taps_of(s); t++) {
-        float *wide = by_hidden + (t * c + r.channel) * h + r.of_hidden;
-        float *narrow = by_channel + (t * h + r.of_hidden) * c + r.channel;
+        float *wide = by_hidden + (t * c + r.channel) * h + r.first;
+        float *narrow = by_channel + (t * h + r.first) * c + r.channel;
         for (long run = 0; run < runs(r); run++) {
-            const float *kernel = from + begin(r, run) + in_kernel(s, t);
+            const float *from = r.of.at + begin(r, run) + in_kernel(s, t) * r.of.tap;
             for (long i = 0; i < length(r); i++) {
-                long j = r.outer ? i : run, o = r.outer ? run : i;
-                if (by_hidden) wide[j * h + o] = kernel[i * SIDE * SIDE];
-                if (by_channel) narrow[o * c + j] = kernel[i * SIDE * SIDE];
+                long j = r.by_hidden ? run : i, o = r.by_hidden ? i : run;
+                if (by_hidden) wide[j * h + o] = from[i * step(r)];
+                if (by_channel) narrow[o * c + j] = from[i * step(r)];
             }
         }
-        for (long o = number(r); o < FILL; o++)
+        for (long o = r.number; o < FILL; o++)
             for (long j = 0; j < FILL; j++) {
                 if (by_hidden) wide[j * h + o] = 0;
                 if (by_channel) narrow[o * c + j] = 0;
@@ -87,16 +98,14 @@ static void gather(size s, pairs r, const float *from, float *by_hidden, float *
     }
 }
 
-/* The gradients of their taps, [T, h, C], back into a kernel. */
+/* The gradients of their taps, [T, h, C], into memory of zeros that is laid like the kernel's. */
 static void scatter(size s, pairs r, const float *by_channel, float *to) {
     long c = r.channels, h = filled(r.hidden);
     for (long run = 0; run < runs(r); run++) {
-        float *kernel = to + begin(r, run);
-        memset(kernel, 0, 4 * length(r) * SIDE * SIDE);
         for (long t = 0; t < taps_of(s); t++) {
-            const float *of_taps = by_channel + (t * h + r.of_hidden) * c + r.channel + run * (r.outer ? c : 1);
-            float *at = kernel + in_kernel(s, t);
-            for (long i = 0; i < length(r); i++) at[i * SIDE * SIDE] = of_taps[i * (r.outer ? 1 : c)];
+            const float *of_taps = by_channel + (t * h + r.first) * c + r.channel + run * (r.by_hidden ? 1 : c);
+            float *at = to + begin(r, run) + in_kernel(s, t) * r.of.tap;
+            for (long i = 0; i < length(r); i++) at[i * step(r)] = of_taps[i * (r.by_hidden ? c : 1)];
         }
     }
 }
@@ -130,9 +139,8 @@ int dense(size s, const float *x, mlp w, kernels k, int differentiates, float *m
 #pragma omp for schedule(static)
         for (long first = 0; first < c; first += FILL)
             for (long o = 0; o < h; o += FILL) {
-                pairs outer = {1, c, k.hidden, first, o}, inner = {0, c, k.hidden, first, o};
-                gather(s, outer, k.k1, y.k1_by_hidden, differentiates ? y.k1_by_channel : NULL);
-                gather(s, inner, k.k2, differentiates ? y.k2_by_hidden : NULL, y.k2_by_channel);
+                gather(s, pair(s, k, 0, first, o), y.k1_by_hidden, differentiates ? y.k1_by_channel : NULL);
+                gather(s, pair(s, k, 1, first, o), differentiates ? y.k2_by_hidden : NULL, y.k2_by_channel);
             }
 #pragma omp for schedule(static)
         for (long n = 0; n < s.n; n += block) {
@@ -152,6 +160,7 @@ int dense(size s, const float *x, mlp w, kernels k, int differentiates, float *m
 int dense_gradients(size s, const float *x, mlp w, kernels k, float *memory, float *gradient, float *room, float *of_x,
                     float *of_w1, float *of_b1, float *of_w2, float *of_b2, float *of_k1, float *of_k2) {
     long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n), taps = taps_of(s);
+    long numbers = k.hidden * SIDE * SIDE; /* of a kernel, for each of the C channels */
     kept y = keep(s, k.hidden, memory, NULL);
     float *of_logits = room, *of_gated = of_logits + s.n * positions * c, *of_squeezed = of_gated + s.n * positions * c;
     float *of_taps[2] = {of_squeezed + s.n * positions * h, of_squeezed + s.n * positions * h + taps * c * h};
@@ -186,11 +195,18 @@ int dense_gradients(size s, const float *x, mlp w, kernels k, float *memory, flo
                                 product(0, h, columns, s.n, a, 1, positions * h, b, positions * c, found, c);
                         }
                 }
+        if (taps < SIDE * SIDE) {
+#pragma omp for schedule(static)
+            for (long i = 0; i < c; i++) {
+                memset(of_k1 + i * numbers, 0, 4 * numbers);
+                memset(of_k2 + i * numbers, 0, 4 * numbers);
+            }
+        }
 #pragma omp for schedule(static)
         for (long first = 0; first < c; first += FILL)
             for (long o = 0; o < h; o += FILL) {
-                scatter(s, (pairs){1, c, k.hidden, first, o}, of_taps[0], of_k1);
-                scatter(s, (pairs){0, c, k.hidden, first, o}, of_taps[1], of_k2);
+                scatter(s, pair(s, k, 0, first, o), of_taps[0], of_k1);
+                scatter(s, pair(s, k, 1, first, o), of_taps[1], of_k2);
             }
     }
     if (w.w1)
