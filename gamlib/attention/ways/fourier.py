@@ -32,6 +32,7 @@ from gamlib.attention.ways import native
 from gamlib.attention.ways.native import Saved, products, room
 
 KEPT_BYTES = 2**25  # for each block; of more, the transforms are computed again
+WIDE = 64  # channels
 PAIRS = 2  # of real numbers, in front of the complex ones
 
 
@@ -104,20 +105,34 @@ def _along_w_of_reals(real: Tensor) -> Tensor:
 def _transformed(x: Tensor, matrices: Pair, name: str | None) -> Tensor:
     """[H, W, n, c] -> [S, 2, n, c], S pairs of f and g, in the room of a name or in new memory."""
     (along_h, along_w), columns = matrices, x.shape[2:].numel()
-    first = room("first", x, 1, len(along_h), x.shape[1] * columns)
-    products(along_h[None], x.reshape(1, len(x), -1), out=first)
     found = _memory(name, x, len(along_w), along_w.shape[1], columns)
-    products(along_w, first.view(len(along_w), along_w.shape[2], -1), out=found)
+    if native.transforms(x):
+        native.transform(x, along_h, along_w, found)
+    else:
+        first = room("first", x, 1, len(along_h), x.shape[1] * columns)
+        products(along_h[None], x.reshape(1, len(x), -1), out=first)
+        products(along_w, first.view(len(along_w), along_w.shape[2], -1), out=found)
     return found.view(-1, 2, *x.shape[2:])
 
 
 def _restored(known: Tensor, matrices: Pair) -> Tensor:
     """The transpose of `_transformed`: [S, 2, n, c] -> [H, W, n, c], in memory of its own."""
-    (along_h, along_w), columns = matrices, known.shape[2:].numel()
-    first = room("first", known, len(along_w), along_w.shape[2], columns)
+    (along_h, along_w), (number, channels) = matrices, known.shape[2:]
+    found = _empty(None, known, along_h.shape[1], along_w.shape[2] // 2, number, channels)
+    if native.transforms(found):
+        native.restore(known, along_h, along_w, found)
+        return found
+    first = room("first", known, len(along_w), along_w.shape[2], number * channels)
     products(along_w.transpose(1, 2), known.view(len(along_w), along_w.shape[1], -1), out=first)
-    found = products(along_h.t()[None], first.view(1, len(along_h), -1))
-    return found.view(along_h.shape[1], -1, *known.shape[2:])
+    products(along_h.t()[None], first.view(1, len(along_h), -1), out=found.view(1, len(found), -1))
+    return found
+
+
+def _empty(name: str | None, like: Tensor, height: int, width: int, number: int, channels: int) -> Tensor:
+    """Memory [H, W, N, C] in the order that suits what computes: wide maps image after image for `c/transforms.c`."""
+    if channels >= WIDE and like.dtype == torch.float32 and native.library() is not None:
+        return _memory(name, like, number, height, width, channels).permute(1, 2, 0, 3)
+    return _memory(name, like, height, width, number, channels)
 
 
 class Fourier:
@@ -128,7 +143,7 @@ class Fourier:
 
     def room(self, name: str, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        return room(name, x, height, width, batch, channels).permute(2, 3, 0, 1)
+        return _empty(name, x, height, width, batch, channels).permute(2, 3, 0, 1)
 
     def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
         waves, keeps = _waves_for(x), self._keeps(x, weight)

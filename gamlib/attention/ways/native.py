@@ -58,12 +58,25 @@ class _Kernels(ctypes.Structure):
     _fields_ = (("hidden", ctypes.c_long), ("first", _Kernel), ("second", _Kernel))
 
 
+class _Positions(ctypes.Structure):
+    _fields_ = (("at", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("h", "w", "run")))
+
+
+class _Waves(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("h", "w", "runs", "run", "rows", "f", "p")),
+        *((name, ctypes.c_void_p) for name in ("along_h", "along_w")),
+    )
+
+
 ARGUMENTS: dict[str, list[Any]] = {
     "products": [ctypes.c_long] * 4 + [_Matrices] * 3,
     "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p, *[_Map] * 3],
     "channel_gate_gradients": [_Size, ctypes.c_void_p, _Mlp, ctypes.c_void_p, *[_Map] * 3, *[ctypes.c_void_p] * 5],
     "gate": [_Size, _Map, _Map, _Map],
     "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
+    "transform": [_Waves, _Positions, ctypes.c_void_p],
+    "restore": [_Waves, ctypes.c_void_p, _Positions],
     "dense_keeps": [_Size, ctypes.c_long],
     "dense": [_Size, ctypes.c_void_p, _Mlp, _Kernels, ctypes.c_int, *[ctypes.c_void_p] * 2],
     "dense_gradients": [_Size, ctypes.c_void_p, _Mlp, _Kernels, *[ctypes.c_void_p] * 10],
@@ -89,6 +102,36 @@ def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.bmm(a, b, out=out)
     _done(ours.products(*out.shape, a.shape[2], *(_Matrices(x.data_ptr(), *x.stride()) for x in (a, b, out))))
     return out
+
+
+def transforms(x: Tensor) -> bool:
+    """Whether `transform` takes x [H, W, n, c], and `restore` gives it."""
+    return x.dtype == torch.float32 and library() is not None and x.stride(3) == 1 and _runs(x)[1] % FILL == 0
+
+
+def transform(x: Tensor, along_h: Tensor, along_w: Tensor, known: Tensor) -> None:
+    """Both products with x [H, W, n, c] along H and W, as `fourier.py` has them, into known [F, P, n c]."""
+    _done(library().transform(_waves(x, along_h, along_w), _positions(x), known.data_ptr()))
+
+
+def restore(known: Tensor, along_h: Tensor, along_w: Tensor, x: Tensor) -> None:
+    """The transpose of `transform`, into x."""
+    _done(library().restore(_waves(x, along_h, along_w), known.data_ptr(), _positions(x)))
+
+
+def _runs(x: Tensor) -> tuple[int, int]:
+    """How many runs of columns one after the other x [H, W, n, c] has at a position, and how long they are."""
+    number, channels = x.shape[2:]
+    return (1, number * channels) if x.stride(2) == channels else (number, channels)
+
+
+def _waves(x: Tensor, along_h: Tensor, along_w: Tensor) -> _Waves:
+    matrices = along_h.data_ptr(), along_w.data_ptr()
+    return _Waves(*x.shape[:2], *_runs(x), len(along_h), *along_w.shape[:2], *matrices)
+
+
+def _positions(x: Tensor) -> _Positions:
+    return _Positions(x.data_ptr(), *x.stride()[:3])
 
 
 def room(name: str, like: Tensor, *shape: int) -> Tensor:
