@@ -56,6 +56,7 @@ class Work:
     repetitions: int
     steps: int = 1  # of a repetition
     width: float = 1.0
+    warm_up: int = 8  # steps, before the first repetition: the heap still grows in the first ones, a page at a time
 
     @property
     def title(self) -> str:
@@ -81,7 +82,7 @@ def step_times(work: Work, tell: Told) -> Outcome:
                 if name in failed:
                     continue
                 try:
-                    seconds, peak = children[name].ask("steps", 2 if repetition == 0 else 0, work.steps)
+                    seconds, peak = children[name].ask("steps", 0 if repetition else work.warm_up, work.steps)
                 except Failed as failure:
                     failed[name] = str(failure)
                     continue
@@ -191,8 +192,8 @@ def works(device: str, threads: int, quick: bool) -> Iterator[Work]:
     """The step's and the memory's."""
     small = 0.25 if quick else 1.0
     cuda = device == "cuda"
-    repetitions = 2 if quick else 20 if cuda else 5
+    repetitions, warm_up = (2, 1) if quick else (20 if cuda else 7, 8)
     batch = 8 if quick else 256 if cuda else 64
-    yield Work("resnet18", "cifar", batch, 32, device, threads, repetitions, 20 if cuda else 1, small)
+    yield Work("resnet18", "cifar", batch, 32, device, threads, repetitions, 20 if cuda else 2, small, warm_up)
     batch, size = (2, 64) if quick else (64 if cuda else 8, 224)
     yield Work("resnet50", "imagenet", batch, size, device, threads, 1, 1, small)

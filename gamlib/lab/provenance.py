@@ -19,10 +19,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "submi
 
 @cache
 def source_hash() -> str:
-    """Hash of gamlib's Python files, 16 hexadecimal digits: results of two hashes were made by different code."""
+    """Hash of gamlib's Python and C files, 16 hexadecimal digits: results of two were made by different code."""
     package = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".c", ".h")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -1,4 +1,4 @@
-"""`native.c` against torch: products of matrices, gates, and a compiler that may be missing.
+"""The C files of `ways/c` against torch: products of matrices, gates, and a compiler that may be missing.
 
 Without a C compiler everything is skipped but what GAM does then.
 """
@@ -100,6 +100,15 @@ def test_a_product_beyond_one_panel_is_that_of_torch(m: int, n: int, k: int, num
     with threads(number):
         for left, right in product((a, ORDERS["columns"](a)), (b, ORDERS["columns"](b))):
             assert_product(left, right)
+
+
+@compiled
+def test_a_long_sum_is_made_of_parts() -> None:
+    """One chain would lose every 1 after 2^24, whose next number in float32 is 2 further."""
+    ones = torch.ones(1, 1, 4097)
+    ones[0, 0, 0] = 2.0**24
+    lost = 2**24 + 4096 - native.products(ones, torch.ones(1, 4097, 1)).double().item()
+    assert lost <= 128 + 4096 / 128, lost
 
 
 @compiled
@@ -415,7 +424,7 @@ for number in (1, 2):
             a = torch.randn(2, k, m).mT if turn_a else torch.randn(2, m, k)
             b = torch.randn(2, n, k).mT if turn_b else torch.randn(2, k, n)
             torch.testing.assert_close(native.products(a, b), torch.bmm(a, b), rtol=1e-3, atol=1e-3)
-    for engine, channels, hidden, submodules in product(ways.ENGINES, (16, 48), (1, 4, 16), ("ch+sp", "ch", "sp")):
+    for engine, channels, hidden, submodules in product(ways.ENGINES, (16, 48, 64), (1, 4, 16), ("ch+sp", "ch", "sp")):
         for size in ((1, 1), (2, 3), (4, 4)) + (((7, 7), (9, 5)) if engine != "dense" else ()):
             block = GAM(channels, channels // hidden, submodules, implementation=engine)
             x = torch.randn(3, channels, *size, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Both gates of GAM and their gradients: by `native.c` where it can be used, else by torch, which computes the same.
+"""Both gates of GAM and their gradients: by `native` where it can be used, else by torch, which computes the same.
 
 Sigmoids are computed anew in the backward pass. Maps are [N, C, H, W], each in an order of memory of its own, with the
 channels of a position one after the other.

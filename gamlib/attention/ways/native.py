@@ -89,7 +89,7 @@ def fits(x: Tensor) -> bool:
 
 
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """The products a[t] b[t], of [T, M, K] and [T, K, N] with any strides: [T, M, N]; by torch where not by `native.c`.
+    """The products a[t] b[t], of [T, M, K] and [T, K, N] with any strides: [T, M, N]; by torch where not by C.
 
     Args:
         a: the left matrices.
@@ -261,7 +261,7 @@ def _done(failed: int) -> None:
 
 @cache
 def library() -> Any:
-    """`native.c`, compiled before or now; None where it cannot be."""
+    """The C files, compiled before or now; None where it cannot be."""
     try:
         compiler = shlex.split(os.environ.get("GAM_COMPILER", "cc"))
         if not compiler or not torch.backends.openmp.is_available():
