@@ -62,14 +62,12 @@ class _Convolution(torch.autograd.Function):
         ctx.kind = "squeeze" if outputs < inputs else "expand"
         way = fastest(len(x), max(outputs, inputs), *x.shape[2:], min(outputs, inputs), True)
         ctx.engine = ENGINES[way]
-        found, saved = getattr(ctx.engine, ctx.kind)(ctx.engine.room("gated", x).copy_(x), weight)
+        found, saved = getattr(ctx.engine, ctx.kind)(x, weight)
         ctx.save_for_backward(x, weight, *saved)
-        return torch.add(found, bias[:, None, None], out=torch.empty_like(found, memory_format=torch.channels_last))
+        return found.add_(bias[:, None, None]).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
-        engine = ctx.engine
-        arrived, laid = engine.room("logits", gradient).copy_(gradient), engine.room("gated", x).copy_(x)
-        of_x, of_weight = getattr(engine, f"{ctx.kind}_gradients")(arrived, laid, weight, tuple(saved))
+        of_x, of_weight = getattr(ctx.engine, f"{ctx.kind}_gradients")(gradient, x, weight, tuple(saved))
         return of_x.contiguous(memory_format=torch.channels_last), of_weight, gradient.sum((0, 2, 3))

@@ -20,8 +20,9 @@ must be moved at least (forward: the map read, the output written; training: the
 gradient written) over what a copy moves in that time; maps that a cache holds can exceed it.
 
 Networks are measured in processes of their own (`networks.py`): a training step of ResNet-18 + GAM at 32x32 in gamlib's
-loop, and as people train it, NCHW with the allocator as it is; and what ResNet-50 + GAM at 224x224 holds for its
-backward pass. The C library's allocator is left as it is for the blocks, unless --keep-memory has it as the loop has.
+loop, and as people train it, NCHW with the allocator as it is; the same for the network of `make study`, half as wide
+behind a stem that leaves maps from 8x8 to 1x1; and what ResNet-50 + GAM at 224x224 holds for its backward pass. The C
+library's allocator is left as it is for the blocks, unless --keep-memory has it as the loop has.
 """
 
 import shlex
@@ -51,7 +52,7 @@ from gamlib.lab.runs import RunFailed
 from gamlib.options import speaks_plainly
 from gamlib.training.cpu import keep_memory
 
-PARTS = ("blocks", "step", "memory")
+PARTS = ("blocks", "step", "study", "memory")
 Row = dict[str, Any]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -60,7 +61,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 @speaks_plainly
 def main(
-    parts: Annotated[str, typer.Option(help="By default all: blocks,step,memory.")] = "",
+    parts: Annotated[str, typer.Option(help="By default all: blocks,step,study,memory.")] = "",
     shapes: Annotated[
         str, typer.Option(help=f"By default all: {', '.join(blocks.GROUPS)}; on a GPU those of ImageNet.")
     ] = "",
@@ -110,14 +111,15 @@ def main(
         arguments.number("repetitions", repetitions, 2 if quick else 5),
     )
     setting = Setting(device, torch.bfloat16 if cuda and not amp else torch.float32, amp)
-    works = dict(zip(("step", "memory"), networks.works(device, cores(), quick), strict=True))
+    works = networks.works(device, cores(), quick)
     if file:
         write_whole(file, "")  # a place that cannot be written to is known at once
     torch.set_num_threads(cores())
     if kept and not cuda:
         keep_memory()
     total = sum(2 * len(some) for some in names.values()) if "blocks" in chosen else 0
-    total += networks.turns(works["step"]) * ("step" in chosen) + len(networks.MEMORY) * ("memory" in chosen)
+    total += sum(networks.turns(works[part]) for part in ("step", "study") if part in chosen)
+    total += len(networks.MEMORY) * ("memory" in chosen)
     show = tables.Tables(markdown)
     machine = about(device, cores()) | {"gpu": torch.cuda.get_device_name() if cuda else "", "command": _command()}
     try:
@@ -211,8 +213,8 @@ class _Bench:
         return row | {"repetitions": len(times), "times": list(times)}
 
     def network(self, part: str, work: networks.Work) -> list[Row]:
-        """Measure a training step, or memory."""
-        found, failed = (networks.step_times if part == "step" else networks.memory)(work, self._tell)
+        """Measure training steps, or memory."""
+        found, failed = (networks.memory if part == "memory" else networks.step_times)(work, self._tell)
         where = {
             "part": part,
             "network": work.title,

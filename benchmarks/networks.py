@@ -5,7 +5,7 @@ network as people train it; `loop` is the same as gamlib's loop has it: channels
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import repeat
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from gamlib import GAM, build_model
 from gamlib.training import cpu, loop
+from gamlib.training.datasets import DATASETS
 from gamlib.training.recipes import RECIPES
 
 
@@ -188,12 +189,17 @@ def turns(work: Work) -> int:
     return len(STEPS) * (1 + work.repetitions)
 
 
-def works(device: str, threads: int, quick: bool) -> Iterator[Work]:
-    """The step's and the memory's."""
+def works(device: str, threads: int, quick: bool) -> dict[str, Work]:
+    """By the part of the benchmark: a step of the paper's network and of `make study`'s, and the memory of a large one."""
     small = 0.25 if quick else 1.0
     cuda = device == "cuda"
     repetitions, warm_up = (2, 1) if quick else (20 if cuda else 7, 8)
     batch = 8 if quick else 256 if cuda else 64
-    yield Work("resnet18", "cifar", batch, 32, device, threads, repetitions, 20 if cuda else 2, small, warm_up)
+    step = Work("resnet18", "cifar", batch, 32, device, threads, repetitions, 20 if cuda else 2, small, warm_up)
+    data, batch = DATASETS["digits"], RECIPES["digits"].batch_size
+    study = replace(step, stem=data.stem, width=data.width, batch_size=batch, steps=20, warm_up=50)
+    if quick:
+        study = replace(study, steps=2, warm_up=2)
     batch, size = (2, 64) if quick else (64 if cuda else 8, 224)
-    yield Work("resnet50", "imagenet", batch, size, device, threads, 1, 1, small)
+    memory = Work("resnet50", "imagenet", batch, size, device, threads, 1, 1, small)
+    return {"step": step, "study": study, "memory": memory}

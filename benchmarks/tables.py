@@ -57,11 +57,11 @@ class Tables:
         for row in rows:
             if row["failed"]:
                 continue
-            if part == "step":
+            if part != "memory":
                 texts.append(
                     {
                         "variant": row["subject"],
-                        "s/step": f"{row['seconds']:.3f}",
+                        "s/step": f"{row['seconds']:.3g}",
                         "times as fast": f"{row['ratio']:.2f}" if "ratio" in row else "1",
                         "spread": _spread(row) if "ratio" in row else "",
                         "over no attention": f"{row['cost']:.2f}" if "cost" in row else "",
@@ -78,7 +78,7 @@ class Tables:
                         "of plain's": f"{row['peak_ratio']:.2f}" if "peak_ratio" in row else "",
                     }
                 )
-        what = {"step": "a training step", "memory": "memory of a step above the network's own"}[part]
+        what = "memory of a step above the network's own" if part == "memory" else "a training step"
         self._print(f"{what}: {title}", texts)
         for row in rows:
             if row["failed"]:

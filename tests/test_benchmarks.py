@@ -165,7 +165,7 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     done = benchmark("--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "gamlib.cli", "bench"))
     assert done.returncode == 0, done.stdout + done.stderr
     table: Any = pd.read_csv(tmp_path / "gam.csv")
-    assert set(table["part"]) == {"blocks", "step", "memory"}
+    assert set(table["part"]) == {"blocks", "step", "study", "memory"}
     missing = set(blocks.missing())
     assert set(table.loc[table["failed"].notna(), "subject"]) == missing
     measured = table[table["failed"].isna()]
@@ -186,11 +186,12 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     ours = of_blocks[(of_blocks["subject"] == "ours") & (of_blocks["mode"] == "training")]
     for row in ours[ours["base"] == "plain"].itertuples():
         assert any(line[1:3] == [row.map, row.way] and f"{row.ratio:.2f}" in line for line in lines)
-    steps = measured[measured["part"] == "step"].set_index("subject")
-    assert list(steps.index) == ["plain NCHW", "plain loop", "ours loop", "none NCHW", "none loop"]
-    for row in steps.itertuples():
-        assert any(line[:3] == [*row.Index.split(), f"{row.seconds:.3f}"] for line in lines)
-    assert (steps.loc[["plain NCHW", "plain loop", "ours loop"], "cost"] > 0).all()
+    for part in ("step", "study"):
+        steps = measured[measured["part"] == part].set_index("subject")
+        assert list(steps.index) == ["plain NCHW", "plain loop", "ours loop", "none NCHW", "none loop"]
+        for row in steps.itertuples():
+            assert any(line[:3] == [*row.Index.split(), f"{row.seconds:.3g}"] for line in lines)
+        assert (steps.loc[["plain NCHW", "plain loop", "ours loop"], "cost"] > 0).all()
     memory = measured[measured["part"] == "memory"]
     assert len(memory) == 3 and (memory[["held_mib", "held_ratio", "peak_mib"]] > 0).all().all()
     assert "on a GPU (bfloat16" in done.stdout
