@@ -190,7 +190,7 @@ def turns(work: Work) -> int:
 
 
 def works(device: str, threads: int, quick: bool) -> dict[str, Work]:
-    """By the part of the benchmark: a step of the paper's network and of `make study`'s, and the memory of a large one."""
+    """By the part of the benchmark: a step of ResNet-18 and of the study's network, and the memory of a large one."""
     small = 0.25 if quick else 1.0
     cuda = device == "cuda"
     repetitions, warm_up = (2, 1) if quick else (20 if cuda else 7, 8)

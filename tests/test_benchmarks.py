@@ -240,7 +240,7 @@ def test_what_is_measured_at_a_shape() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--parts", "blocks,all"), "parts='all': allowed: blocks, step, memory"),
+        (("--parts", "blocks,all"), "parts='all': allowed: blocks, step, study, memory"),
         (("--shapes", "ResNet-19"), "shapes='ResNet-19': allowed: ResNet-18 ImageNet, ResNet-18 CIFAR"),
         (("--subjects", "our"), "subjects='our': allowed: all, plain, plain channels_last, ours"),
         (("--seconds", "0"), "seconds='0': allowed: a whole number from 1"),

@@ -396,6 +396,14 @@ def test_the_smallest_maps_are_dense(size: tuple[int, int], arithmetic: str) -> 
     assert GAM(64).way(torch.empty(8, 64, *size)) == GAM(64, submodules="sp").way(torch.empty(8, 64, *size)) == "dense"
 
 
+@pytest.mark.parametrize(("channels", "one_call"), [(64, True), (64, False), (2048, True)])
+def test_small_maps_are_dense_where_that_is_one_call_and_not_much_more_arithmetic(
+    channels: int, one_call: bool
+) -> None:
+    found = ways.fastest(64, channels, 4, 4, channels // 16, True, one_call)
+    assert (found == "dense") == (one_call and channels == 64)
+
+
 def test_a_channel_gate_alone_is_direct() -> None:
     for size in (1, 4, 56):
         assert GAM(64, submodules="ch").way(torch.empty(2, 64, size, size)) == "direct"

@@ -23,7 +23,8 @@ ENGINES: dict[str, Engine] = {"direct": Direct(), "fourier": Fourier(), "dense":
 WITHOUT_GRADIENTS = ENGINES | {"fourier": Fourier(keeps=True)}
 IMPLEMENTATIONS = ("auto", "plain", *ENGINES, "triton")
 
-DENSE_UP_TO = 2  # H and W
+DENSE_UP_TO = 2  # H and W, where each step of it is a call
+CALLS = 3e8  # products that could be computed while the calls of the other engines are made, measured
 # How many times as fast torch's convolution multiplies as `native.products`, or as torch's matrix product, measured
 ADVANTAGE = {("AVX512", True): 1.5, ("AVX512", False): 3.5, ("AVX2", True): 1.2, ("AVX2", False): 1.5}
 MLP = [nn.Linear, nn.ReLU, nn.Linear]
@@ -56,7 +57,7 @@ def _chosen(block: "GAM", x: Tensor) -> tuple[str, Weights | None]:
     if wanted != "auto":
         return wanted, weights
     hidden = 0 if weights[4] is None else len(weights[4])
-    return fastest(*x.shape, hidden, _with_gradients(weights, x)), weights
+    return fastest(*x.shape, hidden, _with_gradients(weights, x), native.fits(x)), weights
 
 
 def _computed(way: str, x: Tensor, weights: Weights) -> Tensor:
@@ -73,8 +74,13 @@ def _computed(way: str, x: Tensor, weights: Weights) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def fastest(batch: int, channels: int, height: int, width: int, hidden: int, gradients: bool) -> str:
-    """The engine for maps [N, C, H, W] and C/r hidden channels, by what it multiplies and how fast that goes here."""
+def fastest(
+    batch: int, channels: int, height: int, width: int, hidden: int, gradients: bool, in_one_call: bool = False
+) -> str:
+    """The engine for maps [N, C, H, W] and C/r hidden channels, by what it multiplies and how fast that goes here.
+
+    `in_one_call` says whether `dense` is one call for the whole block.
+    """
     if not hidden:
         return "direct"
     if max(height, width) <= DENSE_UP_TO:
@@ -87,6 +93,10 @@ def fastest(batch: int, channels: int, height: int, width: int, hidden: int, gra
     directly = convolutions * 49 * batch * height * width * channels * hidden
     transforms = maps * batch * (channels + hidden) * along + weights * channels * hidden * of_weights
     by_fourier = transforms + convolutions * 2 * rows * columns * batch * channels * hidden
+    if in_one_call and max(height, width) <= LARGEST:
+        densely = convolutions * (height * width) ** 2 * batch * channels * hidden
+        if densely < CALLS + min(by_fourier, directly):
+            return "dense"
     kind = torch.backends.cpu.get_cpu_capability(), native.library() is not None
     return "fourier" if by_fourier * ADVANTAGE.get(kind, min(ADVANTAGE.values())) < directly else "direct"
 

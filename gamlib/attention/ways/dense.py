@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from gamlib.attention.ways import native
 from gamlib.attention.ways.fused import Weights, apart, differentiable, in_order_of
 from gamlib.attention.ways.gating import maps
-from gamlib.attention.ways.native import Kernels, Saved, products, room_in_channels_last
+from gamlib.attention.ways.native import Kernels, Saved, products
+from gamlib.attention.ways.rooms import room_in_channels_last
 
 LARGEST = 4  # H and W, whose taps all are in the kernel
 

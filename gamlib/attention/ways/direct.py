@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.attention.ways.native import Saved, room_in_channels_last
+from gamlib.attention.ways.native import Saved
+from gamlib.attention.ways.rooms import room_in_channels_last
 
 LANES = 16  # hidden channels times columns
 CHANNELS_LAST = torch.channels_last

@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gamlib.attention.ways import native
-from gamlib.attention.ways.native import Saved, products, room
+from gamlib.attention.ways.native import Saved, products
+from gamlib.attention.ways.rooms import room
 
 KEPT_BYTES = 2**25  # for each block; of more, the transforms are computed again
 WIDE = 64  # channels

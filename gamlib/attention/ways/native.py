@@ -9,12 +9,10 @@ the user's cache ($XDG_CACHE_HOME, ~/.cache).
 
 import ctypes
 import hashlib
-import math
 import os
 import shlex
 import subprocess
 import tempfile
-import threading
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gamlib.attention.ways.rooms import room
+
 SOURCES = sorted((Path(__file__).parent / "c").iterdir())
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
 SECONDS = 60  # that a compiler may take
 FILL = 16  # channels that fill the vectors of every processor
-
-_ROOMS = threading.local()
 
 Saved = tuple[Tensor, ...]
 Mlp = tuple[Tensor, Tensor, Tensor, Tensor]  # weight [C/r, C], bias, weight [C, C/r], bias
@@ -134,26 +132,6 @@ def _positions(x: Tensor) -> _Positions:
     return _Positions(x.data_ptr(), *x.stride()[:3])
 
 
-def room(name: str, like: Tensor, *shape: int) -> Tensor:
-    """Memory for what is needed no longer than until the next call with this name in this thread.
-
-    The system clears every page of memory that is new to a process, which takes longer than a transform does.
-    """
-    needed, key = math.prod(shape), f"{name} {like.dtype}"
-    held = getattr(_ROOMS, key, None)
-    if held is None or held.numel() < needed:
-        with torch.inference_mode(False):  # what is made in that mode cannot be written to outside of it
-            held = torch.empty(needed, dtype=like.dtype, device=like.device)
-        setattr(_ROOMS, key, held)
-    return held[:needed].view(shape)
-
-
-def room_in_channels_last(name: str, x: Tensor) -> Tensor:
-    """Such memory for a map like x [N, C, H, W]."""
-    batch, channels, height, width = x.shape
-    return room(name, x, batch, height, width, channels).permute(0, 3, 1, 2)
-
-
 def channel_gate(
     x: Tensor,
     mlp: Mlp,
@@ -200,11 +178,11 @@ def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> T
 def dense(x: Tensor, mlp: Mlp | None, kernels: Kernels, *, differentiates: bool) -> tuple[Tensor, Tensor]:
     """The whole block of a tiny map [N, C, H, W], with or without a channel gate; and what its gradients need."""
     rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
-    size, out = _size(x), torch.empty_like(rows)
+    size, out = _size(x), torch.empty_like(x, memory_format=torch.channels_last)
     kept = x.new_empty(library().dense_keeps(size, len(kernels[0])))
     to = kept.data_ptr(), out.data_ptr()
     _done(library().dense(size, rows.data_ptr(), _mlp(mlp), _kernels(kernels), differentiates, *to))
-    return out.permute(0, 3, 1, 2), kept
+    return out, kept
 
 
 def dense_gradients(
