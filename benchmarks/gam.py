@@ -20,9 +20,9 @@ must be moved at least (forward: the map read, the output written; training: the
 gradient written) over what a copy moves in that time; maps that a cache holds can exceed it.
 
 Networks are measured in processes of their own (`networks.py`): a training step of ResNet-18 + GAM at 32x32 in gamlib's
-loop, and as people train it, NCHW with the allocator as it is; the same for the network of `make study`, half as wide
-behind a stem that leaves maps from 8x8 to 1x1; and what ResNet-50 + GAM at 224x224 holds for its backward pass. The C
-library's allocator is left as it is for the blocks, unless --keep-memory has it as the loop has.
+loop, and as people train it, NCHW with the allocator as it is; the same for the network of `make study`, half as wide,
+on one core, behind a stem that leaves maps from 8x8 to 1x1; and what ResNet-50 + GAM at 224x224 holds for its backward
+pass. The C library's allocator is left as it is for the blocks, unless --keep-memory has it as the loop has.
 """
 
 import shlex

@@ -63,7 +63,10 @@ class Work:
     def title(self) -> str:
         """For a table's head."""
         width = f", width {self.width:g}" * (self.width != 1)
-        return f"{self.backbone} + GAM{width}, {self.batch_size} images of {self.size}×{self.size}, {self.device}"
+        where = (
+            f"{self.device}, {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else self.device
+        )
+        return f"{self.backbone} + GAM{width}, {self.batch_size} images of {self.size}×{self.size}, {where}"
 
 
 Told = Callable[[str], object]
@@ -197,7 +200,7 @@ def works(device: str, threads: int, quick: bool) -> dict[str, Work]:
     batch = 8 if quick else 256 if cuda else 64
     step = Work("resnet18", "cifar", batch, 32, device, threads, repetitions, 20 if cuda else 2, small, warm_up)
     data, batch = DATASETS["digits"], RECIPES["digits"].batch_size
-    study = replace(step, stem=data.stem, width=data.width, batch_size=batch, steps=20, warm_up=50)
+    study = replace(step, stem=data.stem, width=data.width, batch_size=batch, threads=1, steps=20, warm_up=50)
     if quick:
         study = replace(study, steps=2, warm_up=2)
     batch, size = (2, 64) if quick else (64 if cuda else 8, 224)

@@ -1,4 +1,4 @@
-"""Memory that an engine uses again and again: every page that is new to a process is cleared first, which takes long."""
+"""Memory that an engine uses again and again: pages that are new to a process are cleared first, which takes long."""
 
 import math
 import threading
