@@ -1,6 +1,6 @@
 """How fast GAM is here, against the block as people write it, the block that is widely copied, and other mechanisms.
 
-    gamlib bench                                       about 8 minutes on two cores, see --help
+    gamlib bench                                       about 10 minutes on two cores, see --help
     gamlib bench --quick                               half a minute: small maps and networks, to see that it works
     gamlib bench --parts blocks --shapes tiny --subjects 'ours,ours r=4,copied' --csv table.csv
     python benchmarks/gam.py                           the same
@@ -89,7 +89,7 @@ def main(
 ) -> None:
     """GAM against the plain block, the widely copied one and other mechanisms: blocks, a training step, memory.
 
-    By default it takes about 8 minutes on two cores; with --quick half a minute; --compile takes minutes more.
+    By default it takes about 10 minutes on two cores; with --quick half a minute; --compile takes minutes more.
     """
     device = arguments.device(device)
     cuda = device == "cuda"
