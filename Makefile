@@ -40,7 +40,7 @@ test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with sc
 	@$(BIN)/python tests/debian.py chromium || true
 	@GAM_BROWSER=1 $(BIN)/pytest -rs tests/browser
 
-bench: env ## GAM against the plain block and others (8 minutes), then a training step against a plain loop (25 minutes)
+bench: env ## GAM against the plain block and others (10 minutes), then a training step against a plain loop (25 minutes)
 	@$(BIN)/gamlib bench
 	@$(BIN)/python benchmarks/training.py
 
