@@ -29,6 +29,56 @@ typedef struct {
     long batch, row, column; /* steps */
 } matrices;
 
+static inline __attribute__((always_inline)) void tile(int rows, int vectors, int adds, long k, const float *a, long a_row,
+                                                       long a_column, const float *b, long b_row, float *c, long c_row,
+                                                       long columns) {
+    vector sum[ROWS][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++) sum[i][j] = (vector){0};
+    for (long p = 0; p < k; p++, a += a_column, b += b_row) {
+        vector of_b[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++) of_b[j] = *(const vector *)(b + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            float of_a = a[i * a_row];
+#pragma GCC unroll 8
+            for (int j = 0; j < vectors; j++) sum[i][j] += of_a * of_b[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++, c += c_row)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++) {
+            if (adds) sum[i][j] += *(const vector *)(c + j * LANES); /* last: a sum of sums rounds less */
+            if (columns - j * LANES >= LANES)
+                *(vector *)(c + j * LANES) = sum[i][j];
+            else
+                memcpy(c + j * LANES, &sum[i][j], 4 * (columns - j * LANES));
+        }
+}
+
+static inline __attribute__((always_inline)) void tall(int rows, int vectors, int adds, long k, const float *a, long a_row,
+                                                       long a_column, const float *b, long b_row, float *c, long c_row,
+                                                       long columns) {
+    tile(rows, vectors, adds, k < DEPTH ? k : DEPTH, a, a_row, a_column, b, b_row, c, c_row, columns);
+    for (long p = DEPTH; p < k; p += DEPTH)
+        tile(rows, vectors, 1, k - p < DEPTH ? k - p : DEPTH, a + p * a_column, a_row, a_column, b + p * b_row, b_row, c,
+             c_row, columns);
+}
+
+static inline __attribute__((always_inline)) void strip(int vectors, int adds, long m, long k, const float *a, long a_row,
+                                                        long a_column, const float *b, long b_row, float *c,
+                                                        long c_row, long columns) {
+    for (; m >= ROWS; m -= ROWS, a += ROWS * a_row, c += ROWS * c_row)
+        tall(ROWS, vectors, adds, k, a, a_row, a_column, b, b_row, c, c_row, columns);
+    for (; m >= 2; m -= 2, a += 2 * a_row, c += 2 * c_row)
+        tall(2, vectors, adds, k, a, a_row, a_column, b, b_row, c, c_row, columns);
+    if (m) tall(1, vectors, adds, k, a, a_row, a_column, b, b_row, c, c_row, columns);
+}
+
 /* found[4, 4] = transposed b[4, 4] */
 static inline void turned(const float *b, long column, float *found, long row) {
     four w = *(const four *)b, x = *(const four *)(b + column), y = *(const four *)(b + 2 * column),
@@ -38,6 +88,16 @@ static inline void turned(const float *b, long column, float *found, long row) {
     *(four *)found = SHUFFLE(wx, yz, 0, 1, 4, 5), *(four *)(found + row) = SHUFFLE(wx, yz, 2, 3, 6, 7);
     *(four *)(found + 2 * row) = SHUFFLE(wx2, yz2, 0, 1, 4, 5);
     *(four *)(found + 3 * row) = SHUFFLE(wx2, yz2, 2, 3, 6, 7);
+}
+
+/* One product by one thread: c[m, n] = a[m, k] b[k, n], added to c if it `adds`; n fills vectors. */
+static inline __attribute__((always_inline)) void product(int adds, long m, long n, long k, const float *a, long a_row,
+                                                          long a_column, const float *b, long b_row, float *c,
+                                                          long c_row) {
+    long j = 0, two = 2 * LANES;
+    for (; j + WIDE <= n; j += WIDE) strip(VECTORS, adds, m, k, a, a_row, a_column, b + j, b_row, c + j, c_row, WIDE);
+    for (; j + two <= n; j += two) strip(2, adds, m, k, a, a_row, a_column, b + j, b_row, c + j, c_row, two);
+    if (j < n) strip(1, adds, m, k, a, a_row, a_column, b + j, b_row, c + j, c_row, LANES);
 }
 
 typedef int integers __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -98,9 +158,6 @@ static inline long block_of(long rows) {
     return tiles < BLOCK ? tiles : BLOCK;
 }
 
-/* One product by one thread: c[m, n] = a[m, k] b[k, n], added to c if it `adds`; n fills vectors. */
-void product(int adds, long m, long n, long k, const float *a, long a_row, long a_column, const float *b, long b_row,
-             float *c, long c_row);
 int products(long batch, long m, long n, long k, matrices a, matrices b, matrices c);
 int channel_gate(size s, const float *x, mlp w, map gated, float *hidden, map gradient, map spatial, map of_spatial);
 int channel_gate_gradients(size s, const float *x, mlp w, const float *hidden, map gradient, map further, map spatial,
