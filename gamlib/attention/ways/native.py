@@ -2,7 +2,7 @@
 
 The library behind torch's product of matrices (MKL) multiplies small ones at a third of what a processor with 512-bit
 vectors can do, eager torch takes a map from memory and back for every step of a gate, and each of its calls takes as
-long as a tiny map. The files are compiled when they are first used, in half a second, for this processor, and kept in
+long as a tiny map. The files are compiled when they are first used, in seconds, for this processor, and kept in
 the user's cache ($XDG_CACHE_HOME, ~/.cache).
 `GAM_COMPILER` names another compiler than `cc`, or none if it is empty: then torch computes the same.
 """
