@@ -33,7 +33,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
         (folder / name).chmod(0o755)
         return calls
 
-    for name in ("squeue", "sacct", "scancel"):
+    for name in ("srun", "squeue", "sacct", "scancel"):  # submitit asks whether there is an srun
         command(name, "")
     command("scontrol", "echo 'MaxArraySize            = 401'")
     return command
