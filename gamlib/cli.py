@@ -79,8 +79,8 @@ def run(
 def study(
     slurm: dict[str, Any],
     studies: Studies,
-    dataset: Dataset = "digits",
-    seeds: Seeds = "0-2",
+    dataset: Dataset = None,
+    seeds: Seeds = None,
     arms: Arms = None,
     parameter: Parameters = None,
     cluster: Cluster = "local",
@@ -93,12 +93,14 @@ def study(
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from gamlib.lab.dispatch import dispatch
     from gamlib.lab.runs import RunFailed
-    from gamlib.lab.studies import Plan, find_study
+    from gamlib.lab.studies import Plan
+    from gamlib.lab.study_files import find_studies
 
     overrides = key_values(parameter or [])
     if "dataset" in overrides:
         dataset = overrides.pop("dataset")
-    plans = [find_study(name).plan(dataset, seeds, arms or (), **overrides) for name in dict.fromkeys(studies)]
+    found = [study for name in dict.fromkeys(studies) for study in find_studies(name)]
+    plans = [study.plan(dataset, seeds, arms or (), **overrides) for study in found]
     if dry_run:
         for plan in plans:
             screen.show_plan(plan)

@@ -27,10 +27,14 @@ Arms = Annotated[
     list[str] | None,
     typer.Option(help="Arms, such as 'ResNet-18*'; may be given many times. By default all.", show_default=False),
 ]
-Dataset = Annotated[str, typer.Option(help="The data set to run on.")]
+Dataset = Annotated[
+    str | None, typer.Option(help="The data set to run on; by default the study's own, most often digits.")
+]
 LastDataset = Annotated[str | None, typer.Option(help="Of which data set; by default the one last submitted.")]
 Submitted = Annotated[str, typer.Argument(metavar="STUDY", help="The name of a study that was submitted.")]
-Seeds = Annotated[str, typer.Option(help="Seeds, such as 0-4 or 0,3,7.")]
+Seeds = Annotated[
+    str | None, typer.Option(help="Seeds, such as 0-4 or 0,3,7; by default the study's own, most often 0-2.")
+]
 Cluster = Annotated[
     str, typer.Option(help="local: a queue on this machine. slurm: submitit jobs. debug: in this process.")
 ]

@@ -45,6 +45,13 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
     }
 
 
+def processor() -> str:
+    """The processor's name as Linux knows it, else "cpu"."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+
+
 def _git(*arguments: str) -> str | None:
     try:
         answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)

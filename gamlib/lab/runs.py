@@ -73,6 +73,7 @@ class Result(BaseModel):
     parameters: int
     seconds: float
     source: str
+    flops: int | None = None  # of one test image, by `gamlib.complexity`; results of code before 2026-11-22 lack it
 
 
 class Run:
@@ -254,25 +255,6 @@ def _alive(status: Status) -> bool:
     if status.state == "queued":  # on another machine, or in a cluster's queue
         return True
     return time.time() - datetime.fromisoformat(status.heartbeat).timestamp() < LOST_AFTER_SECONDS
-
-
-def row(run: Run, status: Status) -> dict[str, Any]:
-    """What `gamlib status` says of a run; `code` is "other" where the present code did not make the result."""
-    result = run.result()
-    return {
-        "name": run.folder.name,
-        "dataset": run.config.dataset,
-        "seed": run.config.seed,
-        "state": status.state,
-        "attempts": status.attempts,
-        "top1_error": result.top1_error if result else None,
-        "code": ("present" if result.source == source_hash() else "other") if result else None,
-        "error": status.error,
-        "heartbeat": status.heartbeat,
-        "job_id": status.job_id,
-        "signature": run.signature,
-        "folder": str(run.folder),
-    }
 
 
 def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gamlib.lab.config import RunConfig
-    from gamlib.lab.runs import Run
+    from gamlib.lab.runs import Run, Status
     from gamlib.lab.studies import Plan
 
 MOST = 500  # runs in a table; of more, those that need a look come first
@@ -68,10 +68,30 @@ def show_plan(plan: "Plan") -> None:
 
 def status_rows(runs: "Mapping[Run, str]") -> list[dict[str, Any]]:
     """What each run does, with its arm where it has one."""
-    from gamlib.lab.runs import row
     from gamlib.lab.slurm import statuses
 
-    return [({"arm": runs[run]} if runs[run] else {}) | row(run, status) for run, status in statuses(runs).items()]
+    return [({"arm": runs[run]} if runs[run] else {}) | _row(run, status) for run, status in statuses(runs).items()]
+
+
+def _row(run: "Run", status: "Status") -> dict[str, Any]:
+    """What is said of a run; `code` is "other" where the present code did not make the result."""
+    from gamlib.lab.provenance import source_hash
+
+    result = run.result()
+    return {
+        "name": run.folder.name,
+        "dataset": run.config.dataset,
+        "seed": run.config.seed,
+        "state": status.state,
+        "attempts": status.attempts,
+        "top1_error": result.top1_error if result else None,
+        "code": ("present" if result.source == source_hash() else "other") if result else None,
+        "error": status.error,
+        "heartbeat": status.heartbeat,
+        "job_id": status.job_id,
+        "signature": run.signature,
+        "folder": str(run.folder),
+    }
 
 
 def show_statuses(rows: Sequence[dict[str, Any]]) -> None:
@@ -120,7 +140,7 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
     import pandas as pd
 
     from gamlib.lab import evidence
-    from gamlib.lab.tables import note, outcomes
+    from gamlib.lab.tables import note, outcomes, outdated
     from gamlib.lab.typeset import comparisons, for_reading
 
     texts = dict.fromkeys(("arm", "reference", "verdict"), str)
@@ -136,7 +156,10 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
             out.print()
             print_frame(comparisons(compared))
         out.print()
-        out.print(note(plan, outcomes(plan)), markup=False, highlight=False)
+        frame = outcomes(plan)
+        out.print(note(plan, frame), markup=False, highlight=False)
+        if said := outdated(frame):
+            out.print(said, markup=False, highlight=False)
     for problem in evidence.problems(plan):
         err.print(problem, style="red", markup=False, highlight=False)
     for path in paths:

@@ -1,4 +1,4 @@
-"""Studies: arms times seeds, with a name. Three are the paper's; any other is a YAML file or a few lines of Python."""
+"""Studies: arms times seeds, with a name. Three are the paper's; others are YAML files or a few lines of Python."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gamlib.files import write_whole
@@ -39,6 +38,8 @@ class Study(BaseModel):
         [], description="pairs of an arm and its reference; by default every arm and the first"
     )
     notebook: str = Field("", description="the file name of a notebook in notebooks/")
+    dataset: str = Field("digits", description="where it runs unless another is asked for")
+    seeds: str = Field("0-2", description="seeds unless others are asked for, such as 0-4 or 0,3,7")
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -80,26 +81,6 @@ class Study(BaseModel):
                 raise ValueError(f"arm {label!r}: width={arm.values['width']!r}: parameters_of decides it")
         return self
 
-    @classmethod
-    def from_yaml(cls, path: Path) -> Self:
-        """A study of the user's own.
-
-        Raises:
-            ConfigError: the file is missing, is not YAML, or is not a study.
-        """
-        try:
-            content = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(cls.model_fields)}")
-        study = cls(**{"name": path.stem, **content})
-        if study.name in STUDIES:
-            raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
-        return study
-
     def labels(self, arms: Iterable[str] | str = ()) -> list[str]:
         """Names of the arms that are meant, in the study's order.
 
@@ -119,23 +100,24 @@ class Study(BaseModel):
 
     def plan(
         self,
-        dataset: str = "digits",
-        seeds: Iterable[int] | int | str = "0-2",
+        dataset: str | None = None,
+        seeds: Iterable[int] | int | str | None = None,
         arms: Iterable[str] | str = (),
         **overrides: Any,
     ) -> "Plan":
         """The runs of this study, resolved and checked, all of them before anything starts.
 
         Args:
-            dataset: where to run it.
-            seeds: whole numbers, or a text such as "0-4" or "0,3,7".
+            dataset: where to run it; None is the study's own.
+            seeds: whole numbers, or a text such as "0-4" or "0,3,7"; None is the study's own.
             arms: some of the arms, see `labels`.
             overrides: values for every arm whose mechanism has them, e.g. `epochs=3`.
 
         Raises:
             ConfigError: a value is refused, or is one that the arms of this study set themselves.
         """
-        numbers, chosen = parse_seeds(seeds), self.labels(arms)
+        dataset = self.dataset if dataset is None else dataset
+        numbers, chosen = parse_seeds(self.seeds if seeds is None else seeds), self.labels(arms)
         overrides = {key: value for key, value in overrides.items() if value is not None}
         for key, value in overrides.items():
             if key == "seed":
@@ -275,16 +257,3 @@ def _plans() -> Path:
 
 
 STUDIES = {name: Study(name=name, **given) for name, given in CATALOGUE.items()}
-
-
-def find_study(name: str) -> Study:
-    """A study of this project by its name, or the user's own from a YAML file.
-
-    Raises:
-        ConfigError: neither; the message lists the names.
-    """
-    if name in STUDIES:
-        return STUDIES[name]
-    if name.endswith((".yaml", ".yml")):
-        return Study.from_yaml(Path(name))
-    raise ConfigError(f"study {name!r}: allowed: {', '.join(STUDIES)}, or a YAML file")

@@ -9,12 +9,11 @@ import pandas as pd
 
 from gamlib import paper
 from gamlib.lab import evidence
-from gamlib.lab.config import RunConfig
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Result, Run, unique
 from gamlib.lab.statistics import ALPHA, compare, mean_interval
 from gamlib.lab.studies import Plan
-from gamlib.training.datasets import DatasetError, describe
+from gamlib.training.datasets import title
 
 SPEEDS = ("images_per_second", "peak_memory_mib")  # of training, as metrics have them
 
@@ -27,7 +26,8 @@ def outcomes(plan: Plan) -> pd.DataFrame:
             result = run.result()
             row = {"arm": arm, "seed": run.config.seed, "state": "done" if result else run.status().state}
             rows.append(row | (result.model_dump() if result else {}))
-    return pd.DataFrame(rows, columns=["arm", "seed", "state", *Result.model_fields])
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "state", *Result.model_fields])
+    return frame.assign(flops=pd.to_numeric(frame["flops"]))
 
 
 def histories(plan: Plan) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     source, printed = _printed(plan)
     speeds = histories(plan).groupby("arm")[list(SPEEDS)].median()
-    for label, configs in plan.arms.items():
+    for label in plan.arms:
         of_arm = frame[frame["arm"] == label]
         top1, top1_half = mean_interval(of_arm["top1_error"])
         top5, top5_half = mean_interval(of_arm["top5_error"])
@@ -66,7 +66,7 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
             "done": done,
             "runs": len(of_arm),
             "parameters": of_arm["parameters"].max(),
-            "flops": _flops(configs[0]) if done else math.nan,
+            "flops": of_arm["flops"].max(),
             **{key: speeds[key].get(label, math.nan) for key in SPEEDS},
             "top1_error": top1,
             "top1_half": top1_half,
@@ -93,17 +93,6 @@ def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
         measured = [of.seeds, of.mean, *of.interval, *of.bootstrap, of.p, of.corrected, of.smallest]
         rows.append([of.arm, of.reference, *measured, of.verdict])
     return pd.DataFrame(rows, columns=columns)
-
-
-def _flops(config: RunConfig) -> float:
-    """For one test image; NaN where the data set, whose classes and image size it takes, is not there any more."""
-    from gamlib.audit import count  # late: with it comes torch
-
-    try:
-        arguments = config.architecture() | {"weights": None}
-        return count(tuple(arguments.items()), describe(config.dataset).image_size).flops
-    except DatasetError:
-        return math.nan
 
 
 def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":
@@ -134,7 +123,6 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
         return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
     sources = sorted(frame["source"].dropna().unique())
-    present = "" if sources in ([], [source_hash()]) else f", and the present code is {source_hash()}"
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
     commits, machines = _origins(plan)
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
@@ -142,9 +130,9 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     partly = f"; {part} runs are done" if (part := missing(frame)) else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     made = (
-        f"{plan.dataset}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}{where}; "
-        f"errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
-        f"gamlib at commit {commits}, code {code}{present}."
+        f"{title(plan.dataset)}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
+        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
+        f"gamlib at commit {commits}, code {code}."
     )
     measured = f"Images/s and peak memory are those of training, medians over epochs, on {machines}." * bool(machines)
     references = {reference for _, reference in plan.compare}
@@ -156,6 +144,12 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     source, printed = _printed(plan)
     said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
     return " ".join(filter(None, (made, measured, compared, said, plan.study.note)))
+
+
+def outdated(frame: pd.DataFrame) -> str:
+    """A line that says so if other code than the present made some of the results, else nothing."""
+    others = set(frame["source"].dropna()) - {source_hash()}
+    return f"Other code made these numbers than the present, which is {source_hash()}." if others else ""
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -196,4 +190,4 @@ def label(plan: Plan, frame: pd.DataFrame) -> str:
     partly = f", {part} runs" if (part := missing(frame)) else ""
     images = next(iter(plan.arms.values()))[0].evaluate_on
     own = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on")
-    return f"{plan.dataset}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{own}{partly}"
+    return f"{title(plan.dataset)}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{own}{partly}"

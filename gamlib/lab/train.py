@@ -12,14 +12,16 @@ import torch
 from tqdm.auto import tqdm
 
 from gamlib.backbones import build_model
+from gamlib.complexity import complexity
 from gamlib.lab.by_image import write_predictions
 from gamlib.lab.places import share_of_cores
-from gamlib.lab.provenance import provenance
+from gamlib.lab.provenance import processor, provenance
 from gamlib.lab.runs import BATCH, JOB, Result, Run, RunFailed, RunStopped
 from gamlib.lab.stops import signals_ask
 from gamlib.training import data, loop
 from gamlib.training.batches import Batches, FromFiles, FromMemory, sizes
 from gamlib.training.checkpoint import Checkpoints
+from gamlib.training.datasets import describe
 from gamlib.training.parallel import Group, join, launch
 from gamlib.training.predictions import predict
 
@@ -143,9 +145,12 @@ def _fit(
     predicted, label = predict(model, batches, group, config.amp)
     if first:
         write_predictions(run.folder, predicted.numpy(), label.numpy())
+        width, height = describe(config.dataset).image_size
+        costs = complexity(model, (1, 3, height, width))
         result = Result(
             signature=run.signature,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            parameters=costs.parameters,
+            flops=costs.flops,
             seconds=sum(json.loads(line)["seconds"] for line in lines),
             source=source,
             epochs=config.epochs,
@@ -184,14 +189,12 @@ def _batches(run: Run, group: Group) -> Batches:
 
 
 def _training_size(run: Run) -> int:
-    from gamlib.training.datasets import describe
-
     return describe(run.config.dataset).training_size(run.config.train_fraction, run.config.evaluate_on)
 
 
 def _provenance(run: Run, group: Group, continued: bool) -> str:
     """Write where this run comes from, and what a checkpoint that it goes on from came from; all codes' hashes."""
-    name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else "cpu"
+    name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else processor()
     now = provenance(name, torch.get_num_threads())
     earlier: list[dict[str, Any]] = []
     if continued:

@@ -113,8 +113,12 @@ def styled(plan: Plan, frame: pd.DataFrame) -> Styler:
         frame: of `tables.outcomes`.
     """
     texts = for_reading(tables.summary(plan, frame), tables.differences(plan, frame))
-    lines = [tables.note(plan, frame), *(f"Not used: {problem}." for problem in evidence.problems(plan))]
-    return _shown(texts, lines).apply(lambda _: _bold(texts), axis=None)
+    lines = [
+        tables.note(plan, frame),
+        tables.outdated(frame),
+        *(f"Not used: {problem}." for problem in evidence.problems(plan)),
+    ]
+    return _shown(texts, list(filter(None, lines))).apply(lambda _: _bold(texts), axis=None)
 
 
 def values(plan: Plan) -> Styler:

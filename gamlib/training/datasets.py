@@ -106,6 +106,8 @@ DATASETS = {
         **_STREAMED,  # type: ignore[arg-type]
     ),
 }
+# Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
+TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
 NAMES = f"{', '.join(DATASETS)}, {FOLDER}PATH"
 
 
@@ -136,6 +138,11 @@ def describe(name: str) -> Dataset:
     else:
         style = {**vars(DATASETS["imagenet"])}
     return Dataset(**{**style, **counts, "hash": tree.hash})
+
+
+def title(name: str) -> str:
+    """A data set's name as figures and tables say it: its own, or that by which an image folder is known."""
+    return TITLES.get(Path(name.removeprefix(FOLDER)).name, name) if name.startswith(FOLDER) else name
 
 
 def folder_name(name: str) -> str:

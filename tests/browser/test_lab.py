@@ -26,7 +26,8 @@ from debian import missing
 from gamlib.lab import maps
 from gamlib.lab.places import NOTEBOOKS, ROOT
 from gamlib.lab.runs import Run
-from gamlib.lab.studies import STUDIES, Plan, find_study
+from gamlib.lab.studies import STUDIES, Plan
+from gamlib.lab.study_files import find_study
 from gamlib.lab.train import train
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from gamlib.lab import figures, gate_figures, maps
 from gamlib.lab.config import RunConfig
 from gamlib.lab.explorer import Explorer
 from gamlib.lab.runs import Run, RunFailed
-from gamlib.lab.studies import STUDIES, Study, find_study
+from gamlib.lab.studies import STUDIES, Study
+from gamlib.lab.study_files import find_study
 from gamlib.lab.train import kept_epochs, train
 from gamlib.training import data
 from gamlib.training.batches import FromFiles, mean_and_std

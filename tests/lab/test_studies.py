@@ -9,7 +9,8 @@ from PIL import Image
 from gamlib import build_model, paper
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.parameters import parse_seeds
-from gamlib.lab.studies import STUDIES, Plan, Study, find_study
+from gamlib.lab.studies import STUDIES, Plan, Study
+from gamlib.lab.study_files import find_studies, find_study
 
 
 def test_the_studies_share_their_common_runs() -> None:
@@ -86,9 +87,32 @@ def test_a_study_of_ones_own_is_a_yaml_file(tmp_path: Path) -> None:
     assert configs == [RunConfig(attention="none", epochs=2, lr=0.001), RunConfig(reduction=8, epochs=2, lr=0.001)]
 
 
+def test_a_yaml_file_may_extend_studies_of_the_project_and_say_where_they_run(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    first = "name: sub-small\nextends: submodules\nseeds: 0,4\nbase: {epochs: 2}\n"
+    path.write_text(first + "---\nname: pool-small\nextends: max_pooling\ndataset: cifar10\nbase: {width: 0.25}\n")
+    submodules, pooling = find_studies(str(path))
+    assert (submodules.question, submodules.notebook) == (STUDIES["submodules"].question, "")
+    assert submodules.compare == STUDIES["submodules"].compare
+    assert submodules.plan().arms == STUDIES["submodules"].plan(seeds=[0, 4], epochs=2).arms
+    assert submodules.plan(seeds=1).seeds == [1]
+    assert pooling.plan().arms == STUDIES["max_pooling"].plan("cifar10", width=0.25).arms
+    assert {config.stem for config in pooling.plan().configs} == {"imagenet"}
+    assert pooling.plan("digits").dataset == "digits"
+    with pytest.raises(ConfigError, match=r"two.yaml has 2 studies: allowed here: one"):
+        find_study(str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "is not a study"),
+        ("arms: {x: {}}\n---\n- 1", "is not a study"),
+        ("arms: {x: {}}\n---\narms: {x: {}}", "name='s':"),
+        ("extends: submodule", "extends='submodule': allowed: submodules, max_pooling, benchmark"),
+        ("extends: submodules\nbase: 3", "base=3: allowed: values of RunConfig"),
+        ("extends: [1]\nname: x", "extends=[1]: allowed: submodules"),
+        ("arms: {x: {}}\nseeds: [0, 1]", "seeds=[0, 1]: allowed: seeds unless others are asked for"),
         ("arms: [", "is not YAML"),
         ("- 1", "is not a study"),
         ("name: a/b\narms: {x: {}}", "name='a/b': allowed: letters"),

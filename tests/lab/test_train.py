@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gamlib.backbones import build_model
+from gamlib.complexity import complexity
 from gamlib.lab.config import RunConfig
 from gamlib.lab.evidence import read_predictions
 from gamlib.lab.runs import Run, RunFailed, RunStopped
@@ -74,6 +76,12 @@ def test_predictions_are_those_that_the_error_counts(amp: bool) -> None:
     (right, _), result = read_predictions(run), run.result()
     assert result is not None
     assert len(right) == 898 and 100 * (1 - right.mean()) == pytest.approx(result.top1_error)
+
+
+def test_a_result_has_the_costs_of_its_network() -> None:
+    run = train(run_of(epochs=1, attention="gam"))
+    costs, result = complexity(build_model(**run.config.architecture()), (1, 3, 32, 32)), run.result()
+    assert result is not None and (result.parameters, result.flops) == (costs.parameters, costs.flops)
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step_to_end(monkeypatch: pytest.MonkeyPatch) -> None:

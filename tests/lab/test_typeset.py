@@ -44,7 +44,7 @@ def test_every_cell_is_what_people_read(plan: Plan, finish_all: FinishAll) -> No
     assert rows.loc["sp"].to_dict() == {
         "Runs": "3 of 3",
         "Parameters": "2.800M",
-        "FLOPs": "13.1M",
+        "FLOPs": "9.9M",
         "Images/s": "500",
         "Memory (MiB)": "640",
         "Top-1 error": "5.03 ± 2.49",

@@ -29,7 +29,7 @@ from gamlib.lab.config import RunConfig
 from gamlib.lab.dispatch import dispatch
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Run, Status
-from gamlib.lab.studies import Study
+from gamlib.lab.study_files import find_study
 from gamlib.training.loop import MEASURED
 
 pytestmark = pytest.mark.slow
@@ -278,7 +278,7 @@ def test_a_submission_that_was_killed_is_made_good_by_the_next(
         process.wait()
         half_way += any(folder.glob("*.submitting"))
         time.sleep(1)  # its sbatch may still be under way
-        configs = Study.from_yaml(file).plan(seeds=str(seed), **SHORT).configs
+        configs = find_study(str(file)).plan(seeds=str(seed), **SHORT).configs
         for _ in range(2):
             dispatch(configs, "slurm", wait=False, slurm={"slurm": ["hold"]})
             runs, queued = list(map(Run, configs)), 40 * (seed + 1)
