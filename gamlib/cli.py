@@ -2,15 +2,13 @@
 
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gamlib.lab import screen
-from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.config import RunConfig
 from gamlib.lab.parameters import key_values
-from gamlib.lab.places import ROOT
 from gamlib.lab.screen import err, out
 from gamlib.options import (
     FAILED,
@@ -29,10 +27,10 @@ from gamlib.options import (
     speaks_plainly,
     takes_slurm_options,
 )
+from gamlib.reporting import commands, make_report
 
 if TYPE_CHECKING:
     from gamlib.lab.board import Tally
-    from gamlib.lab.studies import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -123,7 +121,7 @@ def study(
         out.print(f"see `gamlib report {names}`", markup=False, highlight=False)
     for plan in plans if and_report else ():
         try:
-            _report(Plan.load(plan.study.name, plan.dataset), force=False)  # with the arms asked for before
+            make_report(Plan.load(plan.study.name, plan.dataset), force=False)  # with the arms asked for before
         except RunFailed as error:  # the other studies are reported all the same
             err.print(str(error), style="red", markup=False, highlight=False)
     if tally.failed:
@@ -231,70 +229,13 @@ def gc(
     out.print(f"{len(paths)} files, {size:.1f} MiB {how}" if paths else "nothing to remove", highlight=False)
 
 
-@app.command()
-@speaks_plainly
-def report(
-    studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names of studies that were submitted.")],
-    dataset: LastDataset = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if nothing has changed since the last report.")] = False,
-) -> None:
-    """Execute the notebook of a study, and write its figures and tables to figures/. Nothing is trained."""
-    from gamlib.lab.studies import Plan
-
-    for plan in [Plan.load(name, dataset) for name in studies]:
-        _report(plan, force)
-
-
-@app.command()
-@speaks_plainly
-def audit(
-    json_: AsJson = False,
-    and_report: Annotated[
-        bool,
-        typer.Option("--report", help="Execute 1_complexity.ipynb too, which tells the story and exports its figure."),
-    ] = False,
-) -> None:
-    """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
-    from gamlib import audit as audits
-
-    frame = audits.audit()
-    if json_:
-        print(frame[list(audits.COLUMNS)].to_json(orient="records", indent=2))
-    else:
-        screen.print_frame(audits.for_reading(frame))
-        for number, note in enumerate(audits.notes(frame), 1):
-            out.print(f"[{number}] {note}", markup=False, highlight=False)
-        out.print(audits.verdict(frame), highlight=False)
-    if and_report:
-        from gamlib.lab.report import complexity_report
-
-        for path in complexity_report():
-            err.print(os.path.relpath(path), markup=False, highlight=False)
-    if audits.differences(frame):
-        raise typer.Exit(FAILED)
-
-
-@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@speaks_plainly
-def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]...")] = None) -> None:
-    """The speed tables of the README, measured on this machine; [bold]gamlib bench --help[/bold] says what there is."""
-    script = ROOT / "benchmarks" / "gam.py"
-    if not script.exists():
-        raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")
-    os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
-
-
-def _report(plan: "Plan", force: bool) -> None:
-    from gamlib.lab import report as reports
-
-    screen.show_report(plan, reports.report(plan, force))
-
-
 def _name_failures(tally: "Tally") -> None:
     """What failed, why, and where its log is."""
     for failed, reason in tally.failed.items():
         err.print(f"{failed.folder.name} failed: {reason}; see {failed.folder / 'log.txt'}", style="red", markup=False)
 
+
+app.add_typer(commands)
 
 if __name__ == "__main__":
     app()

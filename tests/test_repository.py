@@ -27,6 +27,7 @@ FLOORS = [
     "training",
     "lab",
     "options",
+    "reporting",
     "cli",
 ]
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -37,12 +37,12 @@ def by_image(plan: Plan) -> pd.DataFrame:
             if any(run.result() is None for run in runs):
                 continue
             try:
-                (right, label), (other, its_label) = map(read_predictions, runs)
+                (ours_said, label), (theirs_said, its_label) = map(read_predictions, runs)
             except DamagedError:
                 continue
             if not np.array_equal(label, its_label):  # other images, or another order
                 continue
-            test = mcnemar(right, other)
+            test = mcnemar(ours_said == label, theirs_said == label)
             row = {"arm": arm, "reference": reference, "seed": ours.seed, "images": test.images}
             rows.append(row | {"only_arm": test.only_arm, "only_reference": test.only_reference, "p": test.p})
     columns = ["arm", "reference", "seed", "images", "only_arm", "only_reference", "p"]

@@ -48,8 +48,8 @@ def origins(run: Run) -> list[dict[str, Any]]:
     return [*last.pop("earlier", []), last]
 
 
-def read_predictions(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
-    """Whether the run got each test image right, bool [images], and the images' classes, int [images].
+def read_predictions(run: Run) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """The classes that the run predicted for the test images, and the images' own, both int [images].
 
     Raises:
         DamagedError: the file is missing or not whole.
@@ -58,7 +58,9 @@ def read_predictions(run: Run) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
     try:
         with np.load(path) as arrays:
             predicted, label = arrays["predicted"], arrays["label"]
-            return np.equal(predicted, label), label
+            if predicted.shape != label.shape:
+                raise ValueError
+            return predicted, label
     except FileNotFoundError:
         raise DamagedError(f"{_short(path)} is missing") from None
     except Exception:  # a damaged archive raises whatever zipfile, zlib and numpy do

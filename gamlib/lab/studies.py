@@ -195,7 +195,7 @@ class Plan(BaseModel):
         the files of a data set, or what a recipe prescribes, may have changed since.
         """
         plan, path = self, _plans() / f"{self.name}.json"
-        before = self._read(path)
+        before = self.read(path)
         if before is not None and self._asked() == before._asked() and before.arms.keys() - self.arms.keys():
             with suppress(ConfigError):  # refused by now: they are no part of it any more
                 plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
@@ -209,7 +209,7 @@ class Plan(BaseModel):
     def saved(cls) -> list[Self]:
         """The plans of all studies that were submitted, the last one first."""
         paths = sorted(_plans().glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        return [plan for plan in map(cls._read, paths) if plan is not None]
+        return [plan for plan in map(cls.read, paths) if plan is not None]
 
     @classmethod
     def load(cls, study: str, dataset: str | None = None) -> Self:
@@ -233,7 +233,7 @@ class Plan(BaseModel):
         """The same plan, or part of it, as last submitted, if this very code checked it: that spares torch's import."""
         if dataset not in DATASETS:  # an image folder may hold other files by now
             return None
-        plan = cls._read(_plans() / f"{study.name}-{dataset}.json")
+        plan = cls.read(_plans() / f"{study.name}-{dataset}.json")
         wanted = (study, dataset, seeds, overrides)
         if plan is None or plan._asked() != wanted or plan.source != source_hash() or not plan.arms.keys() >= set(arms):
             return None
@@ -242,7 +242,8 @@ class Plan(BaseModel):
         return plan.model_copy(update={"arms": {label: plan.arms[label] for label in arms}})
 
     @classmethod
-    def _read(cls, path: Path) -> Self | None:
+    def read(cls, path: Path) -> Self | None:
+        """The plan that was written to a file; None where it is not whole."""
         try:
             content = {"cluster": "local", "slurm": {}, **json.loads(path.read_text())}
             content = {key: content[key] for key in cls.model_fields}

@@ -73,7 +73,8 @@ def test_a_stop_saves_the_state_and_the_same_call_goes_on_bit_by_bit(
 def test_predictions_are_those_that_the_error_counts(amp: bool) -> None:
     run = run_of(epochs=1, amp=amp)
     train(run)
-    (right, _), result = read_predictions(run), run.result()
+    (predicted, label), result = read_predictions(run), run.result()
+    right = predicted == label
     assert result is not None
     assert len(right) == 898 and 100 * (1 - right.mean()) == pytest.approx(result.top1_error)
 

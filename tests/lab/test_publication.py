@@ -1,0 +1,150 @@
+"""Publication: runs as text files, and reports made of these alone."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gamlib.cli import app
+from gamlib.lab import evidence, publication, report, tables
+from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.places import figures_root
+from gamlib.lab.runs import Run, RunFailed
+from gamlib.lab.studies import STUDIES, Plan, Study
+
+FinishAll = Callable[..., None]
+ERRORS = {"baseline": [6.0, 7.0, 8.1], "ch": [5.0, 5.5, None], "sp": [4.0, 4.5, 5.3], "ch+sp": [3.0, 3.5, 4.0]}
+
+
+@pytest.fixture
+def plan(finish_all: FinishAll) -> Plan:
+    """A study of which one run failed, and one is of another commit and went on under this one."""
+    plan = STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
+    finish_all(plan, ERRORS, top5_error=0.1 + 0.2, seconds=1 / 3)
+    Run(plan.arms["ch"][2]).queue()
+    Run(plan.arms["ch"][2]).write_status(state="failed", error="FloatingPointError: loss is nan, at step 7")
+    earlier = {"commit": "0" * 40, "clean": False, "device": "GPU", "versions": {"python": "3.10"}}
+    last = {"commit": "1" * 40, "clean": True, "device": "cpu", "versions": {"python": "3.11"}, "host": "mine"}
+    Run(plan.arms["sp"][0]).write("provenance.json", json.dumps({**last, "earlier": [earlier]}))
+    plan.save()
+    return plan
+
+
+def gamlib(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+def elsewhere(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No runs, and no figures but the published data."""
+    publication.data_folder().rename(places / "data")
+    monkeypatch.setenv("GAM_RUNS", str(places / "other-runs"))
+    monkeypatch.setenv("GAM_FIGURES", str(places / "other"))
+    (places / "other").mkdir()
+    (places / "data").rename(publication.data_folder())
+
+
+def test_published_data_make_the_same_tables_and_figures_to_the_byte(
+    plan: Plan, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {path.name: path.read_bytes() for path in report.export(plan)}
+    code, output = gamlib("publish", "submodules")
+    assert code == 0 and output.count("submodules-digits") == 5, output
+    elsewhere(places, monkeypatch)
+    code, output = gamlib("report", "--published", "submodules")
+    assert code == 0 and "11 of 12 runs are done" in output, output
+    assert {path.name: path.read_bytes() for path in figures_root().iterdir() if path.is_file()} == expected
+    assert os.environ["GAM_RUNS"] == str(places / "other-runs") and not (places / "other-runs").exists()
+
+
+def test_restored_runs_are_those_that_were_published(plan: Plan, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Run(config) for config in plan.configs]
+    results = [run.result() for run in runs]
+    epochs, origins = ([read(run) for run in runs if run.result()] for read in (evidence.epochs, evidence.origins))
+    publication.publish(plan)
+    elsewhere(places, monkeypatch)
+    assert "submodules-digits: 12 of 12 runs restored" in gamlib("restore")[1]
+    runs = [Run(config) for config in plan.configs]
+    assert [run.result() for run in runs] == results
+    assert [evidence.epochs(run) for run in runs if run.result()] == epochs
+    assert [evidence.origins(run) for run in runs if run.result()] == [
+        [{"versions": {}} | {key: value for key, value in origin.items() if key != "host"} for origin in of_run]
+        for of_run in origins
+    ]
+    failed = Run(plan.arms["ch"][2]).status()
+    assert (failed.state, failed.error) == ("failed", "FloatingPointError: loss is nan, at step 7")
+    assert evidence.problems(plan) == [] and Plan.load("submodules").arms == plan.arms
+    assert "submodules-digits: 0 of 12" not in gamlib("restore")[1]  # the failed one is not done
+    code, output = gamlib("study", "submodules", "--seeds", "0-2", "--arms", "sp")
+    assert code == 0 and "3 of 3 runs done, 3 of them before" in output
+
+
+def test_a_run_that_is_done_here_is_not_overwritten(plan: Plan, finish_all: FinishAll) -> None:
+    publication.publish(plan)
+    finish_all(plan, ERRORS | {"sp": [9.0, 9.0, 9.0]})
+    assert publication.restore(plan) == 1  # the failed one
+    assert tables.outcomes(plan).set_index(["arm", "seed"])["top1_error"]["sp"].tolist() == [9, 9, 9]
+
+
+def test_nothing_of_the_machine_but_its_kind_is_published(plan: Plan) -> None:
+    texts = [path.read_text() for path in publication.publish(plan)]
+    assert not any("mine" in text or str(figures_root()) in text for text in texts)
+
+
+def test_names_of_all_kinds_come_back(finish_all: FinishAll) -> None:
+    arms = {"16": {}, "0.10": {"reduction": 8}, "nan": {"reduction": 4}, 'a, "b"\n': {"attention": "se"}}
+    plan = Study(name="own", arms=arms).plan(seeds="0-1")
+    finish_all(plan, {arm: [5.0, 6.0] for arm in arms})
+    publication.publish(plan)
+    (back,) = publication.published(["own"])
+    frame = tables.outcomes(plan)
+    with publication.unpacked([back]):
+        assert tables.outcomes(back).equals(frame) and evidence.problems(back) == []
+
+
+def test_what_cannot_be_published_is_refused_and_nothing_is_written(plan: Plan) -> None:
+    with pytest.raises(RunFailed, match="no run of submodules-digits is done"):
+        publication.publish(plan.study.plan(seeds="7"))
+    (Run(plan.arms["sp"][1]).folder / "metrics.jsonl").write_text("{")
+    with pytest.raises(RunFailed, match=r"metrics.jsonl is damaged: submodules-digits is not published"):
+        publication.publish(plan)
+    assert not publication.data_folder().exists()
+
+
+def test_what_is_not_published_or_damaged_is_refused_in_one_line(plan: Plan, places: Path) -> None:
+    code, output = gamlib("report", "--published")
+    assert (code, output.count("\n")) == (2, 1) and "nothing is published in" in output
+    assert gamlib("report")[0] == 2
+    publication.publish(plan)
+    code, output = gamlib("report", "--published", "max_pooling")
+    assert code == 2 and "study 'max_pooling': published in" in output and "is submodules" in output
+    table = publication.data_folder() / "submodules-digits-epochs.csv"
+    table.rename(table.with_suffix(".away"))
+    code, output = gamlib("report", "--published")
+    assert code == 2 and "submodules-digits-epochs.csv cannot be read" in output
+    table.write_text('arm,seed\n"')
+    assert gamlib("report", "--published")[0] == 2
+    table.write_text("arm,epoch\nsp,1\n")
+    code, output = gamlib("report", "--published")
+    assert code == 2 and "submodules-digits-epochs.csv is damaged: it has no column seed" in output
+    publication.publish(plan)
+    origins = publication.data_folder() / "submodules-digits-origins.csv"
+    origins.write_text("".join(line for line in origins.read_text().splitlines(True) if not line.startswith("ch,1")))
+    code, output = gamlib("report", "--published")
+    assert code == 2 and "submodules-digits-*.csv: ch, seed 1 is damaged or not whole" in output
+    (publication.data_folder() / "submodules-digits.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"submodules-digits.json is not a published study"):
+        publication.published()
+
+
+def test_an_older_configuration_is_named(plan: Plan) -> None:
+    publication.publish(plan)
+    path = publication.data_folder() / "submodules-digits.json"
+    content = json.loads(path.read_text())
+    assert content["arms"]["ch"][0].keys() == RunConfig.model_fields.keys()
+    path.write_text(json.dumps({**content, "study": {**content["study"], "arms": {}}}))
+    with pytest.raises(ConfigError, match="damaged, or of other code"):
+        publication.published()
