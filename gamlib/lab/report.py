@@ -47,8 +47,8 @@ def export(plan: Plan) -> list[Path]:
     }
     paths = [path for name, figure in drawn.items() if figure is not None for path in figures.export(figure, name)]
     tex = typeset.latex(table, compared, plan.study.question, tables.note(plan, frame), plan.name)
-    paths += _write(plan.name, {"csv": table.to_csv(index=False), "tex": tex})
-    paths += _write(f"{plan.name}-differences", {"csv": compared.to_csv(index=False)})
+    paths += _write(plan.name, {"csv": _csv(table), "tex": tex})
+    paths += _write(f"{plan.name}-differences", {"csv": _csv(compared)})
     return record(plan, paths)
 
 
@@ -112,6 +112,11 @@ def export_complexity(frame: "pd.DataFrame") -> list[Path]:
     table = audit.for_reading(frame).replace("✓", "yes")
     texts = {"csv": frame.to_csv(index=False), "tex": typeset.to_latex(table, title, "complexity", "lllrrlrrl", about)}
     return paths + _write("complexity", texts)
+
+
+def _csv(frame: "pd.DataFrame") -> str:
+    """A table of results as text; ten digits, since the last of sixteen are the processor's."""
+    return frame.to_csv(index=False, float_format="%.10g")
 
 
 def _write(name: str, texts: dict[str, str]) -> list[Path]:

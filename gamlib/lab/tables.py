@@ -127,7 +127,7 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     commits, machines = _origins(plan)
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
-    partly = f"; {part} runs are done" if (part := missing(frame)) else ""
+    partly = f"; {part} runs are done ({_ends(frame)})" if (part := missing(frame)) else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     made = (
         f"{title(plan.dataset)}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
@@ -183,6 +183,12 @@ def missing(frame: pd.DataFrame) -> str:
     """ "n of N" if not all runs are done, else nothing."""
     done = int(frame["top1_error"].notna().sum())
     return "" if done == len(frame) else f"{done} of {len(frame)}"
+
+
+def _ends(frame: pd.DataFrame) -> str:
+    """How the runs that are not done stand: "2 missing, 1 failed", most first."""
+    states = frame.loc[frame["top1_error"].isna(), "state"].value_counts()
+    return ", ".join(f"{number} {state}" for state, number in states.items())
 
 
 def label(plan: Plan, frame: pd.DataFrame) -> str:
