@@ -197,7 +197,7 @@ def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: Fin
     note = tables.note(plan, tables.outcomes(plan))
     assert (
         "digits, resnet18 at width 0.5, 20 epochs" in note
-        and "over seeds 0–2; 11 of 12 runs are done (1 queued);" in note
+        and "over seeds 0–2; 11 of 12 runs are done (1 missing);" in note
     )
     assert "gamlib at commit 1234567 with changes, 8fbcf0f, code 0123456789abcdef" in note
     assert "medians over epochs, on NVIDIA H200, cpu." in note and "less that of baseline in points" in note
