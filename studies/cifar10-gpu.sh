@@ -6,6 +6,7 @@
 #   studies/cifar10-gpu.sh --seeds 0 -p train_fraction=0.001 -p width=0.125 -p reduction=4 -p epochs=1
 set -uo pipefail
 cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"  # gamlib need not be installed, only what it uses
 gamlib() { "${PYTHON:-python3}" -m gamlib.cli "$@"; }
 timeout --foreground --signal=INT --kill-after=60 "${SECONDS_TO_RUN:-480}" \
   "${PYTHON:-python3}" -m gamlib.cli study studies/cifar10-gpu.yaml --workers "${WORKERS:-8}" "$@"
