@@ -25,6 +25,7 @@ from gamlib.lab.runs import Result, Run, RunFailed, Status
 from gamlib.lab.studies import Plan
 
 TABLES = ("runs", "epochs", "origins", "predictions")
+UNDER_WAY = ("queued", "running")
 PRIVATE = ("host", "interpreter")  # of a machine: nobody's business
 
 
@@ -34,12 +35,15 @@ def data_folder() -> Path:
 
 
 def publish(plan: Plan) -> list[Path]:
-    """Write the data of a study's runs as they stand now: finished ones, and of the others the state; the paths.
+    """Write the data of a study's runs: of the finished ones all, of the others how they ended; the paths.
 
     Raises:
-        RunFailed: no run is done, or files of a finished run cannot be used.
+        RunFailed: no run is done, some are queued or running, or files of a finished one cannot be used.
     """
     runs = [(arm, Run(config)) for arm, configs in plan.arms.items() for config in configs]
+    if under_way := [run for _, run in runs if run.status().state in UNDER_WAY]:
+        name = f"{under_way[0].folder.name} is {under_way[0].status().state}"
+        raise RunFailed(f"{name}: {plan.name} is published when all its runs have ended; `gamlib cancel` stops them")
     done = [(arm, run) for arm, run in runs if run.result() is not None]
     if not done:
         raise RunFailed(f"no run of {plan.name} is done: there is nothing to publish")
@@ -108,7 +112,9 @@ def _plan(path: Path) -> Plan:
 
 
 def restore(plan: Plan) -> int:
-    """Put the published runs of a study into the folder of runs, but for those that are done there; how many.
+    """Put the published runs of a study into the folder of runs; how many.
+
+    What is done or under way there stays as it is, and so does what is begun there and not published as done.
 
     Raises:
         ConfigError: a published table is missing or damaged; what was restored before it was met stays.
@@ -122,7 +128,8 @@ def restore(plan: Plan) -> int:
             except (KeyError, ValueError) as error:
                 where = f"{data_folder() / plan.name}-*.csv: {arm}, seed {run.config.seed}"
                 raise ConfigError(f"{where} is damaged or not whole: {' '.join(repr(error).split())}") from None
-    plan.save()
+    if plan.name not in {saved.name for saved in Plan.saved()}:
+        plan.save()
     return restored
 
 
@@ -130,12 +137,13 @@ def _restore(arm: str, run: Run, tables: dict[str, pd.DataFrame]) -> bool:
     """Whether there was something to restore."""
     of_run = {name: _of(tables[name], arm, run.config.seed) for name in ("runs", "epochs", "origins")}
     (outcome,) = of_run["runs"]
-    if outcome["state"] == "missing" or run.result() is not None:
+    here, there = run.status().state, outcome["state"]
+    if there == "missing" or here in ("done", *UNDER_WAY) or (there != "done" and here != "missing"):
         return False
     run.write("config.json", json.dumps({**run.config.model_dump(), "signature": run.signature}, indent=2))
     told = {"heartbeat": outcome.get("ended", "")} | {key: outcome[key] for key in ("state", "attempts")}
     run.write("status.json", Status(**told, error=outcome.get("error", "")).model_dump_json(indent=2))
-    if outcome["state"] == "done":
+    if there == "done":
         predicted, label = (tables["predictions"][name] for name in (f"{arm} seed {run.config.seed}", "label"))
         *earlier, last = [row | {"versions": json.loads(row["versions"])} for row in of_run["origins"]]
         result = Result.model_validate({"signature": run.signature, **outcome})

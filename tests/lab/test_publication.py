@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def test_restored_runs_are_those_that_were_published(plan: Plan, places: Path, m
     failed = Run(plan.arms["ch"][2]).status()
     assert (failed.state, failed.error) == ("failed", "FloatingPointError: loss is nan, at step 7")
     assert evidence.problems(plan) == [] and Plan.load("submodules").arms == plan.arms
-    assert "submodules-digits: 0 of 12" not in gamlib("restore")[1]  # the failed one is not done
+    assert "submodules-digits: 0 of 12 runs restored" in gamlib("restore")[1]
     code, output = gamlib("study", "submodules", "--seeds", "0-2", "--arms", "sp")
     assert code == 0 and "3 of 3 runs done, 3 of them before" in output
 
@@ -85,7 +86,11 @@ def test_restored_runs_are_those_that_were_published(plan: Plan, places: Path, m
 def test_a_run_that_is_done_here_is_not_overwritten(plan: Plan, finish_all: FinishAll) -> None:
     publication.publish(plan)
     finish_all(plan, ERRORS | {"sp": [9.0, 9.0, 9.0]})
-    assert publication.restore(plan) == 1  # the failed one
+    for arm, state in (("ch", "running"), ("ch+sp", "preempted")):
+        (Run(plan.arms[arm][0]).folder / "result.json").unlink()
+        Run(plan.arms[arm][0]).write_status(state=state, host=socket.gethostname(), pid=os.getpid())
+    assert publication.restore(plan) == 1  # the preempted one, which is published as done
+    assert Run(plan.arms["ch"][0]).status().state == "running" and Run(plan.arms["ch+sp"][0]).status().state == "done"
     assert tables.outcomes(plan).set_index(["arm", "seed"])["top1_error"]["sp"].tolist() == [9, 9, 9]
 
 
@@ -108,6 +113,10 @@ def test_names_of_all_kinds_come_back(finish_all: FinishAll) -> None:
 def test_what_cannot_be_published_is_refused_and_nothing_is_written(plan: Plan) -> None:
     with pytest.raises(RunFailed, match="no run of submodules-digits is done"):
         publication.publish(plan.study.plan(seeds="7"))
+    Run(plan.arms["ch"][2]).queue()
+    with pytest.raises(RunFailed, match=r"-gam-ch-s2-\w+ is queued: submodules-digits is published when all its runs"):
+        publication.publish(plan)
+    Run(plan.arms["ch"][2]).unqueue()
     (Run(plan.arms["sp"][1]).folder / "metrics.jsonl").write_text("{")
     with pytest.raises(RunFailed, match=r"metrics.jsonl is damaged: submodules-digits is not published"):
         publication.publish(plan)
