@@ -46,10 +46,10 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as Linux knows it, else "cpu"."""
+    """The processor's name as Linux knows it, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "cpu")
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _git(*arguments: str) -> str | None:
