@@ -27,7 +27,7 @@ from gamlib.options import (
     speaks_plainly,
     takes_slurm_options,
 )
-from gamlib.reporting import commands, make_report
+from gamlib.reporting import commands
 
 if TYPE_CHECKING:
     from gamlib.lab.board import Tally
@@ -89,6 +89,7 @@ def study(
     rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="Do again what other code has done.")] = False,
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
+    from gamlib.lab import report as reports
     from gamlib.lab.dispatch import dispatch
     from gamlib.lab.runs import RunFailed
     from gamlib.lab.studies import Plan
@@ -121,7 +122,8 @@ def study(
         out.print(f"see `gamlib report {names}`", markup=False, highlight=False)
     for plan in plans if and_report else ():
         try:
-            make_report(Plan.load(plan.study.name, plan.dataset), force=False)  # with the arms asked for before
+            asked = Plan.load(plan.study.name, plan.dataset)  # with the arms asked for before
+            screen.show_report(asked, reports.report(asked))
         except RunFailed as error:  # the other studies are reported all the same
             err.print(str(error), style="red", markup=False, highlight=False)
     if tally.failed:

@@ -2,8 +2,7 @@
 
 import os
 import sys
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,9 +11,6 @@ from gamlib.lab.config import ConfigError
 from gamlib.lab.places import ROOT
 from gamlib.lab.screen import err, out
 from gamlib.options import FAILED, AsJson, LastDataset, speaks_plainly
-
-if TYPE_CHECKING:
-    from gamlib.lab.studies import Plan
 
 commands = typer.Typer()
 Published = Annotated[list[str] | None, typer.Argument(metavar="[STUDY]...", help="Names; by default all.")]
@@ -35,17 +31,22 @@ def report(
     With [bold]--published[/bold] the figures and tables alone, from figures/data: neither runs nor images are needed.
     """
     from gamlib.lab import publication
+    from gamlib.lab import report as reports
     from gamlib.lab.studies import Plan
 
     if not studies and not published:
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
-    if published:
-        plans = [plan for plan in publication.published(studies or ()) if dataset in (None, plan.dataset)]
-    else:
-        plans = [Plan.load(name, dataset) for name in studies or ()]
-    with publication.unpacked(plans) if published else nullcontext():
-        for plan in plans:
-            make_report(plan, force, by_notebook=not published)
+    if not published:
+        for plan in [Plan.load(name, dataset) for name in studies or ()]:
+            screen.show_report(plan, reports.report(plan, force))
+        return
+    named = publication.published(studies or ())
+    if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
+        there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
+        raise ConfigError(f"dataset={dataset!r}: published on {there}")
+    for plan in plans:
+        with publication.unpacked(publication.published([plan.study.name])):  # on all data sets: a figure has them
+            screen.show_report(plan, reports.export(plan))
 
 
 @commands.command()
@@ -111,10 +112,3 @@ def bench(arguments: Annotated[list[str] | None, typer.Argument(metavar="[OPTION
     if not script.exists():
         raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")
     os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
-
-
-def make_report(plan: "Plan", force: bool, by_notebook: bool = True) -> None:
-    """Report a study and show it, by its notebook if it has one."""
-    from gamlib.lab import report as reports
-
-    screen.show_report(plan, reports.report(plan, force) if by_notebook else reports.export(plan))

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # cifar10-gpu.yaml on one GPU for a limited time: several runs at once, stopped in time, and published as they stand.
-#   PYTHON=.venv/bin/python SECONDS_TO_RUN=480 WORKERS=8 studies/cifar10-gpu.sh [options of gamlib study]
+# Runs have two minutes to save their state once SECONDS_TO_RUN are over.
+#   PYTHON=.venv/bin/python SECONDS_TO_RUN=420 WORKERS=8 studies/cifar10-gpu.sh [options of gamlib study]
 # The same command again goes on. $OUT, by default runs/, gets published.tar.gz: metrics, predictions, origins, no
 # weights; unpacked in figures/ it is what `gamlib report --published` and `gamlib restore` read. Tried on a CPU:
 #   studies/cifar10-gpu.sh --seeds 0 -p train_fraction=0.001 -p width=0.125 -p reduction=4 -p epochs=1
@@ -8,12 +9,16 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"  # gamlib need not be installed, only what it uses
 gamlib() { "${PYTHON:-python3}" -m gamlib.cli "$@"; }
-timeout --foreground --signal=INT --kill-after=60 "${SECONDS_TO_RUN:-480}" \
+timeout --foreground --signal=INT --kill-after=150 "${SECONDS_TO_RUN:-420}" \
   "${PYTHON:-python3}" -m gamlib.cli study studies/cifar10-gpu.yaml --workers "${WORKERS:-8}" "$@"
 ended=$?
 export GAM_FIGURES="${GAM_RUNS:-runs}/published"
+rm -rf "$GAM_FIGURES/data"  # of an earlier call
 for study in submodules-gpu max_pooling-gpu resnet50-gpu; do gamlib publish "$study"; done
 mkdir -p "${OUT:-runs}"
 tar -czf "${OUT:-runs}/published.tar.gz" -C "$GAM_FIGURES" data && echo "${OUT:-runs}/published.tar.gz"
-case $ended in 124 | 130) echo "stopped after ${SECONDS_TO_RUN:-480} s; the same command goes on" ;; esac
+case $ended in
+  124 | 130) echo "stopped after ${SECONDS_TO_RUN:-420} s; the same command goes on" ;;
+  137) echo "killed: some runs did not save their state in time; the same command goes on from before" ;;
+esac
 exit $ended

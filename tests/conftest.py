@@ -1,3 +1,4 @@
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 
 from gamlib.lab.by_image import write_predictions
 from gamlib.lab.config import RunConfig
+from gamlib.lab.places import ROOT
 from gamlib.lab.runs import Run
 
 LABEL = np.arange(40) % 10
@@ -20,6 +22,16 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GAM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("GAM_FIGURES", str(tmp_path / "figures"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as it is committed or about to be (`git add`): a study run here writes other figures beside it."""
+    if not (ROOT / ".git").exists():
+        return ROOT
+    folder = tmp_path_factory.mktemp("committed")
+    subprocess.run(["git", "-C", str(ROOT), "checkout-index", "--all", f"--prefix={folder}/"], check=True)
+    return folder
 
 
 @pytest.fixture

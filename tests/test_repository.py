@@ -99,10 +99,10 @@ def test_conda_makes_the_environment_of_the_lock() -> None:
     assert python == f"python={floor}" and int(ceiling[2:]) == int(floor[2:]) + 1
 
 
-def test_the_table_of_the_readme_is_the_exported_one() -> None:
+def test_the_table_of_the_readme_is_the_exported_one(committed: Path) -> None:
     columns = ["Arm", "Parameters", "Top-1 error", "Top-5 error", "Paper top-1", "Paper top-5"]
-    texts = typeset.for_reading(pd.read_csv(ROOT / "figures" / "submodules-digits.csv"))[columns]
-    readme = (ROOT / "README.md").read_text().replace("`", "")
+    texts = typeset.for_reading(pd.read_csv(committed / "figures" / "submodules-digits.csv"))[columns]
+    readme = (committed / "README.md").read_text().replace("`", "")
     for row in texts.itertuples(index=False):
         assert f"| {' | '.join(row)} |" in readme
 

@@ -84,6 +84,11 @@ class RunConfig(BaseModel):
             return cls(**values)
         return cls.model_construct(**values)
 
+    @classmethod
+    def recorded(cls, values: Mapping[str, Any]) -> Self:
+        """As any code wrote it, not checked: its images may be gone. What it lacks is at its default."""
+        return cls.model_construct(**{key: values.get(key, field.default) for key, field in cls.model_fields.items()})
+
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, given: dict[str, Any]) -> dict[str, Any]:

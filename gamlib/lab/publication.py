@@ -1,30 +1,35 @@
 """Runs as data to publish: small text files in `figures/data/` from which every table and figure is made again.
 
-Of a study there are `<name>.json` (the study and every run's configuration) and four tables with a row a run, an epoch
-of a run, an origin of a run (code and machine, as `provenance.json` has it), and a test image:
-`<name>-runs.csv`, `-epochs.csv`, `-origins.csv` and `-predictions.csv`. Weights are not among them. Unpacked, they are
-folders of runs like those that training leaves, so that all that reads runs reads them.
+Of a study there are four tables with a row a run, an epoch of a run, an origin of a run (code and machine, as
+`provenance.json` has it), and a test image: `<name>-runs.csv`, `-epochs.csv`, `-origins.csv`, `-predictions.csv`; and
+`<name>.json`: the study, every run's configuration, and the hashes of the tables. Weights are not among them. Unpacked,
+they are folders of runs like those that training leaves, so that all that reads runs reads them.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from gamlib.files import write_whole
 from gamlib.lab import evidence
 from gamlib.lab.by_image import write_predictions
-from gamlib.lab.config import ConfigError
-from gamlib.lab.places import figures_root
+from gamlib.lab.config import ConfigError, RunConfig
+from gamlib.lab.places import figures_root, runs_root
 from gamlib.lab.runs import Result, Run, RunFailed, Status
-from gamlib.lab.studies import Plan
+from gamlib.lab.slurm import statuses
+from gamlib.lab.studies import Plan, Study
 
 TABLES = ("runs", "epochs", "origins", "predictions")
+TEXTS = ("arm", "commit", "source", "submitted_source", "error")  # columns that may look like numbers
 UNDER_WAY = ("queued", "running")
 PRIVATE = ("host", "interpreter")  # of a machine: nobody's business
 
@@ -41,10 +46,12 @@ def publish(plan: Plan) -> list[Path]:
         RunFailed: no run is done, some are queued or running, or files of a finished one cannot be used.
     """
     runs = [(arm, Run(config)) for arm, configs in plan.arms.items() for config in configs]
-    if under_way := [run for _, run in runs if run.status().state in UNDER_WAY]:
-        name = f"{under_way[0].folder.name} is {under_way[0].status().state}"
-        raise RunFailed(f"{name}: {plan.name} is published when all its runs have ended; `gamlib cancel` stops them")
-    done = [(arm, run) for arm, run in runs if run.result() is not None]
+    now = statuses(run for _, run in runs)
+    for run, status in now.items():
+        if status.state in UNDER_WAY:
+            how = f"{plan.name} is published when all its runs have ended; `gamlib cancel` stops them"
+            raise RunFailed(f"{run.folder.name} is {status.state}: {how}")
+    done = [(arm, run) for arm, run in runs if now[run].state == "done"]
     if not done:
         raise RunFailed(f"no run of {plan.name} is done: there is nothing to publish")
     try:
@@ -57,28 +64,29 @@ def publish(plan: Plan) -> list[Path]:
     if any(list(label) != list(labels[0]) for label in labels):
         raise RunFailed(f"runs of {plan.name} were tested on different images: it is not published")
     frames = {
-        "runs": pd.DataFrame([_key(arm, run) | _outcome(run) for arm, run in runs]),
+        "runs": pd.DataFrame([_key(arm, run) | _outcome(now[run], run.result()) for arm, run in runs]),
         "epochs": pd.DataFrame(epochs),
         "origins": pd.DataFrame(origins),
         "predictions": pd.DataFrame({"label": labels[0], **{name: of for name, (of, _) in predictions.items()}}),
     }
-    texts = {f"{plan.name}-{table}.csv": frames[table].to_csv(index=False) for table in TABLES}
+    texts = {_table_path(plan, table): frames[table].to_csv(index=False) for table in TABLES}
     definition = plan.model_dump(exclude={"cluster", "slurm"})
-    texts[f"{plan.name}.json"] = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
-    data_folder().mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_whole(data_folder() / name, text)
-    return [data_folder() / name for name in sorted(texts)]
+    definition["sha256"] = {table: _hash(texts[_table_path(plan, table)].encode()) for table in TABLES}
+    # last: until it is there, the tables are those of nothing
+    texts[_definition_path(plan)] = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
+    for path, text in texts.items():
+        write_whole(path, text)
+    return sorted(texts)
 
 
 def _key(arm: str, run: Run) -> dict[str, Any]:
     return {"arm": arm, "seed": run.config.seed}
 
 
-def _outcome(run: Run) -> dict[str, Any]:
+def _outcome(status: Status, result: Result | None) -> dict[str, Any]:
     """What became of a run, and its result if it has one."""
-    status, result = run.status(), run.result()
-    told = {"state": status.state, "error": status.error, "attempts": status.attempts, "ended": status.heartbeat}
+    error = status.error.replace(str(runs_root()), "runs")
+    told = {"state": status.state, "error": error, "attempts": status.attempts, "ended": status.heartbeat}
     return told | (result or Result.model_construct()).model_dump(exclude={"signature"}, warnings=False)
 
 
@@ -88,82 +96,109 @@ def _flat(origin: dict[str, Any]) -> dict[str, Any]:
     return public | {"versions": json.dumps(origin.get("versions", {}))}
 
 
-def published(names: Iterable[str] = ()) -> list[Plan]:
+def _table_path(plan: Plan, table: str) -> Path:
+    return data_folder() / f"{plan.name}-{table}.csv"
+
+
+def _definition_path(plan: Plan) -> Path:
+    return data_folder() / f"{plan.name}.json"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def published(names: Collection[str] = ()) -> list[Plan]:
     """The plans of published studies, some by their names or those of their studies, by default all.
 
     Raises:
         ConfigError: nothing of that name is published, or a file is damaged.
     """
-    plans = [_plan(path) for path in sorted(data_folder().glob("*.json"))]
-    for name in (names := list(names)):
-        if not any(name in (plan.name, plan.study.name) for plan in plans):
-            there = ", ".join(plan.study.name for plan in plans) or "nothing"
-            raise ConfigError(f"study {name!r}: published in {data_folder()} is {there}")
-    if not plans:
+    paths = sorted(data_folder().glob("*.json"))
+    if not paths:
         raise ConfigError(f"nothing is published in {data_folder()}")
-    return [plan for plan in plans if not names or {plan.name, plan.study.name} & set(names)]
+    plans = [_plan(path) for path in paths]
+    for name in names:
+        if not any(name in (plan.name, plan.study.name) for plan in plans):
+            there = ", ".join(dict.fromkeys(plan.study.name for plan in plans))
+            raise ConfigError(f"study {name!r}: published in {data_folder()} is {there}")
+    return [plan for plan in plans if not names or {plan.name, plan.study.name} & {*names}]
 
 
 def _plan(path: Path) -> Plan:
-    plan = Plan.read(path)
-    if plan is None or plan.name != path.stem:
-        raise ConfigError(f"{path} is not a published study: damaged, or of other code")
+    """The plan of a published study. What its configurations lack, other code did not know: it is at its default."""
+    try:
+        content = json.loads(path.read_text())
+        known = {key: content[key] for key in ("dataset", "seeds", "overrides", "source")}
+        arms = {arm: [RunConfig.recorded(run) for run in runs] for arm, runs in content["arms"].items()}
+        plan = Plan.model_construct(**known, study=Study(**content["study"]), arms=arms)
+        if plan.name != path.stem:
+            raise ConfigError(f"it is {plan.name}")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path} is not a published study: {' '.join(repr(error).split())}") from None
     return plan
 
 
 def restore(plan: Plan) -> int:
     """Put the published runs of a study into the folder of runs; how many.
 
-    What is done or under way there stays as it is, and so does what is begun there and not published as done.
+    What is done or under way there stays as it is, and so does what is begun there and not published as done. What is
+    begun there and published as done is set aside, into a folder within its own.
 
     Raises:
-        ConfigError: a published table is missing or damaged; what was restored before it was met stays.
+        ConfigError: a published table is missing, damaged, or not of this study; nothing was restored.
     """
-    tables = {table: _table(plan, table) for table in TABLES}
+    tables = {table: read(plan, table) for table in TABLES}
     restored = 0
     for arm, configs in plan.arms.items():
         for run in map(Run, configs):
-            try:
-                restored += _restore(arm, run, tables)
-            except (KeyError, ValueError) as error:
-                where = f"{data_folder() / plan.name}-*.csv: {arm}, seed {run.config.seed}"
-                raise ConfigError(f"{where} is damaged or not whole: {' '.join(repr(error).split())}") from None
+            of_run = {name: _of(tables[name], arm, run.config.seed) for name in ("runs", "epochs", "origins")}
+            if of_run["runs"][0]["state"] == "missing":
+                continue
+            run.folder.mkdir(parents=True, exist_ok=True)
+            with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # whose it is has it under way
+                its_own = {f"{arm} seed {run.config.seed}": "predicted"}
+                restored += _restore(run, of_run, tables["predictions"].rename(columns=its_own))
     if plan.name not in {saved.name for saved in Plan.saved()}:
         plan.save()
     return restored
 
 
-def _restore(arm: str, run: Run, tables: dict[str, pd.DataFrame]) -> bool:
-    """Whether there was something to restore."""
-    of_run = {name: _of(tables[name], arm, run.config.seed) for name in ("runs", "epochs", "origins")}
+def _restore(run: Run, of_run: dict[str, list[dict[str, Any]]], predictions: "pd.DataFrame") -> bool:
+    """Whether it was restored, given its rows of the tables."""
     (outcome,) = of_run["runs"]
     here, there = run.status().state, outcome["state"]
-    if there == "missing" or here in ("done", *UNDER_WAY) or (there != "done" and here != "missing"):
+    if here in ("done", *UNDER_WAY) or (there != "done" and here != "missing"):
         return False
-    run.write("config.json", json.dumps({**run.config.model_dump(), "signature": run.signature}, indent=2))
-    told = {"heartbeat": outcome.get("ended", "")} | {key: outcome[key] for key in ("state", "attempts")}
-    run.write("status.json", Status(**told, error=outcome.get("error", "")).model_dump_json(indent=2))
+    run.set_aside()
     if there == "done":
-        predicted, label = (tables["predictions"][name] for name in (f"{arm} seed {run.config.seed}", "label"))
         *earlier, last = [row | {"versions": json.loads(row["versions"])} for row in of_run["origins"]]
         result = Result.model_validate({"signature": run.signature, **outcome})
         run.write("metrics.jsonl", "".join(json.dumps(row) + "\n" for row in of_run["epochs"]))
         run.write("provenance.json", json.dumps({**last, "earlier": earlier}, indent=2))
-        write_predictions(run.folder, predicted.to_numpy(), label.to_numpy())
+        write_predictions(run.folder, predictions["predicted"].to_numpy(), predictions["label"].to_numpy())
         run.write("result.json", result.model_dump_json(indent=2))
+    told = {"heartbeat": outcome.get("ended", "")} | {key: outcome[key] for key in ("state", "attempts")}
+    run.describe()
+    run.write("status.json", Status(**told, error=outcome.get("error", "")).model_dump_json(indent=2))
     return True
 
 
-def _table(plan: Plan, table: str) -> pd.DataFrame:
-    path = data_folder() / f"{plan.name}-{table}.csv"
+def read(plan: Plan, table: str) -> pd.DataFrame:
+    """One of `TABLES` as it was published.
+
+    Raises:
+        ConfigError: it is missing, or not the one that was published with the study.
+    """
+    path = _table_path(plan, table)
     try:
-        texts = dict.fromkeys(("arm", "commit", "source", "submitted_source", "error"), str)
-        found = pd.read_csv(path, keep_default_na=False, na_values="", dtype=texts)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    if missing := {"label"} - {*found} if table == "predictions" else {"arm", "seed"} - {*found}:
-        raise ConfigError(f"{path} is damaged: it has no column {', '.join(sorted(missing))}")
-    return found
+        data = path.read_bytes()
+        hashes = json.loads(_definition_path(plan).read_text())["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(repr(error).split())}") from None
+    if _hash(data) != hashes.get(table):
+        raise ConfigError(f"{path} is damaged, or of another publication than {_definition_path(plan).name}")
+    return pd.read_csv(BytesIO(data), keep_default_na=False, na_values="", dtype=dict.fromkeys(TEXTS, str))
 
 
 def _of(frame: pd.DataFrame, arm: str, seed: int) -> list[dict[str, Any]]:
@@ -174,7 +209,10 @@ def _of(frame: pd.DataFrame, arm: str, seed: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def unpacked(plans: Iterable[Plan]) -> Iterator[None]:
-    """Have published runs, and no others, in the folder of runs while the block lasts."""
+    """Have published runs, and no others, in the folder of runs while the block lasts.
+
+    Two studies that share runs may have been published at different times: they are to be unpacked one by one.
+    """
     before = os.environ.get("GAM_RUNS")
     with TemporaryDirectory(prefix="gam-published-") as folder:
         os.environ["GAM_RUNS"] = folder

@@ -101,10 +101,10 @@ class Run:
         """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew."""
         result = self.result()
         kept = self.folder / f"before-{result.source if result else 'unknown'}"
-        kept.mkdir(exist_ok=True)
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.name != "result.json"):
-            if path.is_file() and not path.name.startswith("."):
-                path.replace(kept / path.name)
+        left = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        for path in sorted(left, key=lambda path: path.name != "result.json"):
+            kept.mkdir(exist_ok=True)
+            path.replace(kept / path.name)
 
     def metrics(self) -> "pd.DataFrame":
         """The epochs so far, one row each."""
@@ -141,7 +141,7 @@ class Run:
     def queue(self, job_id: str = "", cluster: str = "local") -> None:
         """Say that the run waits, in this process or as a cluster's job. One that runs is left alone."""
         if self.status().state != "running":
-            self._describe()
+            self.describe()
             self._forget_requests(math.inf)
             host, pid = (socket.gethostname(), os.getpid()) if cluster == "local" else ("", 0)
             self.write_status(state="queued", host=host, pid=pid, job_id=job_id, cluster=cluster, error="")
@@ -152,7 +152,8 @@ class Run:
         if (status.state, status.host, status.pid) == ("queued", socket.gethostname(), os.getpid()):
             self.write_status(state="missing", pid=0)
 
-    def _describe(self) -> None:
+    def describe(self) -> None:
+        """Write `config.json`."""
         self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
 
     def ask_to_stop(self, by: str) -> None:
@@ -194,7 +195,7 @@ class Run:
                 yield False
                 return
             self._forget_requests(since)
-            self._describe()
+            self.describe()
             mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
             mine |= {"cluster": cluster, "job_id": job_id}
             self.write_status(attempts=self.status().attempts + 1, started=_now(), error="", **mine)

@@ -52,7 +52,7 @@ def read_studies(path: Path) -> list[Study]:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     found: dict[str, Study] = {}
     for content in contents:
-        if not isinstance(content, dict):
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(Study.model_fields)}, extends")
         study = Study(**{"name": path.stem, **_extended(content)})
         if study.name in STUDIES:
