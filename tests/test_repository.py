@@ -107,6 +107,8 @@ def test_the_table_of_the_readme_is_the_exported_one(committed: Path) -> None:
         assert f"| {' | '.join(row)} |" in readme
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    for path in re.findall(r"\]\(([^)h#][^)]*)\)", (ROOT / "README.md").read_text()):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md"])
+def test_every_file_that_a_page_names_is_there(page: str, committed: Path) -> None:
+    text = (committed / page).read_text()
+    for path in re.findall(r"\]\(([^)h#][^)]*)\)", text) + re.findall(r'src="([^"]+)"', text):
+        assert (committed / path).exists(), path

@@ -1,0 +1,93 @@
+"""RESULTS.md against the data it speaks of: its tables are those that were exported, its numbers stand in the data.
+
+A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; below `figures/data`
+stands what was computed of each published study.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from gamlib import paper
+from gamlib.lab import publication, typeset
+
+
+@pytest.fixture
+def text(committed: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """RESULTS.md without its marks; published is what is committed."""
+    monkeypatch.setenv("GAM_FIGURES", str(committed / "figures"))
+    return re.sub(r"[`*]", "", (committed / "RESULTS.md").read_text())
+
+
+def shown(text: str) -> dict[str, str]:
+    """Its tables by what they show."""
+    return dict(re.findall(r"<!-- (\S+) -->\n\n((?:\|.*\n)+)", text))
+
+
+def markdown(texts: pd.DataFrame) -> str:
+    """A frame of texts as a table of Markdown, the first column left, the others right."""
+    rows = [[str(name) for name in texts], ["---", *["---:"] * (texts.shape[1] - 1)], *texts.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def computed() -> pd.DataFrame:
+    """What was computed of each published study: runs and how they ended, time, code, machine."""
+    rows = []
+    for plan in publication.published():
+        runs, origins = (publication.read(plan, name) for name in ("runs", "origins"))
+        ended = runs.loc[runs["state"] != "done", "state"].value_counts()
+        rows.append(
+            {
+                "Study": plan.study.name,
+                "Runs done": f"{(runs['state'] == 'done').sum()} of {len(runs)}",
+                "Others": ", ".join(f"{number} {state}" for state, number in ended.items()) or "none",
+                "Stopped and resumed": str(((runs["state"] == "done") & (runs["attempts"] > 1)).sum()),
+                "Hours of a core": f"{runs['seconds'].sum() / 3600:.1f}",
+                "Last run ended": runs["ended"].max()[:10],
+                "Commits": ", ".join(sorted(origins["commit"].str[:7].unique())),
+                "Processor": ", ".join(sorted(origins["device"].unique())),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
+    for name, table in shown(text).items():
+        columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+        if name == "figures/data":
+            exported = computed()
+        else:
+            frame = pd.read_csv(committed / name)
+            exported = typeset.comparisons(frame) if "difference" in frame else typeset.for_reading(frame)
+        assert markdown(exported[columns]) == table, name
+
+
+def test_every_published_study_is_there_with_all_its_arms_and_comparisons(text: str) -> None:
+    """Of what chose the recipe, on validation images, the arms are enough."""
+    wanted = {"figures/data"}
+    for plan in publication.published():
+        tests = plan.configs[0].evaluate_on == "test"
+        wanted |= {f"figures/{plan.name}{part}.csv" for part in ("", "-differences")[: 1 + tests]}
+    assert shown(text).keys() == wanted
+
+
+def known(figures: Path) -> Iterator[float]:
+    """The numbers of exported tables, of published runs and their configurations, and of the paper's tables."""
+    frames = [pd.read_csv(path) for path in figures.glob("*.csv")]
+    frames += [publication.read(plan, "runs") for plan in publication.published()]
+    frames += [pd.DataFrame([config.model_dump() for config in plan.configs]) for plan in publication.published()]
+    for frame in (*frames, paper.table()):
+        if "difference" in frame:
+            yield from (frame["high"] - frame["difference"]).tolist()
+        for name in frame.select_dtypes("number"):
+            yield from frame[name].dropna().tolist()
+
+
+def test_no_number_in_the_text_is_from_elsewhere(text: str, committed: Path) -> None:
+    """Those with two decimals or more: errors, differences, p, learning rates."""
+    prose = re.sub(r"^\|.*$|\(http[^)]*\)|arXiv \S+", "", text, flags=re.MULTILINE)
+    there = {f"{abs(value):.{digits}f}" for value in known(committed / "figures") for digits in (2, 3)}
+    assert (found := re.findall(r"\d+\.\d{2,}", prose)) and not {*found} - there
