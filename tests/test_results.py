@@ -91,3 +91,5 @@ def test_no_number_in_the_text_is_from_elsewhere(text: str, committed: Path) -> 
     prose = re.sub(r"^\|.*$|\(http[^)]*\)|arXiv \S+", "", text, flags=re.MULTILINE)
     there = {f"{abs(value):.{digits}f}" for value in known(committed / "figures") for digits in (2, 3)}
     assert (found := re.findall(r"\d+\.\d{2,}", prose)) and not {*found} - there
+    cells = {cell.strip() for table in shown(text).values() for cell in table.split("|")}
+    assert (means := re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", prose)) and not {*means} - cells

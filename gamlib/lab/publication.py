@@ -164,7 +164,7 @@ def restore(plan: Plan) -> int:
     return restored
 
 
-def _restore(run: Run, of_run: dict[str, list[dict[str, Any]]], predictions: "pd.DataFrame") -> bool:
+def _restore(run: Run, of_run: dict[str, list[dict[str, Any]]], predictions: pd.DataFrame) -> bool:
     """Whether it was restored, given its rows of the tables."""
     (outcome,) = of_run["runs"]
     here, there = run.status().state, outcome["state"]
