@@ -32,7 +32,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
     if not drawn:
         return None
     one = len({comparison.reference for comparison in comparisons}) == 1
-    names = [of.arm if one else f"{of.arm}\nless {of.reference}" for of in drawn]
+    names = [of.arm if one else f"{of.arm}\nminus {of.reference}" for of in drawn]
     wide = max(len(line) for name in names for line in name.split("\n")) > LONG
     with plt.style.context(STYLE):
         size = (TWO_COLUMNS if wide else ONE_COLUMN, 1.25 + len(drawn) * (0.27 if one else 0.34))
@@ -58,7 +58,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
         axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 5))
-        what = f"Top-1 error less that of {drawn[0].reference}" if one else "Difference in top-1 error"
+        what = f"Top-1 error minus that of {drawn[0].reference}" if one else "Difference in top-1 error"
         axes.set_xlabel(f"{what} (points; left of 0 is better)\n{about}")
         axes.plot([], [], "o", color="0.55", markersize=3, label="one seed")
         axes.errorbar(

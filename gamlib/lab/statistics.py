@@ -31,7 +31,7 @@ def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Top-1 error of an arm less that of its reference, in points, paired by seed: below 0 the arm is better.
+    """Top-1 error of an arm minus that of its reference, in points, paired by seed: below 0 the arm is better.
 
     Attributes:
         gaps: the difference of every seed that both arms have finished.

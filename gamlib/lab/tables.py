@@ -137,7 +137,7 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     measured = f"Images/s and peak memory are those of training, medians over epochs, on {machines}." * bool(machines)
     references = {reference for _, reference in plan.compare}
     compared = (
-        f"Difference: top-1 error less that of {min(references) if len(references) == 1 else 'the reference'} in "
+        f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
         "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
         f"{len(plan.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
     ) * any(of.seeds > 1 for of in compare(frame, plan.compare))

@@ -60,7 +60,7 @@ def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, fin
     said = [(text.get_text().replace("\n", " "), text.get_fontweight()) for text in axes.texts]
     assert said == [("worse", "bold"), ("better", "bold"), ("not told apart by 3 seeds", "normal")]
     assert axes.get_xlabel() == (
-        "Top-1 error less that of baseline (points; left of 0 is better)\ndigits, test images, 3 seeds"
+        "Top-1 error minus that of baseline (points; left of 0 is better)\ndigits, test images, 3 seeds"
     )
     assert legend(figure) == ["one seed", "mean, its own 95 % interval"]
     assert figure.legends[0].get_title().get_text() == "Verdicts: paired t-test, corrected for 3 by Holm"
@@ -84,7 +84,7 @@ def test_several_references_are_named_row_by_row(finish_all: FinishAll) -> None:
     figure = differences(plan)
     assert figure is not None
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == [f"{arm}\nless {reference}" for arm, reference in plan.compare]
+    assert labels == [f"{arm}\nminus {reference}" for arm, reference in plan.compare]
     assert figure.get_figwidth() == figures.TWO_COLUMNS
     assert figure.axes[0].get_xlabel().startswith("Difference in top-1 error (points; left of 0 is better)")
 

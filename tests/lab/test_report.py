@@ -200,7 +200,7 @@ def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: Fin
         and "over seeds 0–2; 11 of 12 runs are done (1 missing);" in note
     )
     assert "gamlib at commit 1234567 with changes, 8fbcf0f, code 0123456789abcdef" in note
-    assert "medians over epochs, on NVIDIA H200, cpu." in note and "less that of baseline in points" in note
+    assert "medians over epochs, on NVIDIA H200, cpu." in note and "minus that of baseline in points" in note
     finish_all(plan, ERRORS)
     assert "runs are done" not in tables.note(plan, tables.outcomes(plan))
     wider = STUDIES["submodules"].plan(seeds="0", arms="wider")
