@@ -1,4 +1,4 @@
-"""RESULTS.md against the data it speaks of: its tables are those that were exported, its numbers stand in the data.
+"""RESULTS.md, and README's words on it, against the data: tables are as exported, numbers stand in the data.
 
 A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; below `figures/data`
 stands what was computed of each published study.
@@ -87,9 +87,11 @@ def known(figures: Path) -> Iterator[float]:
 
 
 def test_no_number_in_the_text_is_from_elsewhere(text: str, committed: Path) -> None:
-    """Those with two decimals or more: errors, differences, p, learning rates."""
-    prose = re.sub(r"^\|.*$|\(http[^)]*\)|arXiv \S+", "", text, flags=re.MULTILINE)
+    """Those with two decimals or more: errors, differences, p, learning rates; of README, its part on these results."""
+    readme = (committed / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
     there = {f"{abs(value):.{digits}f}" for value in known(committed / "figures") for digits in (2, 3)}
-    assert (found := re.findall(r"\d+\.\d{2,}", prose)) and not {*found} - there
     cells = {cell.strip() for table in shown(text).values() for cell in table.split("|")}
-    assert (means := re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", prose)) and not {*means} - cells
+    for page in (text, readme):
+        prose = re.sub(r"^\|.*$|\(http[^)]*\)|arXiv \S+", "", page, flags=re.MULTILINE)
+        assert (found := re.findall(r"\d+\.\d{2,}", prose)) and not {*found} - there
+        assert (means := re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", prose)) and not {*means} - cells
