@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -61,7 +62,10 @@ class Status(BaseModel):
 
 
 class Result(BaseModel):
-    """`result.json`: the outcome of a run, of its last epoch. Errors in percent, losses in nats, time in seconds."""
+    """`result.json`: the outcome of a run, of its last epoch. Errors in percent, losses in nats.
+
+    seconds: of training; tests and what comes before and after the epochs are not counted.
+    """
 
     signature: str
     epochs: int
@@ -98,9 +102,14 @@ class Run:
         return result is not None and result.source != source_hash()
 
     def set_aside(self) -> None:
-        """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew."""
+        """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew.
+
+        What was set aside there before stays: the folder then is `before-<hash of its code>-2/`, and so on.
+        """
         result = self.result()
-        kept = self.folder / f"before-{result.source if result else 'unknown'}"
+        name = f"before-{result.source if result else 'unknown'}"
+        names = chain([name], (f"{name}-{number}" for number in count(2)))
+        kept = next(path for name in names if not (path := self.folder / name).exists())
         left = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         for path in sorted(left, key=lambda path: path.name != "result.json"):
             kept.mkdir(exist_ok=True)
@@ -250,12 +259,19 @@ def _now() -> str:
 def _alive(status: Status) -> bool:
     if status.host == socket.gethostname():
         try:
-            return bool(psutil.Process(status.pid).status() != psutil.STATUS_ZOMBIE)
+            process = psutil.Process(status.pid)
+            if process.create_time() > _seconds(status.heartbeat) + HEARTBEAT_SECONDS:
+                return False  # another process by now has its number
+            return bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
     if status.state == "queued":  # on another machine, or in a cluster's queue
         return True
-    return time.time() - datetime.fromisoformat(status.heartbeat).timestamp() < LOST_AFTER_SECONDS
+    return time.time() - _seconds(status.heartbeat) < LOST_AFTER_SECONDS
+
+
+def _seconds(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:

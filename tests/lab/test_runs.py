@@ -117,6 +117,25 @@ def test_a_run_whose_owner_is_gone_is_lost() -> None:
     assert run.status().state == "lost"
 
 
+def test_a_process_that_began_later_under_the_number_of_the_owner_is_not_the_owner() -> None:
+    run = Run(RunConfig())
+    for state in ("running", "queued"):
+        run.write_status(state=state, host=os.uname().nodename, pid=os.getpid())
+        assert run.status().state == state
+        before = json.loads((run.folder / "status.json").read_text()) | {"heartbeat": "2020-01-01T00:00:00+00:00"}
+        (run.folder / "status.json").write_text(json.dumps(before))
+        assert run.status().state == "lost"
+
+
+def test_what_is_set_aside_twice_is_kept_twice() -> None:
+    run = Run(RunConfig())
+    for text in ("first", "second", "third"):
+        run.write("log.txt", text)
+        run.set_aside()
+    kept = {path.parent.name: path.read_text() for path in run.folder.glob("*/log.txt")}
+    assert kept == {"before-unknown": "first", "before-unknown-2": "second", "before-unknown-3": "third"}
+
+
 def test_what_is_done_is_not_owned_again(finish: Finish) -> None:
     run = finish(RunConfig(), 5.0)
     with run.claim() as mine:
