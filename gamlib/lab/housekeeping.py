@@ -40,7 +40,8 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
 def leftovers(checkpoints: bool) -> list[Path]:
     """Files of submitit's that no job needs and no failed run is explained by; if asked, checkpoints of runs done.
 
-    What is of a run that is done, and of jobs of which no run knows any more.
+    What is of a run that is done, and of jobs of which no run knows any more. The next submission puts right what one
+    that was killed has left: while its word of that lies there, nothing of submitit's is taken away.
     """
     runs, _ = all_runs()
     needed = {status.job_id for run in runs if (status := run.status()).state not in ("done", "missing")}
@@ -48,7 +49,8 @@ def leftovers(checkpoints: bool) -> list[Path]:
     found = []
     if folder.is_dir():
         with FileLock(folder / ".lock"):  # what is just being submitted has no run yet
-            for path in sorted(folder.iterdir()):
+            half_way = any(folder.glob("*.submitting"))
+            for path in () if half_way else sorted(folder.iterdir()):
                 parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
                 if not path.name.startswith(".") and not {parts[0], "_".join(parts[:2])} & needed:
                     found.append(path)

@@ -334,6 +334,9 @@ def test_leftovers_are_those_of_runs_that_are_done(finish: Finish, places: Path)
         (folder / name).touch()
     for run in (done, failed):
         (run.folder / "checkpoint.pt").touch()
+    (folder / "gamlib-0123456789ab.submitting").touch()
+    assert leftovers(checkpoints=False) == [], "jobs of a submission that was killed are still to be cancelled"
+    (folder / "gamlib-0123456789ab.submitting").unlink()
     assert {path.name for path in leftovers(checkpoints=False)} == {n for n in names if not n.startswith("7_1")}
     assert {path for path in leftovers(checkpoints=True) if path.suffix == ".pt"} == {done.folder / "checkpoint.pt"}
     shown = CliRunner().invoke(app, ["gc"]).output
