@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from gamlib.attention.ways import native
 from gamlib.backbones import build_model
 from gamlib.complexity import complexity
 from gamlib.lab.by_image import write_predictions
@@ -196,6 +197,8 @@ def _provenance(run: Run, group: Group, continued: bool) -> str:
     """Write where this run comes from, and what a checkpoint that it goes on from came from; all codes' hashes."""
     name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else processor()
     now = provenance(name, torch.get_num_threads())
+    if group.device.type == "cpu":  # both decide how GAM rounds
+        now |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "c_library": native.library() is not None}
     earlier: list[dict[str, Any]] = []
     if continued:
         with suppress(OSError, ValueError):

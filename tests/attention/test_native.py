@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
@@ -338,7 +339,11 @@ def test_without_a_compiler_torch_computes_the_same(
     cache: Path, compiler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GAM_COMPILER", compiler)
-    assert_works(by_native=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", RuntimeWarning)
+        assert_works(by_native=False)
+    said = [str(one.message) for one in told if "its C files were not compiled: " in str(one.message)]
+    assert len(said) == bool(compiler.strip()), "none is missed where none is wanted"
     assert not cache.exists() or not [path for path in cache.iterdir() if path.suffix != ".so" or "tmp" in path.name]
 
 

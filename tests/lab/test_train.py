@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gamlib.attention.ways import native
 from gamlib.backbones import build_model
 from gamlib.complexity import complexity
 from gamlib.lab.config import RunConfig
@@ -111,6 +112,9 @@ def test_provenance_and_result_name_all_code_that_made_a_result(monkeypatch: pyt
     train(run)
     provenance, result = json.loads(path.read_text()), run.result()
     assert [earlier["source"] for earlier in provenance["earlier"]] == ["other code"]
+    if not torch.cuda.is_available():
+        assert provenance["c_library"] == (native.library() is not None)
+        assert provenance["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert result is not None and result.source == f"other code+{provenance['source']}"
 
 

@@ -13,6 +13,7 @@ import os
 import shlex
 import subprocess
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -249,7 +250,9 @@ def library() -> Any:
         except (OSError, RuntimeError):  # no home, or a cache that cannot be written, or executed from
             with tempfile.TemporaryDirectory() as folder:
                 return _load(_compiled(compiler, Path(folder)))
-    except (OSError, ValueError, subprocess.SubprocessError):  # ValueError: a quotation without end
+    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
+        why = "GAM is computed by torch alone, slower and with other roundings, since its C files were not compiled"
+        warnings.warn(f"{why}: {' '.join(str(error).split())}", RuntimeWarning, stacklevel=2)
         return None
 
 
