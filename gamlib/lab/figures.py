@@ -45,8 +45,13 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
     return {arm: ArmStyle(*look) for arm, look in zip(arms, looks, strict=False)}
 
 
-def learning_curve(metrics: pd.DataFrame) -> Figure:
-    """Losses and top-1 errors of one run, epoch by epoch; `metrics` is of `Run.metrics`."""
+def learning_curve(metrics: pd.DataFrame, images: str = "test") -> Figure:
+    """Losses and top-1 errors of one run, epoch by epoch.
+
+    Args:
+        metrics: of `Run.metrics`.
+        images: those it was evaluated on, `evaluate_on` of its configuration.
+    """
     with plt.style.context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(TWO_COLUMNS, 2.4))
         for axes, train, test, label in (
@@ -54,7 +59,7 @@ def learning_curve(metrics: pd.DataFrame) -> Figure:
             (right, "train_top1_error", "top1_error", "Top-1 error (%)"),
         ):
             axes.plot(metrics["epoch"], metrics[train], linestyle="--", label="training")
-            axes.plot(metrics["epoch"], metrics[test], label="test")
+            axes.plot(metrics["epoch"], metrics[test], label=images)
             axes.set(xlabel="Epoch", ylabel=label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.set_yscale("log")
