@@ -22,7 +22,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
     """Differences in top-1 error, a row a comparison: every seed a dot, the mean with its 95 % interval, the verdict.
 
     Args:
-        comparisons: of `statistics.compare`; one that no seed has finished is not drawn.
+        comparisons: of `tables.comparisons`; one that no seed has finished is not drawn.
         about: what was run, under the axis.
 
     Returns:
@@ -67,7 +67,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
         figure.legend(
             loc="outside upper center",
             ncols=2,
-            title=f"Verdicts: paired t-test, corrected for {len(comparisons)} by Holm"
+            title=f"Verdicts: paired t-test, corrected for {drawn[0].among} by Holm"
             if len(comparisons) > 1
             else "Verdict: paired t-test",
             title_fontsize=7,

@@ -31,7 +31,6 @@ def export(plan: Plan) -> list[Path]:
         RunFailed: no run of the study is done.
     """
     from gamlib.lab import contrasts, figures, frontier, tables, typeset  # late: a report that is current draws nothing
-    from gamlib.lab.statistics import compare
 
     frame = tables.outcomes(plan)
     if frame["top1_error"].isna().all():
@@ -40,7 +39,7 @@ def export(plan: Plan) -> list[Path]:
     about = tables.label(plan, frame)
     drawn = {
         plan.name: figures.error_by_arm(frame, about),
-        f"{plan.name}-differences": contrasts.paired_differences(compare(frame, plan.compare), about),
+        f"{plan.name}-differences": contrasts.paired_differences(tables.comparisons(plan, frame), about),
         f"{plan.name}-curves": figures.learning_curves(tables.histories(plan), list(plan.arms), about),
         f"{plan.name}-frontier": frontier.frontier(table, about),
         f"{plan.study.name}-datasets": contrasts.across_datasets(across(plan)),

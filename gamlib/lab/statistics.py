@@ -36,12 +36,14 @@ class Comparison:
     Attributes:
         gaps: the difference of every seed that both arms have finished.
         corrected: p of the paired t-test, corrected by Holm for all comparisons of the study; NaN where p is.
+        among: how many those are, this one counted.
     """
 
     arm: str
     reference: str
     gaps: tuple[float, ...]
     corrected: float
+    among: int
 
     @property
     def seeds(self) -> int:
@@ -145,7 +147,8 @@ def judge(comparisons: Sequence[tuple[str, str]], gaps: Sequence[NDArray[Any]]) 
     """`compare` on differences [seeds] in points, one array a comparison; equal to 1e-9 points is equal."""
     rounded = [tuple(np.round(gap, 9).tolist()) for gap in gaps]
     corrected = holm([paired_p(gap) for gap in rounded])
-    return [Comparison(*pair, gap, p) for pair, gap, p in zip(comparisons, rounded, corrected, strict=True)]
+    judged = zip(comparisons, rounded, corrected, strict=True)
+    return [Comparison(*pair, gap, p, among=len(comparisons)) for pair, gap, p in judged]
 
 
 def paired_p(gaps: Sequence[float]) -> float:
@@ -182,17 +185,17 @@ def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def reading(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> str:
+def reading(frame: pd.DataFrame, compared: Sequence[Comparison]) -> str:
     """The best arm, every comparison, and what the numbers cannot bear, in Markdown. Computed, never typed."""
     done = frame.dropna(subset="top1_error")
     parts = [f"{len(done)} of {len(frame)} runs are done."]
     if len(done):
         means = done.groupby("arm")["top1_error"].mean()
         parts[0] += f" The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %."
-        compared = compare(frame, comparisons)
         parts.append("\n".join(f"- {comparison}." for comparison in compared))
         if any(comparison.seeds > 1 for comparison in compared):
-            tests = f"p corrected by Holm for {len(compared)} comparisons" if len(compared) > 1 else "p"
+            among = compared[0].among
+            tests = f"p corrected by Holm for {among} comparisons" if among > 1 else "p"
             parts.append(
                 f"Better or worse is what the t-test paired by seed calls so, {tests} below {ALPHA}. Intervals are by "
                 "Student's t, each by itself; what seeds uncorrected could have shown is the smallest difference that "

@@ -11,7 +11,7 @@ from gamlib import paper
 from gamlib.lab import evidence
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Result, Run, unique
-from gamlib.lab.statistics import ALPHA, compare, mean_interval
+from gamlib.lab.statistics import ALPHA, Comparison, compare, mean_interval
 from gamlib.lab.studies import Plan
 from gamlib.training.datasets import title
 
@@ -79,6 +79,11 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def comparisons(plan: Plan, frame: pd.DataFrame) -> list[Comparison]:
+    """Those between the plan's arms, corrected for all comparisons of the study, whichever arms were asked for."""
+    return [of for of in compare(frame, plan.study.compare) if (of.arm, of.reference) in plan.compare]
+
+
 def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     """One row a comparison of the study, as `statistics.Comparison` has it.
 
@@ -89,7 +94,7 @@ def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     columns = ["arm", "reference", "seeds", "difference", "low", "high", "bootstrap_low", "bootstrap_high"]
     columns += ["p", "p_corrected", "smallest", "verdict"]
     rows = []
-    for of in compare(frame, plan.compare):
+    for of in comparisons(plan, frame):
         measured = [of.seeds, of.mean, *of.interval, *of.bootstrap, of.p, of.corrected, of.smallest]
         rows.append([of.arm, of.reference, *measured, of.verdict])
     return pd.DataFrame(rows, columns=columns)
@@ -139,8 +144,8 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
     compared = (
         f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
         "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
-        f"{len(plan.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
-    ) * any(of.seeds > 1 for of in compare(frame, plan.compare))
+        f"{len(plan.study.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
+    ) * any(of.seeds > 1 for of in comparisons(plan, frame))
     source, printed = _printed(plan)
     said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
     return " ".join(filter(None, (made, measured, compared, said, plan.study.note)))

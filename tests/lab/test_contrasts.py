@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gamlib.lab import contrasts, figures, frontier, tables
-from gamlib.lab.statistics import compare, mean_interval
+from gamlib.lab.statistics import mean_interval
 from gamlib.lab.studies import STUDIES, Plan
 
 FinishAll = Callable[..., None]
@@ -25,7 +25,7 @@ def plan() -> Plan:
 
 def differences(plan: Plan) -> Figure | None:
     frame = tables.outcomes(plan)
-    return contrasts.paired_differences(compare(frame, plan.compare), tables.label(plan, frame))
+    return contrasts.paired_differences(tables.comparisons(plan, frame), tables.label(plan, frame))
 
 
 def points(axes: Axes, marker: str, of: str = "x") -> list[list[float]]:
@@ -50,7 +50,7 @@ def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, fin
     figure = differences(plan)
     assert figure is not None
     (axes,) = figure.axes
-    compared = compare(tables.outcomes(plan), plan.compare)
+    compared = tables.comparisons(plan, tables.outcomes(plan))
     assert points(axes, "o") == [list(of.gaps) for of in compared]
     assert points(axes, "D") == [[round(of.mean, 6)] for of in compared]
     for drawn, of in zip(intervals(axes, 0), compared, strict=False):
@@ -63,7 +63,7 @@ def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, fin
         "Top-1 error minus that of baseline (points; left of 0 is better)\ndigits, test images, 3 seeds"
     )
     assert legend(figure) == ["one seed", "mean, its own 95 % interval"]
-    assert figure.legends[0].get_title().get_text() == "Verdicts: paired t-test, corrected for 3 by Holm"
+    assert figure.legends[0].get_title().get_text() == "Verdicts: paired t-test, corrected for 7 by Holm"
     assert figure.get_figwidth() == figures.ONE_COLUMN
 
 
@@ -185,6 +185,13 @@ def test_learning_curves_are_means_in_the_style_of_their_arms(plan: Plan, finish
         assert np.asarray(line.get_ydata()) == pytest.approx([np.mean(ERRORS[arm]) + 20, np.mean(ERRORS[arm]) + 10])
         assert line.get_marker() == styles[arm].marker
     assert axes.get_xlabel() == "Epoch\ndigits, test images, 3 seeds, 9 of 12 runs"
+
+
+def test_the_curves_of_a_run_name_the_images_it_was_evaluated_on() -> None:
+    metrics = pd.DataFrame({"epoch": [1, 2], "train_loss": [2, 1], "test_loss": [3, 2]})
+    metrics = metrics.assign(train_top1_error=[50, 40], top1_error=[60, 50])
+    _, right = figures.learning_curve(metrics, "validation").axes
+    assert [line.get_label() for line in right.get_lines()] == ["training", "validation"]
 
 
 def test_arms_differ_in_grey_and_keep_their_looks_when_others_are_missing() -> None:

@@ -16,7 +16,6 @@ from gamlib.files import write_whole
 from gamlib.lab import contrasts, figures, frontier, report, screen, tables, typeset
 from gamlib.lab.places import figures_root
 from gamlib.lab.runs import Run, RunFailed
-from gamlib.lab.statistics import compare
 from gamlib.lab.studies import STUDIES, Plan, Study
 
 FinishAll = Callable[..., None]
@@ -150,7 +149,7 @@ def test_nothing_done_is_nothing_to_draw(plan: Plan) -> None:
     frame = tables.outcomes(plan)
     assert figures.error_by_arm(frame, "") is None
     assert figures.learning_curves(tables.histories(plan), list(plan.arms), "") is None
-    assert contrasts.paired_differences(compare(frame, plan.compare), "") is None
+    assert contrasts.paired_differences(tables.comparisons(plan, frame), "") is None
     assert frontier.frontier(tables.summary(plan, frame), "") is None
     assert contrasts.across_datasets([plan, elsewhere(plan)]) is None
 
@@ -183,11 +182,21 @@ def test_the_comparisons_of_a_study_are_a_table(plan: Plan, finish_all: FinishAl
     finish_all(plan, ERRORS | {"ch": [5.0, 5.75, 7.0], "sp": [4.0, None, None], "ch+sp": [None] * 3})
     frame = tables.outcomes(plan)
     table = tables.differences(plan, frame).set_index("arm")
-    first = compare(frame, plan.compare)[0]
+    first = tables.comparisons(plan, frame)[0]
     assert list(table.loc["ch", ["reference", "seeds", "difference"]]) == ["baseline", 3, first.mean]
     assert list(table.loc["ch", ["low", "high", "p_corrected"]]) == [*first.interval, first.corrected]
     verdicts = ["better", "nothing can be said of one seed", "not measured"]
     assert table["verdict"].tolist() == verdicts
+
+
+def test_some_arms_of_a_study_are_corrected_for_all_its_comparisons(finish_all: FinishAll) -> None:
+    whole = STUDIES["submodules"].plan(seeds="0-2")
+    some = STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch"])
+    finish_all(some, ERRORS)
+    (alone,) = tables.comparisons(some, tables.outcomes(some))
+    assert alone == tables.comparisons(whole, tables.outcomes(whole))[0]
+    assert alone.corrected == pytest.approx(7 * alone.p)
+    assert "corrected by Holm for all 7 comparisons" in tables.note(some, tables.outcomes(some))
 
 
 def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: FinishAll) -> None:

@@ -176,7 +176,8 @@ def test_errors_that_go_in_steps_of_an_image_claim_no_more(seeds: int, images: i
 
 
 def test_the_reading_says_how_much_is_done() -> None:
-    text = reading(frame(base=[6.0, 6.2, 6.1], arm=[4.0, math.nan, 4.2]), [("arm", "base")])
+    runs = frame(base=[6.0, 6.2, 6.1], arm=[4.0, math.nan, 4.2])
+    text = reading(runs, compare(runs, [("arm", "base")]))
     assert text.startswith(
         "5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %.\n\n- arm against base: -1.95 points "
         "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016), better.\n\n"
@@ -187,14 +188,15 @@ def test_the_reading_says_how_much_is_done() -> None:
 
 def test_the_reading_gives_corrected_p_and_what_could_have_been_shown() -> None:
     runs = frame(base=[6.0, 6.1, 6.2], arm=[5.0, 7.0, 6.0], low=[4.0, 4.3, 4.0], one=[5.0])
-    text = reading(runs, [("arm", "base"), ("low", "base"), ("one", "base")])
+    text = reading(runs, compare(runs, [("arm", "base"), ("low", "base"), ("one", "base")]))
     arm, low, _ = compare(runs, [("arm", "base"), ("low", "base"), ("one", "base")])
     assert f", p = {arm.p:.3f}, corrected p = {arm.corrected:.3f}), not told apart by 3 seeds, " in text
     assert f"3 seeds, which uncorrected could have shown {arm.smallest:.2f} points." in text
     assert f"p = {low.p:.3f}, corrected p = {low.corrected:.3f}), better." in text
     assert "one against base: -1.00 points, nothing can be said of one seed." in text
     assert "corrected by Holm for 3 comparisons below 0.05" in text and "in 80 % of studies" in text
-    assert "Better or worse" not in reading(frame(base=[6.0], one=[5.0]), [("one", "base")])
+    runs = frame(base=[6.0], one=[5.0])
+    assert "Better or worse" not in reading(runs, compare(runs, [("one", "base")]))
 
 
 def outcome(both: int, first: int, second: int, neither: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
