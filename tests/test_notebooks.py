@@ -70,6 +70,7 @@ def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: 
     assert "at commit 8fbcf0f" in text and "corrected by Holm" in text
     assert f"{len(plan.configs)} of {len(plan.configs)} runs are done" in text and "(95 % interval" in text
     assert (places / "figures" / f"{plan.name}.pdf").exists()
+    assert ("ch+sp against ch and sp added up: " in text) == (study == "submodules")
 
 
 def test_the_benchmark_goes_on_from_what_is_there_and_shows_what_is_missing(

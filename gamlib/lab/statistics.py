@@ -137,10 +137,31 @@ def compare(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> list
         comparisons: all (arm, reference) pairs of the study, since Holm's correction is for their number, whether all
             of them are measured yet or not.
     """
+    errors = _errors(frame, *(arm for pair in comparisons for arm in pair))
+    return judge(comparisons, [(errors[arm] - errors[reference]).dropna().to_numpy() for arm, reference in comparisons])
+
+
+def combination(frame: pd.DataFrame, both: str, parts: tuple[str, str], neither: str) -> list[Comparison]:
+    """What each of two parts adds to the other, and both against their gains added up.
+
+    The last is the interaction of a 2x2 design: above 0, the parts share what they gain. Corrected for these three, on
+    the seeds that all four arms have finished.
+
+    Args:
+        frame: of `tables.outcomes`; where it lacks an arm nothing is measured.
+        both, parts, neither: arms.
+    """
+    errors, (first, second) = _errors(frame, both, *parts, neither).dropna(), parts
+    added_up = errors[first] + errors[second] - errors[neither]
+    references = {second: errors[second], first: errors[first], f"{first} and {second} added up": added_up}
+    gaps = [(errors[both] - reference).to_numpy() for reference in references.values()]
+    return judge([(both, name) for name in references], gaps)
+
+
+def _errors(frame: pd.DataFrame, *arms: str) -> pd.DataFrame:
+    """Top-1 errors in percent, [seeds, arms]; NaN where a run is not done."""
     errors = frame.dropna(subset="top1_error").pivot(index="seed", columns="arm", values="top1_error").astype(float)
-    errors = errors.reindex(columns=list(dict.fromkeys(arm for pair in comparisons for arm in pair)))
-    gaps = [(errors[arm] - errors[reference]).dropna().to_numpy() for arm, reference in comparisons]
-    return judge(comparisons, gaps)
+    return errors.reindex(columns=list(dict.fromkeys(arms)))
 
 
 def judge(comparisons: Sequence[tuple[str, str]], gaps: Sequence[NDArray[Any]]) -> list[Comparison]:
@@ -185,6 +206,27 @@ def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
+def table(compared: Sequence[Comparison]) -> pd.DataFrame:
+    """One row a comparison.
+
+    Columns: arm, reference, seeds (that both have finished), difference (of top-1 errors, in points), low and high
+    (its 95 % interval, not corrected), bootstrap_low and _high (another, see there), p, p_corrected (by Holm, over the
+    study's comparisons), smallest (that these seeds could have shown), verdict.
+    """
+    columns = ["arm", "reference", "seeds", "difference", "low", "high", "bootstrap_low", "bootstrap_high"]
+    columns += ["p", "p_corrected", "smallest", "verdict"]
+    rows = []
+    for of in compared:
+        measured = [of.seeds, of.mean, *of.interval, *of.bootstrap, of.p, of.corrected, of.smallest]
+        rows.append([of.arm, of.reference, *measured, of.verdict])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def listed(compared: Sequence[Comparison]) -> str:
+    """Comparisons as a list in Markdown."""
+    return "\n".join(f"- {comparison}." for comparison in compared)
+
+
 def reading(frame: pd.DataFrame, compared: Sequence[Comparison]) -> str:
     """The best arm, every comparison, and what the numbers cannot bear, in Markdown. Computed, never typed."""
     done = frame.dropna(subset="top1_error")
@@ -192,7 +234,7 @@ def reading(frame: pd.DataFrame, compared: Sequence[Comparison]) -> str:
     if len(done):
         means = done.groupby("arm")["top1_error"].mean()
         parts[0] += f" The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %."
-        parts.append("\n".join(f"- {comparison}." for comparison in compared))
+        parts.append(listed(compared))
         if any(comparison.seeds > 1 for comparison in compared):
             among = compared[0].among
             tests = f"p corrected by Holm for {among} comparisons" if among > 1 else "p"

@@ -11,7 +11,7 @@ from gamlib import paper
 from gamlib.lab import evidence
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Result, Run, unique
-from gamlib.lab.statistics import ALPHA, Comparison, compare, mean_interval
+from gamlib.lab.statistics import ALPHA, Comparison, compare, mean_interval, table
 from gamlib.lab.studies import Plan
 from gamlib.training.datasets import title
 
@@ -85,19 +85,8 @@ def comparisons(plan: Plan, frame: pd.DataFrame) -> list[Comparison]:
 
 
 def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a comparison of the study, as `statistics.Comparison` has it.
-
-    Columns: arm, reference, seeds (that both have finished), difference (of top-1 errors, in points), low and high
-    (its 95 % interval, not corrected), bootstrap_low and _high (another, see there), p, p_corrected (by Holm, over the
-    study's comparisons), smallest (that these seeds could have shown), verdict.
-    """
-    columns = ["arm", "reference", "seeds", "difference", "low", "high", "bootstrap_low", "bootstrap_high"]
-    columns += ["p", "p_corrected", "smallest", "verdict"]
-    rows = []
-    for of in comparisons(plan, frame):
-        measured = [of.seeds, of.mean, *of.interval, *of.bootstrap, of.p, of.corrected, of.smallest]
-        rows.append([of.arm, of.reference, *measured, of.verdict])
-    return pd.DataFrame(rows, columns=columns)
+    """The table of those comparisons, as `statistics.table` has it."""
+    return table(comparisons(plan, frame))
 
 
 def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":

@@ -9,7 +9,18 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from gamlib.lab.statistics import Comparison, McNemar, compare, holm, judge, mcnemar, mean_interval, reading
+from gamlib.lab.statistics import (
+    Comparison,
+    McNemar,
+    combination,
+    compare,
+    holm,
+    judge,
+    listed,
+    mcnemar,
+    mean_interval,
+    reading,
+)
 
 # Hours of sleep gained by ten patients, one drug less the other: Student (1908), the data set `sleep` of R.
 SLEEP = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]
@@ -112,6 +123,18 @@ def test_a_missing_reference_is_not_measured_and_counts_as_a_comparison() -> Non
     assert [comparison.verdict for comparison in found] == ["not measured", "not measured", "better"]
     assert found[2].corrected == pytest.approx(3 * found[2].p)
     assert compare(runs, []) == []
+
+
+def test_two_parts_are_held_against_each_other_and_against_their_sum() -> None:
+    runs = frame(base=[9.0, 9.5, 9.1], a=[7.0, 7.6, 7.3], b=[6.0, 6.6, 6.4], ab=[5.0, 5.9, 5.1], other=[1.0, 1.0, 1.0])
+    to_b, to_a, together = combination(runs, "ab", ("a", "b"), "base")
+    apart = compare(runs, [("ab", "b"), ("ab", "a")])
+    assert [(of.reference, of.gaps) for of in (to_b, to_a)] == [(of.reference, of.gaps) for of in apart]
+    assert together.gaps == pytest.approx((1.0, 1.2, 0.5)) and together.reference == "a and b added up"
+    assert [to_b.corrected, to_a.corrected, together.corrected] == holm([to_b.p, to_a.p, together.p])
+    assert listed([together]).startswith("- ab against a and b added up: +0.90 points (95 % interval ")
+    missing = combination(frame(base=[9.0, 9.0], a=[7.0, 7.0], ab=[5.0, 5.0]), "ab", ("a", "b"), "base")
+    assert [of.verdict for of in missing] == ["not measured"] * 3
 
 
 @pytest.mark.filterwarnings("error")
