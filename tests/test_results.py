@@ -1,18 +1,20 @@
 """RESULTS.md, and README's words on it, against the data: tables are as exported, numbers stand in the data.
 
 A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; below `figures/data`
-stands what was computed of each published study.
+stands what was computed of each published study, below a table of published runs how the submodules combine in them.
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from gamlib import paper
-from gamlib.lab import publication, typeset
+from gamlib.lab import publication, statistics, typeset
+
+TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
+SUBMODULES = "figures/data/submodules-cpu-imagefolder-cifar10-jpeg-runs.csv"
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def text(committed: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def shown(text: str) -> dict[str, str]:
     """Its tables by what they show."""
-    return dict(re.findall(r"<!-- (\S+) -->\n\n((?:\|.*\n)+)", text))
+    return dict(re.findall(TABLE, text))
 
 
 def markdown(texts: pd.DataFrame) -> str:
@@ -44,8 +46,8 @@ def computed() -> pd.DataFrame:
                 "Study": plan.study.name,
                 "Runs done": f"{(runs['state'] == 'done').sum()} of {len(runs)}",
                 "Others": ", ".join(f"{number} {state}" for state, number in ended.items()) or "none",
-                "Stopped and resumed": str(((runs["state"] == "done") & (runs["attempts"] > 1)).sum()),
-                "Hours of a core": f"{runs['seconds'].sum() / 3600:.1f}",
+                "Begun more than once": str(((runs["state"] == "done") & (runs["attempts"] > 1)).sum()),
+                "Hours of training": f"{runs['seconds'].sum() / 3600:.1f}",
                 "Last run ended": runs["ended"].max()[:10],
                 "Commits": ", ".join(sorted(origins["commit"].str[:7].unique())),
                 "Processor": ", ".join(sorted(origins["device"].unique())),
@@ -54,11 +56,19 @@ def computed() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def combined() -> list[statistics.Comparison]:
+    """How the submodules combine, from the published runs."""
+    (plan,) = publication.published(["submodules-cpu"])
+    return statistics.combination(publication.read(plan, "runs"), "ch+sp", ("ch", "sp"), "baseline")
+
+
 def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
     for name, table in shown(text).items():
         columns = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
         if name == "figures/data":
             exported = computed()
+        elif name == SUBMODULES:
+            exported = typeset.comparisons(statistics.table(combined()))
         else:
             frame = pd.read_csv(committed / name)
             exported = typeset.comparisons(frame) if "difference" in frame else typeset.for_reading(frame)
@@ -67,31 +77,28 @@ def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
 
 def test_every_published_study_is_there_with_all_its_arms_and_comparisons(text: str) -> None:
     """Of what chose the recipe, on validation images, the arms are enough."""
-    wanted = {"figures/data"}
+    wanted = {"figures/data", SUBMODULES}
     for plan in publication.published():
         tests = plan.configs[0].evaluate_on == "test"
         wanted |= {f"figures/{plan.name}{part}.csv" for part in ("", "-differences")[: 1 + tests]}
     assert shown(text).keys() == wanted
 
 
-def known(figures: Path) -> Iterator[float]:
-    """The numbers of exported tables, of published runs and their configurations, and of the paper's tables."""
-    frames = [pd.read_csv(path) for path in figures.glob("*.csv")]
-    frames += [publication.read(plan, "runs") for plan in publication.published()]
-    frames += [pd.DataFrame([config.model_dump() for config in plan.configs]) for plan in publication.published()]
-    for frame in (*frames, paper.table()):
-        if "difference" in frame:
-            yield from (frame["high"] - frame["difference"]).tolist()
-        for name in frame.select_dtypes("number"):
-            yield from frame[name].dropna().tolist()
+def known(text: str, figures: Path) -> set[str]:
+    """The numbers of its tables and of the paper's; the ends of intervals, and p, behind those tables."""
+    behind = [pd.read_csv(path) for path in figures.glob("*-differences.csv")] + [statistics.table(combined())]
+    numbers = pd.concat([frame[["low", "high", "p"]].melt()["value"].abs() for frame in behind])
+    numbers = pd.concat([numbers, paper.table().select_dtypes("number").melt()["value"]]).dropna()
+    there = {f"{number:.{digits}f}" for number in numbers for digits in (2, 3)}
+    return there | {*re.findall(r"\d+\.\d+", "".join(shown(text).values()))}
 
 
 def test_no_number_in_the_text_is_from_elsewhere(text: str, committed: Path) -> None:
     """Those with two decimals or more: errors, differences, p, learning rates; of README, its part on these results."""
     readme = (committed / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
-    there = {f"{abs(value):.{digits}f}" for value in known(committed / "figures") for digits in (2, 3)}
+    there = known(text, committed / "figures")
     cells = {cell.strip() for table in shown(text).values() for cell in table.split("|")}
-    for page in (text, readme):
-        prose = re.sub(r"^\|.*$|\(http[^)]*\)|arXiv \S+", "", page, flags=re.MULTILINE)
+    for page in (re.sub(TABLE, "", text), readme):
+        prose = re.sub(r"\(http[^)]*\)|arXiv \S+", "", page)
         assert (found := re.findall(r"\d+\.\d{2,}", prose)) and not {*found} - there
         assert (means := re.findall(r"[+−]?\d+\.\d+ ± \d+\.\d+", prose)) and not {*means} - cells
