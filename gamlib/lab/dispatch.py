@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import submitit
+from filelock import FileLock, Timeout
 
 from gamlib.lab import slurm as slurms
 from gamlib.lab.board import Board, Tally
@@ -81,7 +82,9 @@ def dispatch(
         _prepare({run.config.dataset for run in todo})
     before()
     for run in stale:
-        run.set_aside()
+        with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # who holds it runs it anew already
+            if run.stale():
+                run.set_aside()
     if not todo:
         return tally
     threads = told.get("cpus_per_task", share_of_cores(workers))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from gamlib.cli import app
@@ -361,6 +362,10 @@ def test_results_of_other_code_are_told_and_done_again_if_asked(
         finish(again.config, 4.0)
 
     monkeypatch.setattr(dispatch, "execute", executed)
+    with FileLock(run.folder / ".lock"), monkeypatch.context() as patch:
+        patch.setattr(dispatch, "execute", lambda again, _: None)
+        dispatch.dispatch([run.config], "debug", rerun_stale=True)
+    assert run.stale(), "another has it under way"
     assert dispatch.dispatch([run.config], "debug").failed == {}
     assert run.result().top1_error == 5.0  # type: ignore[union-attr]
     tally = dispatch.dispatch([run.config], "debug", rerun_stale=True)
