@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-faults test-slurm test-browser bench lint lab lock
+.PHONY: help env study test test-faults test-slurm test-browser fuzz bench lint lab lock
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -39,6 +39,9 @@ test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the
 test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with screenshots; installs it as root, on Debian
 	@$(BIN)/python tests/debian.py chromium || true
 	@GAM_BROWSER=1 $(BIN)/pytest -rs tests/browser
+
+fuzz: env ## 10,000 random blocks and maps: the fast forms of GAM against the plain block in float64 (two minutes)
+	@$(BIN)/python tests/attention/fuzz.py $(FUZZ)
 
 bench: env ## GAM against the plain block and others (10 minutes), then a training step against a plain loop (25 minutes)
 	@$(BIN)/gamlib bench

@@ -136,3 +136,6 @@ class GAM(nn.Module):
         if self.spatial is not None:
             x = self.join(x, self.spatial(x))
         return x
+
+
+ways.conditions.remember(GAM, ChannelAttention, SpatialAttention)

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import gamlib.attention
 from gamlib import GAM
 from gamlib.attention import ways
+from gamlib.attention.ways import conditions
 
 OURS = ("gamlib.attention.ways.gpu", "gamlib.attention.ways.triton_gates")
 CASES = [  # channels, reduction, submodules, [N, H, W]
@@ -99,7 +100,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def by_kernels(gpu: Any, block: GAM, x: Tensor) -> Tensor:
-    weights = ways._weights(block)
+    weights = conditions._weights(block)
     assert weights is not None
     found: Tensor = gpu.OnGPU.apply(x, *weights)
     return found
@@ -159,12 +160,12 @@ def test_every_kernel_is_its_equations(gpu: Any, channels: int, hidden: int, dty
 
     x, s, dy, convolved, *weights = drawn.values()
     mlp = gpu.Mlp(*weights)
-    g = gpu.channel_gate(x, mlp)
+    g = gpu.channel_gate(x, mlp, torch.empty_like(x))
     again, ds = gpu.channel_gate_again(x, mlp, dy, s)
     assert torch.equal(again, g)
     ds_of_g, dg = gpu.spatial_gate_backward(g, s, dy)
     alone, both = gpu.channel_gate_backward(x, mlp, dy), gpu.channel_gate_backward(x, mlp, dy, s, convolved)
-    found = named(g, gpu.spatial_gate(g, s), ds, dg, (alone[0], *alone[1]), (both[0], *both[1]))
+    found = named(g, gpu.spatial_gate(g, s, torch.empty_like(g)), ds, dg, (alone[0], *alone[1]), (both[0], *both[1]))
     plain, exact = equations(dtype), equations(torch.float64)
     assert_as_near(found, plain, exact)
     assert_as_near(found | {"ds": ds_of_g}, plain, exact)
@@ -195,12 +196,33 @@ def test_no_gate_is_kept_and_nothing_without_gradients(gpu: Any) -> None:
         assert by_kernels(gpu, block, x.float()).grad_fn is None
 
 
-def test_a_second_derivative_is_refused(gpu: Any) -> None:
-    block, x, _ = block_and_map(16, 4, "ch", (1, 2, 3), torch.float32)
-    x = x.float().requires_grad_()
-    (gradient,) = torch.autograd.grad(by_kernels(gpu, block.float(), x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("submodules", ["ch+sp", "ch", "sp"])
+def test_a_residual_block_may_change_the_output_in_place(gpu: Any, submodules: str) -> None:
+    block, x, gradient = block_and_map(24, 4, submodules, (2, 5, 7), torch.float32)
+    block, x, gradient = block.float(), x.float(), gradient.float()
+
+    def residual(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def computed(x: Tensor) -> Tensor:
+            out = compute(x)
+            out += x
+            return out.relu_()
+
+        return computed
+
+    found = with_gradients(block, x, gradient, residual(lambda x: by_kernels(gpu, block, x)))
+    wanted = with_gradients(block, x, gradient, residual(block.plain))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_second_derivative_is_that_of_the_plain_block(gpu: Any) -> None:
+    block, x, _ = block_and_map(16, 4, "ch+sp", (1, 2, 3), torch.float32)
+    block, x = block.float(), x.float().requires_grad_()
+
+    def penalty(compute: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        (gradient,) = torch.autograd.grad(compute(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), [x, *block.parameters()])
+
+    torch.testing.assert_close(penalty(lambda x: by_kernels(gpu, block, x)), penalty(block.plain))
 
 
 @pytest.fixture
@@ -219,21 +241,26 @@ def of(dtype: torch.dtype, *values: Any, **options: Any) -> GAM:
         torch.set_default_dtype(before)
 
 
-def test_auto_takes_the_kernels_on_a_gpu_for_what_they_can_do(
+def by(implementation: str, x: Tensor, reduction: int = 16, dtype: torch.dtype | None = None, **options: Any) -> str:
+    return of(dtype or x.dtype, x.shape[1], reduction, implementation=implementation, **options).way(x)
+
+
+def test_a_gpu_has_the_kernels_where_they_are_asked_for_and_can_be_used(
     pretended: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By itself it has the plain block: what has not run on a kind of device is not its default."""
     monkeypatch.setattr(ways, "_triton_can", lambda device: True)
-    monkeypatch.setattr(ways, "_is_watched", lambda x: False)  # the pretended map is a fake one
+    for name, answer in (("_is_followed", False), ("is_ordinary", True)):  # the pretended map is a fake one
+        monkeypatch.setattr(conditions, name, lambda *_, answer=answer: answer)
     x, half = pretended, pretended.bfloat16()
-    assert GAM(64).way(x) == GAM(64, implementation="triton").way(x) == of(half.dtype, 64).way(half) == "triton"
-    assert GAM(64, implementation="plain").way(x) == GAM(64, implementation="direct").way(x) == "plain"
-    assert (GAM(64).way(x.contiguous()), GAM(64, implementation="triton").way(x.contiguous())) == ("plain", "triton")
-    assert of(torch.float64, 64).way(x.double()) == GAM(64).way(half) == GAM(64, groups=2).way(x) == "plain"
-    wide = torch.empty(1, 1024, 8, 8).to(memory_format=torch.channels_last)
-    assert (GAM(1024, 4).way(wide), of(half.dtype, 1024, 4).way(wide.bfloat16())) == ("plain", "triton")
+    assert by("auto", x) == by("auto", half) == by("plain", x) == by("direct", x) == "plain"
+    assert by("triton", x) == by("triton", x.contiguous()) == by("triton", half) == "triton"
+    assert by("triton", x.double()) == by("triton", half, dtype=torch.float32) == "plain"
+    assert by("triton", x, groups=2) == GAM(32, implementation="triton").way(x) == "plain"
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
-    assert (GAM(64).way(half), GAM(64).way(x), of(torch.float16, 64).way(half)) == ("triton", "plain", "plain")
+    assert by("triton", half, dtype=torch.float32) == "triton"
+    assert by("triton", x) == by("triton", half, dtype=torch.float16) == "plain"
 
 
 def test_transformed_functions_take_the_plain_block_which_has_every_derivative() -> None:

@@ -17,6 +17,7 @@ def test_values_and_gradients_are_as_near_as_those_of_the_plain_block(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     block, x, gradient = block_and_map(channels, reduction, submodules, (3, side, side), dtype)
     block, x, gradient = block.cuda(), x.cuda().to(memory_format=torch.channels_last), gradient.cuda()
+    block.implementation = "triton"
     exact = with_gradients(block, x, gradient, block.plain)
     block, x = block.to(dtype), x.to(dtype)
     assert block.way(x) == "triton"
@@ -28,6 +29,7 @@ def test_values_and_gradients_are_as_near_as_those_of_the_plain_block(
 def test_autocast_takes_the_kernels_for_maps_of_its_type() -> None:
     block, x, gradient = block_and_map(64, 16, "ch+sp", (3, 14, 14), torch.bfloat16)
     block, x, gradient = block.cuda(), x.cuda().to(memory_format=torch.channels_last), gradient.cuda()
+    block.implementation = "triton"
     exact = with_gradients(block, x, gradient, block.plain)
     block, x = block.float(), x.bfloat16()
     with torch.autocast("cuda", dtype=torch.bfloat16):

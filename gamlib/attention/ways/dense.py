@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gamlib.attention.ways import native
-from gamlib.attention.ways.fused import Weights, apart, differentiable, in_order_of
+from gamlib.attention.ways.conditions import Weights, is_usable_gradient
+from gamlib.attention.ways.fused import apart, differentiable, in_order_of
 from gamlib.attention.ways.gating import maps
 from gamlib.attention.ways.native import Kernels, Saved, products
 from gamlib.attention.ways.rooms import room_in_channels_last
@@ -67,7 +68,7 @@ class Whole(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, kept, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
+        if not is_usable_gradient(gradient):
             return differentiable(gradient, x, tuple(weights))
         mlp, kernels = apart(tuple(weights))
         return native.dense_gradients(x, mlp, cast(Kernels, kernels), kept, gradient)

@@ -131,7 +131,8 @@ def _restored(known: Tensor, matrices: Pair) -> Tensor:
 
 def _empty(name: str | None, like: Tensor, height: int, width: int, number: int, channels: int) -> Tensor:
     """Memory [H, W, N, C] in the order that suits what computes: wide maps image after image for `c/transforms.c`."""
-    if channels >= WIDE and like.dtype == torch.float32 and native.library() is not None:
+    by_native = like.dtype == torch.float32 and channels % native.FILL == 0 and native.library() is not None
+    if by_native and channels >= WIDE:
         return _memory(name, like, number, height, width, channels).permute(1, 2, 0, 3)
     return _memory(name, like, height, width, number, channels)
 

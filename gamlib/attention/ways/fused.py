@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gamlib.attention.ways.conditions import Weights, is_usable_gradient
 from gamlib.attention.ways.gating import (
     channel_gate,
     channel_gate_gradients,
@@ -26,8 +27,6 @@ from gamlib.attention.ways.gating import (
     with_rows,
 )
 from gamlib.attention.ways.native import Kernels, Mlp, Saved
-
-Weights = tuple[Tensor | None, ...]  # of the MLP: weight, bias, weight, bias; of both convolutions; None if not there
 
 
 class Engine(Protocol):
@@ -66,7 +65,7 @@ class Fused(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, squeezed, logits, *rest = ctx.saved_tensors
         weights, saved = tuple(rest[:6]), tuple(rest[6:])
-        if torch.is_grad_enabled():  # create_graph: a gradient that has one itself
+        if not is_usable_gradient(gradient):
             return None, *differentiable(gradient, x, weights)
         (mlp, kernels), engine = apart(weights), ctx.engine
         gradient = with_rows(gradient)
@@ -126,15 +125,21 @@ def in_order_of(x: Tensor, out: Tensor) -> Tensor:
 
 
 def differentiable(gradient: Tensor, x: Tensor, weights: Weights) -> Weights:
-    """The gradients by the equations themselves, as a graph: of x and of the weights that are there."""
-    mlp, kernels = apart(weights)
-    out = x
-    if mlp is not None:
-        w1, b1, w2, b2 = mlp
-        out = out * maps(F.linear(F.linear(rows(x), w1, b1).relu(), w2, b2), x).sigmoid()
-    if kernels is not None:
-        k1, k2 = kernels
-        out = out * F.conv2d(F.conv2d(out, k1, padding=3).relu(), k2, padding=3).sigmoid()
-    wanted = [value for value in (x, *weights) if value is not None and value.requires_grad]
-    found = dict(zip(map(id, wanted), torch.autograd.grad(out, wanted, gradient, create_graph=True), strict=True))
-    return tuple(found.get(id(value)) for value in (x, *weights))
+    """The gradients of x and of the weights that are there, by the equations; with a graph where one is wanted.
+
+    Each weight stands for itself, also where two of them are one tensor, and is cast to x's type as autocast would.
+    """
+    inputs, create_graph = (x, *weights), torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        given = [value if value is None else value.view_as(value) for value in inputs]
+        out = cast(Tensor, given[0])
+        mlp, kernels = apart(tuple(value if value is None else value.to(x.dtype) for value in given[1:]))
+        if mlp is not None:
+            w1, b1, w2, b2 = mlp
+            out = out * maps(F.linear(F.linear(rows(out), w1, b1).relu(), w2, b2), x).sigmoid()
+        if kernels is not None:
+            k1, k2 = kernels
+            out = out * F.conv2d(F.conv2d(out, k1, padding=3).relu(), k2, padding=3).sigmoid()
+        wanted = [value for value in given if value is not None and value.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=create_graph))
+    return tuple(next(found) if value is not None and value.requires_grad else None for value in inputs)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gamlib.attention.ways import triton_gates
+from gamlib.attention.ways.conditions import is_usable_gradient
+from gamlib.attention.ways.fused import differentiable
 from gamlib.attention.ways.gating import maps
 
 IN_REGISTERS = 4096  # elements of dW1 and of dW2, padded, that a program of 8 warps holds beside its tiles
@@ -42,19 +44,22 @@ class OnGPU(torch.autograd.Function):
         mlp, (k1, k2) = _mlp(x, *weights[:4]), weights[4:]
         squeezed = logits = None
         with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
-            rows = _rows(x)
-            out = gated = rows if mlp is None else channel_gate(rows, mlp)
+            rows, out = _rows(x), torch.empty_like(x, memory_format=torch.channels_last)
+            gated = rows
+            if mlp is not None:
+                gated = channel_gate(rows, mlp, _rows(out) if k1 is None else torch.empty_like(rows))
             if k1 is not None and k2 is not None:
                 squeezed = F.conv2d(maps(gated, x), _kernel(k1, x), padding=3).relu_()
                 logits = F.conv2d(squeezed, _kernel(k2, x), padding=3)
-                out = spatial_gate(gated, _rows(logits))
+                spatial_gate(gated, _rows(logits), _rows(out))
         ctx.save_for_backward(x, squeezed, logits, *weights)
-        return maps(out, x)
+        return out  # no view: what follows may change it in place, as a residual block does
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, squeezed, logits, *weights = ctx.saved_tensors
+        if not is_usable_gradient(gradient):
+            return differentiable(gradient, x, tuple(weights))
         mlp, (k1, k2) = _mlp(x, *weights[:4]), weights[4:]
         with torch.autocast(x.device.type, enabled=False):
             rows, dy = _rows(x), _rows(gradient)
@@ -134,9 +139,8 @@ def blocks(channels: int, hidden: int, dtype: torch.dtype) -> Blocks:
     return Blocks(rows, columns, units, 8 if exact or units > 128 else 4, 1 if exact else 2, False)
 
 
-def channel_gate(x: Tensor, mlp: Mlp) -> Tensor:
-    """g of rows x [M, C]."""
-    g = torch.empty_like(x)
+def channel_gate(x: Tensor, mlp: Mlp, g: Tensor) -> Tensor:
+    """g of rows x [M, C], written into `g`."""
     _launch(x, mlp, None, None, g, None)
     return g
 
@@ -184,9 +188,8 @@ def channel_gate_backward(
     return dx, Mlp(dw1, db1, dw2, db2)
 
 
-def spatial_gate(g: Tensor, s: Tensor) -> Tensor:
-    """y of rows g and s [M, C]."""
-    y = torch.empty_like(g)
+def spatial_gate(g: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    """y of rows g and s [M, C], written into `y`."""
     triton_gates.spatial_gate[(_parts(g.numel(), FLAT),)](g, s, y, g.numel(), BLOCK=FLAT)
     return y
 
