@@ -72,7 +72,10 @@ def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
     for text in texts:
         if not (match := re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)):
             raise refused
-        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+        some = range(int(match[1]), int(match[2] or match[1]) + 1)
+        if not some:  # 3-1
+            raise refused
+        found += some
     if not found:
         raise refused
     return list(dict.fromkeys(found))

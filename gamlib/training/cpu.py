@@ -18,7 +18,7 @@ def keep_memory() -> None:
 
 
 class _Conv2d(nn.Conv2d):
-    """A convolution that autocast leaves in float32 where the kernel is larger than what it goes over.
+    """A convolution that autocast leaves in float32 where the kernel, dilated, is larger than what it goes over.
 
     On a CPU with bfloat16 instructions torch 2.11 (oneDNN) does not write all of the weight's gradient of such a
     convolution in bfloat16: where the kernel meets nothing but padding, which is most of a 7x7 one over 1x1 or 2x2
@@ -27,7 +27,8 @@ class _Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's own."""
-        if any(kernel > size for kernel, size in zip(self.kernel_size, input.shape[2:], strict=True)):
+        extents = (1 + step * (taps - 1) for step, taps in zip(self.dilation, self.kernel_size, strict=True))
+        if any(extent > size for extent, size in zip(extents, input.shape[2:], strict=True)):
             with torch.autocast("cpu", enabled=False):
                 return super().forward(input.float())
         return super().forward(input)

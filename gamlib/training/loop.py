@@ -21,6 +21,7 @@ from gamlib.training.batches import Batches, seed_of, sizes
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
 from gamlib.training.cpu import exact_gradients, keep_memory
 from gamlib.training.parallel import Group
+from gamlib.training.predictions import forward, ranked
 from gamlib.training.recipes import Recipe
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mib")  # metrics that another execution gives otherwise
@@ -106,8 +107,8 @@ class _Training:
         exact = self.speed.deterministic or self.device.type == "cpu"
         torch.use_deterministic_algorithms(exact)
         torch.backends.cudnn.benchmark = not self.speed.deterministic
-        self.layout = torch.channels_last if self.speed.channels_last else torch.contiguous_format
-        self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        layout = torch.channels_last if self.speed.channels_last else torch.contiguous_format
+        self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
         recipe = self.recipe
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -193,8 +194,7 @@ class _Training:
         self.wrong += (branches[0].argmax(1) != labels).sum()
 
     def _scores(self, network: Any, images: Tensor) -> Any:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.speed.amp):
-            return network(images.contiguous(memory_format=self.layout))
+        return forward(network, images, amp=self.speed.amp, channels_last=self.speed.channels_last)
 
     def _sums(self) -> tuple[float, float]:
         """Mean loss and top-1 error in percent of the epoch's training images, as they were met."""
@@ -283,7 +283,7 @@ def evaluate(
     sums = torch.zeros(4, dtype=torch.float64, device=group.device)  # losses, misses in one, misses in five, images
     for images, labels in batches:
         predicted = scores(images).float()
-        hits = predicted.topk(min(5, predicted.shape[1]), dim=1).indices == labels[:, None]
+        hits = ranked(predicted, 5) == labels[:, None]
         sums[0] += F.cross_entropy(predicted, labels, reduction="sum")
         sums[1] += (~hits[:, 0]).sum()
         sums[2] += (~hits.any(1)).sum()

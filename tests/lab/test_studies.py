@@ -54,7 +54,7 @@ def test_seeds(seeds: str, numbers: list[int]) -> None:
     assert parse_seeds(seeds) == numbers
 
 
-@pytest.mark.parametrize("seeds", ["-1", "a", "", "1.5", "3-1", [], [-1], -1, None])
+@pytest.mark.parametrize("seeds", ["-1", "a", "", "1.5", "3-1", "3-1,7", [], [-1], -1, None])
 def test_what_is_no_seed_is_refused(seeds: str) -> None:
     with pytest.raises(ConfigError, match="seeds="):
         parse_seeds(seeds)

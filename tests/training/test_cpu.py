@@ -34,3 +34,13 @@ def test_the_network_stays_the_same() -> None:
     exact_gradients(model)
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(images), before)  # GAM's blocks are computed plainly then
+
+
+@pytest.mark.parametrize(("pixels", "is_guarded"), [(8, True), (9, False)])
+def test_a_dilated_kernel_is_as_large_as_what_it_spans(pixels: int, is_guarded: bool) -> None:
+    """Three taps with a dilation of 4 span 9 pixels."""
+    conv = nn.Conv2d(4, 4, 3, padding=4, dilation=4)
+    exact_gradients(conv)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = conv(torch.randn(1, 4, pixels, pixels))
+    assert (found.dtype == torch.float32) == is_guarded
