@@ -347,6 +347,36 @@ def test_without_a_compiler_torch_computes_the_same(
     assert not cache.exists() or not [path for path in cache.iterdir() if path.suffix != ".so" or "tmp" in path.name]
 
 
+@pytest.mark.parametrize("line", ["flags\t\t: avx2", "Features\t: fp sve", "CPU part\t: 0xd40", "isa\t\t: rv64gcv"])
+def test_another_processor_gets_a_library_of_its_own(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "processor\t: 0\n" + line
+    monkeypatch.setattr(Path, "read_text", lambda path: told)
+    before = native._processor()
+    told = told.replace("processor\t: 0", "processor\t: 1")
+    assert native._processor() == before
+    told += "2"
+    assert native._processor() != before
+
+
+NOTHING_INSIDE = """#!/bin/sh
+while [ "$1" != -o ]; do shift; done
+echo 'int none;' | cc -shared -x c - -o "$2"
+"""
+
+
+@compiled
+def test_a_library_without_the_functions_is_not_used_and_not_kept(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(NOTHING_INSIDE)
+    compiler.chmod(0o700)
+    monkeypatch.setenv("GAM_COMPILER", str(compiler))
+    with pytest.warns(RuntimeWarning, match="its C files were not compiled"):
+        assert_works(by_native=False)
+    assert not [*cache.iterdir()]
+
+
 @compiled
 def test_flags_may_follow_a_compilers_name_and_make_another_library(
     cache: Path, monkeypatch: pytest.MonkeyPatch

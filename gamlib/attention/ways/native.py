@@ -10,6 +10,7 @@ the user's cache ($XDG_CACHE_HOME, ~/.cache).
 import ctypes
 import hashlib
 import os
+import platform
 import shlex
 import subprocess
 import tempfile
@@ -25,6 +26,7 @@ from gamlib.attention.ways.rooms import room
 
 SOURCES = sorted((Path(__file__).parent / "c").iterdir())
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
+FEATURES = ("flags", "Features", "CPU ", "isa", "cpu\t")  # lines of /proc/cpuinfo on x86, ARM (two), RISC-V, POWER
 SECONDS = 60  # that a compiler may take
 FILL = 16  # channels that fill the vectors of every processor
 
@@ -250,7 +252,7 @@ def library() -> Any:
         except (OSError, RuntimeError):  # no home, or a cache that cannot be written, or executed from
             with tempfile.TemporaryDirectory() as folder:
                 return _load(_compiled(compiler, Path(folder)))
-    except (OSError, ValueError, subprocess.SubprocessError) as error:  # ValueError: a quotation without end
+    except (OSError, ValueError, AttributeError, subprocess.SubprocessError) as error:  # ValueError: an open quotation
         why = "GAM is computed by torch alone, slower and with other roundings, since its C files were not compiled"
         warnings.warn(f"{why}: {' '.join(str(error).split())}", RuntimeWarning, stacklevel=2)
         return None
@@ -261,9 +263,7 @@ def _cache() -> Path:
 
 
 def _compiled(compiler: list[str], folder: Path) -> Path:
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    parts = [*(path.read_text() for path in SOURCES), *compiler, *FLAGS, *flags[:1]]  # a home may serve many processors
+    parts = [*(path.read_text() for path in SOURCES), *compiler, *FLAGS, *_processor()]  # a home may serve many
     version = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     found = folder / f"native-{version}.so"
     if not found.exists():
@@ -273,10 +273,18 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
         try:
             command = [*compiler, *FLAGS, *(str(path) for path in SOURCES if path.suffix == ".c"), "-o", unfinished]
             subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
+            _load(Path(unfinished))  # a compiler may succeed without a library, or without what it should hold
             Path(unfinished).replace(found)
         finally:
             Path(unfinished).unlink(missing_ok=True)
     return found
+
+
+def _processor() -> list[str]:
+    """What this machine's processors can do, and on ARM which they are, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    told = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return [platform.machine(), *sorted({line for line in told if line.startswith(FEATURES)})]
 
 
 def _load(path: Path) -> Any:
