@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -127,6 +128,12 @@ class RunConfig(BaseModel):
             return [part for part in value.strip("[]() ").split(",") if part.strip()]
         return value
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _zero_has_no_sign(cls, value: Any) -> Any:
+        """-0.0 is 0.0, and one configuration has one signature."""
+        return value + 0.0 if isinstance(value, float) else value
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         from gamlib.backbones import build_model
@@ -161,7 +168,7 @@ class RunConfig(BaseModel):
 
         keys = ("backbone", "attention", "stem", "max_pool", "width")
         chosen = {key: getattr(self, key) for key in OPTIONS if getattr(self, key) is not None}
-        weights = self.weights and self.weights.partition("#")[0]
+        weights = self.weights and split_hash(self.weights)[0]
         rest = {"num_classes": describe(self.dataset).num_classes, "weights": weights}
         return {key: getattr(self, key) for key in keys} | chosen | rest
 
@@ -193,7 +200,7 @@ class RunConfig(BaseModel):
         parts = [self.backbone, self.attention]
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
-                value = Path(value.partition("#")[0]).stem if key == "weights" else value
+                value = Path(split_hash(value)[0]).stem if key == "weights" else value
                 value = "_".join([key, *map(str, value)]) if isinstance(value, list) else value
                 value = f"{key}_{value}" if key == "recipe" else value  # `cifar` is the name of a stem too
                 word = ("" if value else "no_") + key
@@ -239,6 +246,12 @@ def _known(key: str, value: Any, names: Iterable[str]) -> str:
     return str(value)
 
 
+def split_hash(weights: str) -> tuple[str, str]:
+    """A file or a name, and the hash behind its last #, empty where there is none."""
+    path, _, expected = weights.rpartition("#")
+    return (path, expected) if re.fullmatch("[0-9a-f]{16}", expected) and path else (weights, "")
+
+
 def _resolved(weights: Any, backbone: str) -> str:
     """A file's whole path and behind # the hash of what is in it; or the one name that a member of torchvision's has.
 
@@ -247,7 +260,7 @@ def _resolved(weights: Any, backbone: str) -> str:
     from gamlib.backbones.initial import is_file, member
 
     text = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
-    path, separator, expected = text.partition("#") if isinstance(text, str) else (text, "", "")
+    path, expected = split_hash(text) if isinstance(text, str) else (text, "")
     if not is_file(path):
         return member(backbone, path).name
     file = Path(path).expanduser().resolve()
@@ -255,7 +268,7 @@ def _resolved(weights: Any, backbone: str) -> str:
         found = _content_hash(file, file.stat().st_mtime_ns, file.stat().st_size)
     except OSError as error:
         raise ValueError(f"weights={path!r} cannot be read: {error.strerror}") from None
-    if separator and found != expected:
+    if expected and found != expected:
         raise ValueError(f"weights={path!r}: the file has changed, its hash was {expected} and is {found}")
     return f"{file}#{found}"
 

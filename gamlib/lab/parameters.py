@@ -1,8 +1,8 @@
 """How values come in: as texts of a command line, or from the parameters cell of a notebook."""
 
-import ast
 import re
 from collections.abc import Iterable, Mapping
+from symtable import symtable
 from typing import Any
 
 from gamlib.lab.config import ConfigError, RunConfig, unknown_name
@@ -47,15 +47,14 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
     if not latest:
         raise ConfigError("no cell headed `# parameters` was run in this notebook")
     found: dict[str, Any] = {}
-    for node in (node for source in latest.values() for node in ast.parse(source).body):
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id not in names:
-                raise ConfigError(unknown_name(target.id, names))
-            if isinstance(target, ast.Name):
-                found[target.id] = namespace[target.id]
+    for source in latest.values():
+        for symbol in symtable(source, "parameters", "exec").get_symbols():
+            if not symbol.is_assigned():  # at the top of the cell, in a tuple or under an `if` too
+                continue
+            if symbol.get_name() not in names:
+                raise ConfigError(unknown_name(symbol.get_name(), names))
+            if symbol.get_name() in namespace:  # an `if` may have been false
+                found[symbol.get_name()] = namespace[symbol.get_name()]
     return found
 
 

@@ -241,3 +241,36 @@ def test_a_mistyped_parameter_of_a_notebook_is_refused() -> None:
     namespace = {"In": ["# Parameters\natention = 'gam'"], "atention": "gam"}
     with pytest.raises(ConfigError, match="atention is not a parameter"):
         notebook_parameters(namespace)
+
+
+def test_zero_has_one_signature() -> None:
+    assert RunConfig(weight_decay=-0.0).signature == RunConfig(weight_decay=0).signature
+
+
+@pytest.mark.parametrize("name", ["a#b.pt", "a#0123456789abcde.pt", "#.pt", "a b?%~.pt"])
+def test_a_weights_file_may_have_any_name(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    torch.save(build_model("resnet18", "none", 10, width=0.5).state_dict(), file)
+    config = RunConfig(attention="none", weights=str(file))
+    assert config.architecture()["weights"] == str(file)
+    assert RunConfig(**config.model_dump()).signature == config.signature
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "epochs, lr = 3, 0.5",
+        "if True:\n    epochs = 3\n    lr = 0.5",
+        "epochs: int = 3\n[lr] = [0.5]",
+        "(epochs := 3); lr = 0.5",
+    ],
+)
+def test_parameters_are_found_in_whatever_form_a_cell_assigns_them(cell: str) -> None:
+    namespace: dict[str, Any] = {"In": ["", source := f"# parameters\n{cell}"]}
+    exec(source, namespace)
+    assert notebook_parameters(namespace) == {"epochs": 3, "lr": 0.5}
+
+
+def test_an_unknown_name_in_a_tuple_is_refused() -> None:
+    with pytest.raises(ConfigError, match="epoch is not a parameter: did you mean epochs"):
+        notebook_parameters({"In": ["# parameters\nepoch, lr = 3, 0.5"], "epoch": 3, "lr": 0.5})
