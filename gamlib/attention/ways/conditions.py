@@ -174,14 +174,15 @@ def _shapes_fit(
     k1: Tensor | None,
     k2: Tensor | None,
 ) -> bool:
-    """Whether the six weights, as far as they are there, fit each other and maps of so many channels."""
+    """Whether the six weights, those that are there, fit each other and maps of so many channels: one C, one C/r."""
+    hidden = set[int]()
     if w1 is not None and b1 is not None and w2 is not None and b2 is not None:
-        hidden = len(b1) if b1.ndim == 1 else 0
+        hidden.add(narrow := len(b1) if b1.ndim == 1 else 0)
         found = w1.shape, b1.shape, w2.shape, b2.shape
-        if not hidden or found != ((hidden, channels), (hidden,), (channels, hidden), (channels,)):
+        if not narrow or found != ((narrow, channels), (narrow,), (channels, narrow), (channels,)):
             return False
     if k1 is not None and k2 is not None:
-        hidden = len(k1) if k1.ndim == 4 else 0
-        if not hidden or (k1.shape, k2.shape) != ((hidden, channels, *WINDOW), (channels, hidden, *WINDOW)):
+        hidden.add(narrow := len(k1) if k1.ndim == 4 else 0)
+        if not narrow or (k1.shape, k2.shape) != ((narrow, channels, *WINDOW), (channels, narrow, *WINDOW)):
             return False
-    return True
+    return len(hidden) == 1

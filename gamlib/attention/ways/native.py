@@ -29,58 +29,41 @@ FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
 FEATURES = ("flags", "Features", "CPU ", "isa", "cpu\t")  # lines of /proc/cpuinfo on x86, ARM (two), RISC-V, POWER
 SECONDS = 60  # that a compiler may take
 FILL = 16  # channels that fill the vectors of every processor
+UNFIT = 2  # what the C functions return, before they read a number, if sizes do not fit each other
 
 Saved = tuple[Tensor, ...]
 Mlp = tuple[Tensor, Tensor, Tensor, Tensor]  # weight [C/r, C], bias, weight [C, C/r], bias
 Kernels = tuple[Tensor, Tensor]  # of the convolutions, [C/r, C, 7, 7] and [C, C/r, 7, 7]
 
 
-class _Matrices(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), ("batch", ctypes.c_long), ("row", ctypes.c_long), ("column", ctypes.c_long))
-
-
-class _Map(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), ("n", ctypes.c_long), ("h", ctypes.c_long), ("w", ctypes.c_long))
-
-
-class _Size(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_long) for name in ("n", "h", "w", "channels"))
-
-
-class _Mlp(ctypes.Structure):
-    _fields_ = (("hidden", ctypes.c_long), *((name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")))
-
-
-class _Kernel(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("hidden", "channel", "tap")))
-
-
-class _Kernels(ctypes.Structure):
-    _fields_ = (("hidden", ctypes.c_long), ("first", _Kernel), ("second", _Kernel))
-
-
-class _Positions(ctypes.Structure):
-    _fields_ = (("at", ctypes.c_void_p), *((name, ctypes.c_long) for name in ("h", "w", "run")))
-
-
-class _Waves(ctypes.Structure):
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("h", "w", "runs", "run", "rows", "f", "p")),
-        *((name, ctypes.c_void_p) for name in ("along_h", "along_w")),
+def _structure(*fields: tuple[Any, str]) -> Any:
+    """One of the C files, of the same name: kinds of fields and their names, in order."""
+    return type(
+        "_", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in fields for name in names.split()]}
     )
 
 
+_AT, _LONG = ctypes.c_void_p, ctypes.c_long
+_Array = _structure((_AT, "at"), (_LONG, "numbers"))
+_Matrices = _structure((_AT, "at"), (_LONG, "batch rows columns next row column"))
+_Size = _structure((_LONG, "n channels h w"))
+_Map = _structure((_AT, "at"), (_LONG, "n channel h w"), (_Size, "of"))
+_Mlp = _structure((_LONG, "hidden"), (_Array, "w1 b1 w2 b2"))
+_Kernel = _structure((_AT, "at"), (_LONG, "hidden channel tap numbers"))
+_Kernels = _structure((_LONG, "hidden"), (_Kernel, "first second"))
+_Positions = _structure((_AT, "at"), (_LONG, "h w run column height width runs columns"))
+_Waves = _structure((_LONG, "rows f p"), (_Array, "along_h along_w"))
 ARGUMENTS: dict[str, list[Any]] = {
-    "products": [ctypes.c_long] * 4 + [_Matrices] * 3,
-    "channel_gate": [_Size, ctypes.c_void_p, _Mlp, _Map, ctypes.c_void_p, *[_Map] * 3],
-    "channel_gate_gradients": [_Size, ctypes.c_void_p, _Mlp, ctypes.c_void_p, *[_Map] * 3, *[ctypes.c_void_p] * 5],
+    "products": [_Matrices] * 3,
+    "channel_gate": [_Size, _Array, _Mlp, _Map, _Array, *[_Map] * 3],
+    "channel_gate_gradients": [_Size, _Array, _Mlp, _Array, *[_Map] * 3, _Array, _Mlp],
     "gate": [_Size, _Map, _Map, _Map],
     "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
-    "transform": [_Waves, _Positions, ctypes.c_void_p],
-    "restore": [_Waves, ctypes.c_void_p, _Positions],
-    "dense_keeps": [_Size, ctypes.c_long],
-    "dense": [_Size, ctypes.c_void_p, _Mlp, _Kernels, ctypes.c_int, *[ctypes.c_void_p] * 2],
-    "dense_gradients": [_Size, ctypes.c_void_p, _Mlp, _Kernels, *[ctypes.c_void_p] * 10],
+    "transform": [_Waves, _Positions, _Array],
+    "restore": [_Waves, _Array, _Positions],
+    "dense_keeps": [_Size, _LONG],
+    "dense": [_Size, _Array, _Mlp, _Kernels, ctypes.c_int, _Array, _Array],
+    "dense_gradients": [_Size, _Array, _Mlp, _Kernels, *[_Array] * 4, _Mlp, _Array, _Array],
 }
 
 
@@ -101,7 +84,7 @@ def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     ours = library() if a.dtype == torch.float32 and out.numel() else None
     if ours is None:
         return torch.bmm(a, b, out=out)
-    _done(ours.products(*out.shape, a.shape[2], *(_Matrices(x.data_ptr(), *x.stride()) for x in (a, b, out))))
+    _done(ours.products(*(_Matrices(x.data_ptr(), *x.shape, *x.stride()) for x in (a, b, out))))
     return out
 
 
@@ -112,12 +95,12 @@ def transforms(x: Tensor) -> bool:
 
 def transform(x: Tensor, along_h: Tensor, along_w: Tensor, known: Tensor) -> None:
     """Both products with x [H, W, n, c] along H and W, as `fourier.py` has them, into known [F, P, n c]."""
-    _done(library().transform(_waves(x, along_h, along_w), _positions(x), known.data_ptr()))
+    _done(library().transform(_waves(along_h, along_w), _positions(x), _array(known)))
 
 
 def restore(known: Tensor, along_h: Tensor, along_w: Tensor, x: Tensor) -> None:
     """The transpose of `transform`, into x."""
-    _done(library().restore(_waves(x, along_h, along_w), known.data_ptr(), _positions(x)))
+    _done(library().restore(_waves(along_h, along_w), _array(known), _positions(x)))
 
 
 def _runs(x: Tensor) -> tuple[int, int]:
@@ -126,13 +109,12 @@ def _runs(x: Tensor) -> tuple[int, int]:
     return (1, number * channels) if x.stride(2) == channels else (number, channels)
 
 
-def _waves(x: Tensor, along_h: Tensor, along_w: Tensor) -> _Waves:
-    matrices = along_h.data_ptr(), along_w.data_ptr()
-    return _Waves(*x.shape[:2], *_runs(x), len(along_h), *along_w.shape[:2], *matrices)
+def _waves(along_h: Tensor, along_w: Tensor) -> Any:
+    return _Waves(len(along_h), *along_w.shape[:2], _array(along_h), _array(along_w))
 
 
-def _positions(x: Tensor) -> _Positions:
-    return _Positions(x.data_ptr(), *x.stride()[:3])
+def _positions(x: Tensor) -> Any:
+    return _Positions(x.data_ptr(), *x.stride(), *x.shape[:2], *_runs(x))
 
 
 def channel_gate(
@@ -150,7 +132,7 @@ def channel_gate(
     rows, mlp = x.permute(0, 2, 3, 1).contiguous(), _whole(mlp)
     hidden = x.new_empty(rows.shape[:3].numel(), _filled(len(mlp[0])))
     further = map(_map, (gradient, logits, of_logits))
-    _done(library().channel_gate(_size(x), rows.data_ptr(), _mlp(mlp), _map(out), hidden.data_ptr(), *further))
+    _done(library().channel_gate(_size(x), _array(rows), _mlp(mlp), _map(out), _array(hidden), *further))
     return hidden
 
 
@@ -159,22 +141,21 @@ def channel_gate_gradients(
 ) -> tuple[Tensor, ...]:
     """The gradients by x and by the MLP's four, where that by its map is gradient + further sigmoid(logits)."""
     rows, mlp = x.permute(0, 2, 3, 1).contiguous(), _whole(mlp)
-    found = torch.empty_like(rows), *map(torch.empty_like, mlp)
-    given = map(_map, (gradient, further, logits))
-    to = (value.data_ptr() for value in found)
-    _done(library().channel_gate_gradients(_size(x), rows.data_ptr(), _mlp(mlp), hidden.data_ptr(), *given, *to))
-    return found[0].permute(0, 3, 1, 2), *found[1:]
+    of_rows, of_mlp = torch.empty_like(rows), _like(mlp)
+    given = _size(x), _array(rows), _mlp(mlp), _array(hidden), *map(_map, (gradient, further, logits))
+    _done(library().channel_gate_gradients(*given, _array(of_rows), _mlp(of_mlp)))
+    return of_rows.permute(0, 3, 1, 2), *of_mlp
 
 
 def gate(x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
     """x sigmoid(logits), all [N, C, H, W] with channels one after the other."""
-    library().gate(_size(x), _map(x), _map(logits), _map(out))
+    _done(library().gate(_size(x), _map(x), _map(logits), _map(out)))
     return out
 
 
 def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
     """The gradient of `gate` by its logits, all [N, C, H, W] with channels one after the other."""
-    library().gate_gradient(_size(x), _map(gradient), _map(x), _map(logits), _map(out))
+    _done(library().gate_gradient(_size(x), _map(gradient), _map(x), _map(logits), _map(out)))
     return out
 
 
@@ -183,8 +164,8 @@ def dense(x: Tensor, mlp: Mlp | None, kernels: Kernels, *, differentiates: bool)
     rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
     size, out = _size(x), torch.empty_like(x, memory_format=torch.channels_last)
     kept = x.new_empty(library().dense_keeps(size, len(kernels[0])))
-    to = kept.data_ptr(), out.data_ptr()
-    _done(library().dense(size, rows.data_ptr(), _mlp(mlp), _kernels(kernels), differentiates, *to))
+    to = _array(kept), _array(out.permute(0, 2, 3, 1))
+    _done(library().dense(size, _array(rows), _mlp(mlp), _kernels(kernels), differentiates, *to))
     return out, kept
 
 
@@ -193,22 +174,24 @@ def dense_gradients(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of `dense` by x, the MLP's four, and both kernels."""
     rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
-    of_rows, gradient = torch.empty_like(rows), gradient.permute(0, 2, 3, 1).contiguous()
-    given = rows.data_ptr(), _mlp(mlp), _kernels(kernels), kept.data_ptr(), gradient.data_ptr()
-    memory = room("dense", x, len(kept)).data_ptr()
-    of_mlp: list[Tensor | None] = [torch.empty_like(value) for value in mlp] if mlp else [None] * 4
-    found = of_rows, *of_mlp, *map(torch.empty_like, kernels)
-    _done(library().dense_gradients(_size(x), *given, memory, *(v if v is None else v.data_ptr() for v in found)))
-    return of_rows.permute(0, 3, 1, 2), *found[1:]
+    of_rows, of_mlp, of_kernels = torch.empty_like(rows), mlp and _like(mlp), _like(kernels)
+    gradient, memory = gradient.permute(0, 2, 3, 1).contiguous(), room("dense", x, len(kept))
+    given = _size(x), _array(rows), _mlp(mlp), _kernels(kernels), *map(_array, (kept, gradient, memory))
+    to = (_Array(kernel.data_ptr(), kernel.numel()) for kernel in of_kernels)  # laid as the kernels
+    _done(library().dense_gradients(*given, _array(of_rows), _mlp(of_mlp), *to))
+    return of_rows.permute(0, 3, 1, 2), *(of_mlp or [None] * 4), *of_kernels
 
 
-def _size(x: Tensor) -> _Size:
-    batch, channels, height, width = x.shape
-    return _Size(batch, height, width, channels)
+def _array(x: Tensor) -> Any:
+    return _Array(x.data_ptr(), x.numel() if x.is_contiguous() else -1)
 
 
-def _map(x: Tensor | None) -> _Map:
-    return _Map(None, 0, 0, 0) if x is None else _Map(x.data_ptr(), x.stride(0), x.stride(2), x.stride(3))
+def _size(x: Tensor) -> Any:
+    return _Size(*x.shape)
+
+
+def _map(x: Tensor | None) -> Any:
+    return _Map() if x is None else _Map(x.data_ptr(), *x.stride(), _size(x))
 
 
 def _filled(channels: int) -> int:
@@ -219,8 +202,12 @@ def _whole(values: tuple[Tensor, ...]) -> Any:
     return tuple(value.contiguous() for value in values)
 
 
-def _mlp(mlp: Mlp | None) -> _Mlp:
-    return _Mlp() if mlp is None else _Mlp(len(mlp[0]), *(value.data_ptr() for value in mlp))
+def _like(values: tuple[Tensor, ...]) -> Any:
+    return tuple(map(torch.empty_like, values))
+
+
+def _mlp(mlp: Mlp | None) -> Any:
+    return _Mlp() if mlp is None else _Mlp(len(mlp[0]), *map(_array, mlp))
 
 
 def _laid(kernels: Kernels) -> Kernels:
@@ -229,13 +216,15 @@ def _laid(kernels: Kernels) -> Kernels:
     return k1, k2
 
 
-def _kernels(kernels: Kernels) -> _Kernels:
+def _kernels(kernels: Kernels) -> Any:
     (out1, in1, _, tap1), (out2, in2, _, tap2) = (value.stride() for value in kernels)
-    k1, k2 = (value.data_ptr() for value in kernels)
-    return _Kernels(len(kernels[0]), _Kernel(k1, out1, in1, tap1), _Kernel(k2, in2, out2, tap2))
+    (k1, k2), (n1, n2) = (value.data_ptr() for value in kernels), (value.numel() for value in kernels)
+    return _Kernels(len(kernels[0]), _Kernel(k1, out1, in1, tap1, n1), _Kernel(k2, in2, out2, tap2, n2))
 
 
 def _done(failed: int) -> None:
+    if failed == UNFIT:
+        raise ValueError("GAM's C functions were given arrays whose shapes do not fit each other")
     if failed:
         raise MemoryError("no memory for a block of rows")
 
@@ -291,5 +280,5 @@ def _load(path: Path) -> Any:
     found = ctypes.CDLL(str(path))
     for name, arguments in ARGUMENTS.items():
         getattr(found, name).argtypes = arguments
-    found.dense_keeps.restype = ctypes.c_long
+    found.dense_keeps.restype = _LONG
     return found

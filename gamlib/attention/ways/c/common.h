@@ -2,7 +2,10 @@
 
    A tile of a product, ROWS rows and up to VECTORS vectors wide, stays in registers while a and b are read along k:
    each vector of b serves all rows, each number of a all vectors. Sums are made of parts of DEPTH numbers: one chain of
-   thousands would lose a digit. */
+   thousands would lose a digit.
+
+   Every pointer comes with the size of what it points to. What `native.py` calls returns 0, UNFIT where sizes do not
+   fit each other, before a number is read, or FULL where there is no memory. */
 
 #pragma once
 #include <omp.h>
@@ -24,10 +27,14 @@ typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 #define SHUFFLE(x, y, ...) __builtin_shuffle(x, y, (__typeof__(int __attribute__((vector_size(16))))){__VA_ARGS__})
 #endif
 
+enum { FULL = 1, UNFIT = 2 };
+
 typedef struct {
-    const float *at;
-    long batch, row, column; /* steps */
-} matrices;
+    float *at;
+    long numbers; /* one after the other; less than 0 where they are not */
+} array;
+
+static inline int holds(array a, long numbers) { return a.at && a.numbers == numbers; }
 
 static inline __attribute__((always_inline)) void tile(int rows, int vectors, int adds, long k, const float *a, long a_row,
                                                        long a_column, const float *b, long b_row, float *c, long c_row,
@@ -120,18 +127,27 @@ static inline vector sigmoid(vector x) {
 }
 
 typedef struct {
-    float *at;
-    long n, h, w; /* steps */
-} map;
-typedef struct {
-    long n, h, w, channels;
+    long n, channels, h, w;
 } size;
 typedef struct {
-    long hidden;                     /* C/r */
-    const float *w1, *b1, *w2, *b2; /* w1 [hidden, C], w2 [C, hidden] */
+    float *at;
+    long n, channel, h, w; /* steps */
+    size of;
+} map;
+typedef struct {
+    long hidden;         /* C/r */
+    array w1, b1, w2, b2; /* w1 [hidden, C], w2 [C, hidden] */
 } mlp;
 
 static inline long filled(long channels) { return (channels + FILL - 1) / FILL * FILL; }
+static inline long rows_of(size s) { return s.n * s.h * s.w; }
+
+static inline int fills(size s) { return rows_of(s) > 0 && s.channels > 0 && s.channels % FILL == 0; }
+static inline int is_map(size s, map m) { return m.at && m.channel == 1 && !memcmp(&s, &m.of, sizeof s); }
+static inline int is_mlp(long c, mlp w) {
+    long numbers = w.hidden * c;
+    return w.hidden > 0 && holds(w.w1, numbers) && holds(w.b1, w.hidden) && holds(w.w2, numbers) && holds(w.b2, c);
+}
 
 typedef struct {
     long n, h, w;
@@ -158,7 +174,6 @@ static inline long block_of(long rows) {
     return tiles < BLOCK ? tiles : BLOCK;
 }
 
-int products(long batch, long m, long n, long k, matrices a, matrices b, matrices c);
-int channel_gate(size s, const float *x, mlp w, map gated, float *hidden, map gradient, map spatial, map of_spatial);
-int channel_gate_gradients(size s, const float *x, mlp w, const float *hidden, map gradient, map further, map spatial,
-                           float *of_x, float *of_w1, float *of_b1, float *of_w2, float *of_b2);
+int channel_gate(size s, array x, mlp w, map gated, array hidden, map gradient, map spatial, map of_spatial);
+int channel_gate_gradients(size s, array x, mlp w, array hidden, map gradient, map further, map spatial, array of_x,
+                           mlp of_w);

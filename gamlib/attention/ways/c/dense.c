@@ -10,8 +10,8 @@ enum { SIDE = 7, CHUNK = 128 /* columns of a gradient that one thread sums */ };
 
 /* A kernel of 7 x 7 taps, one after the other (`tap` is 1) or behind all channels: its memory, and steps in it. */
 typedef struct {
-    const float *at;
-    long hidden, channel, tap;
+    float *at;
+    long hidden, channel, tap, numbers;
 } kernel;
 
 typedef struct {
@@ -25,6 +25,18 @@ typedef struct {
     float *k1_by_hidden, *k1_by_channel;       /* [T, C, h] and [T, h, C] */
     float *k2_by_hidden, *k2_by_channel;
 } kept;
+
+/* Whether its taps lie in its memory, and no further number does. */
+static int is_kernel(kernel k, long hidden, long c) {
+    long last = (hidden - 1) * k.hidden + (c - 1) * k.channel + (SIDE * SIDE - 1) * k.tap;
+    int forward = k.hidden > 0 && k.channel > 0 && k.tap > 0;
+    return k.at && forward && k.numbers == hidden * c * SIDE * SIDE && last == k.numbers - 1;
+}
+
+static int fit(size s, kernels k) {
+    int small = 2 * s.h - 1 <= SIDE && 2 * s.w - 1 <= SIDE && k.hidden > 0;
+    return fills(s) && small && is_kernel(k.first, k.hidden, s.channels) && is_kernel(k.second, k.hidden, s.channels);
+}
 
 static long taps_of(size s) { return (2 * s.h - 1) * (2 * s.w - 1); }
 
@@ -123,17 +135,22 @@ static void meet(size s, int back, long m, long from, long to, const float *x, c
         }
 }
 
-static map flat(size s, float *at) { return (map){at, s.h * s.w * s.channels, s.w * s.channels, s.channels}; }
+static map flat(size s, float *at) { return (map){at, s.h * s.w * s.channels, 1, s.w * s.channels, s.channels, s}; }
 
-/* out = the block's map; all maps are [N, H W, C]. Without w.w1 there is no channel gate. */
-int dense(size s, const float *x, mlp w, kernels k, int differentiates, float *memory, float *out) {
-    long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n);
-    kept y = keep(s, k.hidden, memory, NULL);
-    map none = {0};
-    if (!w.w1)
-        memcpy(y.gated, x, 4 * s.n * positions * c);
-    else if (channel_gate(s, x, w, flat(s, y.gated), y.hidden, none, none, none))
-        return 1;
+/* out = the block's map; all maps are [N, H W, C]. Without w.hidden there is no channel gate. */
+int dense(size s, array x, mlp w, kernels k, int differentiates, array memory, array out) {
+    long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n), map_of = rows_of(s) * c;
+    if (!fit(s, k) || !holds(x, map_of) || !holds(out, map_of) || !holds(memory, dense_keeps(s, k.hidden))) return UNFIT;
+    if (w.hidden && w.hidden != k.hidden) return UNFIT;
+    kept y = keep(s, k.hidden, memory.at, NULL);
+    if (!w.hidden)
+        memcpy(y.gated, x.at, 4 * map_of);
+    else {
+        array hidden = {y.hidden, rows_of(s) * h};
+        map none = {0};
+        int failed = channel_gate(s, x, w, flat(s, y.gated), hidden, none, none, none);
+        if (failed) return failed;
+    }
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -150,19 +167,24 @@ int dense(size s, const float *x, mlp w, kernels k, int differentiates, float *m
             for (long i = 0; i < m * positions * h; i++) squeezed[i] = squeezed[i] < 0 ? 0 : squeezed[i];
             meet(s, 0, m, h, c, squeezed, y.k2_by_channel, y.logits + at);
             for (long i = at; i < at + m * positions * c; i += LANES)
-                VECTOR(out + i) = VECTOR(y.gated + i) * sigmoid(VECTOR(y.logits + i));
+                VECTOR(out.at + i) = VECTOR(y.gated + i) * sigmoid(VECTOR(y.logits + i));
         }
     }
     return 0;
 }
 
 /* The gradients of `dense`, from what it kept; `room` is for as many numbers. */
-int dense_gradients(size s, const float *x, mlp w, kernels k, float *memory, float *gradient, float *room, float *of_x,
-                    float *of_w1, float *of_b1, float *of_w2, float *of_b2, float *of_k1, float *of_k2) {
+int dense_gradients(size s, array x, mlp w, kernels k, array memory, array gradient, array room, array of_x, mlp of_w,
+                    array of_k1, array of_k2) {
     long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n), taps = taps_of(s);
     long numbers = k.hidden * SIDE * SIDE; /* of a kernel, for each of the C channels */
-    kept y = keep(s, k.hidden, memory, NULL);
-    float *of_logits = room, *of_gated = of_logits + s.n * positions * c, *of_squeezed = of_gated + s.n * positions * c;
+    long map_of = rows_of(s) * c, kept_of = dense_keeps(s, k.hidden);
+    if (!fit(s, k) || !holds(x, map_of) || !holds(gradient, map_of) || !holds(of_x, map_of)) return UNFIT;
+    if (!holds(memory, kept_of) || !holds(room, kept_of) || !holds(of_k1, numbers * c) || !holds(of_k2, numbers * c))
+        return UNFIT;
+    if (w.hidden && (w.hidden != k.hidden || of_w.hidden != w.hidden || !is_mlp(c, w) || !is_mlp(c, of_w))) return UNFIT;
+    kept y = keep(s, k.hidden, memory.at, NULL);
+    float *of_logits = room.at, *of_gated = of_logits + s.n * positions * c, *of_squeezed = of_gated + s.n * positions * c;
     float *of_taps[2] = {of_squeezed + s.n * positions * h, of_squeezed + s.n * positions * h + taps * c * h};
 #pragma omp parallel
     {
@@ -171,7 +193,7 @@ int dense_gradients(size s, const float *x, mlp w, kernels k, float *memory, flo
             long m = s.n - n < block ? s.n - n : block, at = n * positions * c, narrow = n * positions * h;
             for (long i = at; i < at + m * positions * c; i += LANES) {
                 vector gate = sigmoid(VECTOR(y.logits + i));
-                VECTOR(of_logits + i) = VECTOR(gradient + i) * VECTOR(y.gated + i) * gate * (1 - gate);
+                VECTOR(of_logits + i) = VECTOR(gradient.at + i) * VECTOR(y.gated + i) * gate * (1 - gate);
             }
             meet(s, 1, m, c, h, of_logits + at, y.k2_by_hidden, of_squeezed + narrow);
             for (long i = narrow; i < narrow + m * positions * h; i++)
@@ -198,21 +220,22 @@ int dense_gradients(size s, const float *x, mlp w, kernels k, float *memory, flo
         if (taps < SIDE * SIDE) {
 #pragma omp for schedule(static)
             for (long i = 0; i < c; i++) {
-                memset(of_k1 + i * numbers, 0, 4 * numbers);
-                memset(of_k2 + i * numbers, 0, 4 * numbers);
+                memset(of_k1.at + i * numbers, 0, 4 * numbers);
+                memset(of_k2.at + i * numbers, 0, 4 * numbers);
             }
         }
 #pragma omp for schedule(static)
         for (long first = 0; first < c; first += FILL)
             for (long o = 0; o < h; o += FILL) {
-                scatter(s, pair(s, k, 0, first, o), of_taps[0], of_k1);
-                scatter(s, pair(s, k, 1, first, o), of_taps[1], of_k2);
+                scatter(s, pair(s, k, 0, first, o), of_taps[0], of_k1.at);
+                scatter(s, pair(s, k, 1, first, o), of_taps[1], of_k2.at);
             }
     }
-    if (w.w1)
-        return channel_gate_gradients(s, x, w, y.hidden, flat(s, of_gated), flat(s, gradient), flat(s, y.logits), of_x,
-                                      of_w1, of_b1, of_w2, of_b2);
-    for (long i = 0; i < s.n * positions * c; i += LANES)
-        VECTOR(of_x + i) = VECTOR(of_gated + i) + VECTOR(gradient + i) * sigmoid(VECTOR(y.logits + i));
+    array hidden = {y.hidden, rows_of(s) * h};
+    if (w.hidden)
+        return channel_gate_gradients(s, x, w, hidden, flat(s, of_gated), flat(s, gradient.at), flat(s, y.logits), of_x,
+                                      of_w);
+    for (long i = 0; i < map_of; i += LANES)
+        VECTOR(of_x.at + i) = VECTOR(of_gated + i) + VECTOR(gradient.at + i) * sigmoid(VECTOR(y.logits + i));
     return 0;
 }

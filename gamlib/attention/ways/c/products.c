@@ -7,6 +7,12 @@
 
 enum { TASKS = 4 /* of a thread, at least */ };
 
+typedef struct {
+    float *at;
+    long batch, rows, columns;
+    long next, row, column; /* steps */
+} matrices;
+
 static void panel(const float *b, long row, long column, long k, long columns, float *found) {
     for (; columns > 0; columns -= LANES, b += LANES * column, found += LANES) { /* few lines of cache at once */
         long p = 0;
@@ -18,8 +24,11 @@ static void panel(const float *b, long row, long column, long k, long columns, f
     }
 }
 
-/* 0, or 1 where there is no memory */
-int products(long batch, long m, long n, long k, matrices a, matrices b, matrices c) {
+/* c = a b */
+int products(matrices a, matrices b, matrices c) {
+    long batch = c.batch, m = c.rows, n = c.columns, k = a.columns;
+    if (a.batch != batch || b.batch != batch || a.rows != m || b.rows != k || b.columns != n) return UNFIT;
+    if (!c.at || (k && (!a.at || !b.at)) || (c.column != 1 && n > 1)) return UNFIT;
     long panels = (n + WIDE - 1) / WIDE, wanted = TASKS * omp_get_max_threads();
     long blocks = batch * panels >= wanted ? 1 : (wanted + batch * panels - 1) / (batch * panels);
     long rows = ((m + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
@@ -36,9 +45,9 @@ int products(long batch, long m, long n, long k, matrices a, matrices b, matrice
             long block = task % blocks, which = task / blocks, first = which % panels * WIDE, t = which / panels;
             long columns = n - first < WIDE ? n - first : WIDE, start = block * rows;
             long height = m - start < rows ? m - start : rows;
-            const float *of_a = a.at + t * a.batch + start * a.row;
-            const float *of_b = b.at + t * b.batch + first * b.column;
-            float *of_c = (float *)c.at + t * c.batch + start * c.row + first;
+            const float *of_a = a.at + t * a.next + start * a.row;
+            const float *of_b = b.at + t * b.next + first * b.column;
+            float *of_c = c.at + t * c.next + start * c.row + first;
             long b_row = b.row;
             if (packs) {
                 if (held != which) panel(of_b, b.row, b.column, k, columns, room);

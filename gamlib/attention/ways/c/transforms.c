@@ -9,37 +9,44 @@ enum { CACHED = 1 << 17 /* numbers between both products */ };
 
 typedef struct {
     float *at;
-    long h, w, run; /* steps */
+    long h, w, run, column; /* steps */
+    long height, width, runs, columns; /* of a run */
 } positions;
 typedef struct {
-    long h, w, runs, run; /* of a map */
-    long rows, f, p;      /* along H [rows, H], rows = 2 F; along W F times [P, 2 W] */
-    const float *along_h, *along_w;
+    long rows, f, p; /* along H [rows, H], rows = 2 F; along W F times [P, 2 W] */
+    array along_h, along_w;
 } waves;
 
-static long width(waves s) {
-    long most = CACHED / (s.rows * s.w) / FILL * FILL;
+static int fit(waves s, positions x, array known) {
+    int fills = x.height > 0 && x.width > 0 && x.runs > 0 && x.columns > 0 && x.columns % FILL == 0 && x.column == 1;
+    if (!fills || !x.at || s.rows != 2 * s.f || s.p <= 0 || !holds(s.along_h, s.rows * x.height)) return 0;
+    return holds(s.along_w, s.f * s.p * 2 * x.width) && holds(known, s.f * s.p * x.runs * x.columns);
+}
+
+static long chunk(waves s, positions x) {
+    long most = CACHED / (s.rows * x.width) / FILL * FILL;
     return most < FILL ? FILL : most < 4 * FILL ? most : 4 * FILL;
 }
 
-/* known[f] = along_w[f] (along_h x)[2 f, 2 f + 1]; 0, or 1 where there is no memory; run is a multiple of FILL */
-int transform(waves s, positions x, float *known) {
-    long columns = width(s), chunks = (s.run + columns - 1) / columns, all = s.runs * s.run, q = 2 * s.w;
+/* known[f] = along_w[f] (along_h x)[2 f, 2 f + 1] */
+int transform(waves s, positions x, array known) {
+    if (!fit(s, x, known)) return UNFIT;
+    long columns = chunk(s, x), chunks = (x.columns + columns - 1) / columns, all = x.runs * x.columns, q = 2 * x.width;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *first = aligned_alloc(64, 4 * s.rows * s.w * columns);
+        float *first = aligned_alloc(64, 4 * s.rows * x.width * columns);
         failed = !first;
 #pragma omp for schedule(static)
-        for (long task = 0; task < s.runs * chunks; task++) {
+        for (long task = 0; task < x.runs * chunks; task++) {
             if (failed) continue;
-            long start = task % chunks * columns, n = s.run - start < columns ? s.run - start : columns;
+            long start = task % chunks * columns, n = x.columns - start < columns ? x.columns - start : columns;
             const float *from = x.at + task / chunks * x.run + start;
-            float *to = known + task / chunks * s.run + start;
-            for (long w = 0; w < s.w; w++)
-                product(0, s.rows, n, s.h, s.along_h, s.h, 1, from + w * x.w, x.h, first + w * n, s.w * n);
+            float *to = known.at + task / chunks * x.columns + start;
+            for (long w = 0; w < x.width; w++)
+                product(0, s.rows, n, x.height, s.along_h.at, x.height, 1, from + w * x.w, x.h, first + w * n, x.width * n);
             for (long f = 0; f < s.f; f++)
-                product(0, s.p, n, q, s.along_w + f * s.p * q, q, 1, first + f * q * n, n, to + f * s.p * all, all);
+                product(0, s.p, n, q, s.along_w.at + f * s.p * q, q, 1, first + f * q * n, n, to + f * s.p * all, all);
         }
         free(first);
     }
@@ -47,25 +54,26 @@ int transform(waves s, positions x, float *known) {
 }
 
 /* The transpose of `transform`: x from known. */
-int restore(waves s, const float *known, positions x) {
-    long columns = width(s), chunks = (s.run + columns - 1) / columns, all = s.runs * s.run, q = 2 * s.w;
+int restore(waves s, array known, positions x) {
+    if (!fit(s, x, known)) return UNFIT;
+    long columns = chunk(s, x), chunks = (x.columns + columns - 1) / columns, all = x.runs * x.columns, q = 2 * x.width;
     int failed = 0;
 #pragma omp parallel reduction(| : failed)
     {
-        float *first = aligned_alloc(64, 4 * (s.rows * s.w + s.p) * columns), *panel = first + s.rows * s.w * columns;
+        float *first = aligned_alloc(64, 4 * (s.rows * x.width + s.p) * columns), *panel = first + s.rows * x.width * columns;
         failed = !first;
 #pragma omp for schedule(static)
-        for (long task = 0; task < s.runs * chunks; task++) {
+        for (long task = 0; task < x.runs * chunks; task++) {
             if (failed) continue;
-            long start = task % chunks * columns, n = s.run - start < columns ? s.run - start : columns;
-            const float *from = known + task / chunks * s.run + start;
+            long start = task % chunks * columns, n = x.columns - start < columns ? x.columns - start : columns;
+            const float *from = known.at + task / chunks * x.columns + start;
             float *to = x.at + task / chunks * x.run + start;
             for (long f = 0; f < s.f; f++) {
                 for (long p = 0; p < s.p; p++) memcpy(panel + p * n, from + (f * s.p + p) * all, 4 * n);
-                product(0, q, n, s.p, s.along_w + f * s.p * q, 1, q, panel, n, first + f * q * n, n);
+                product(0, q, n, s.p, s.along_w.at + f * s.p * q, 1, q, panel, n, first + f * q * n, n);
             }
-            for (long w = 0; w < s.w; w++)
-                product(0, s.h, n, s.rows, s.along_h, 1, s.h, first + w * n, s.w * n, to + w * x.w, x.h);
+            for (long w = 0; w < x.width; w++)
+                product(0, x.height, n, s.rows, s.along_h.at, 1, x.height, first + w * n, x.width * n, to + w * x.w, x.h);
         }
         free(first);
     }
