@@ -7,6 +7,7 @@ memory, so that no arithmetic is done.
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,14 +17,35 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from gamlib.attention import SE
 
-# It decomposes into no products; naming it spares an audit seconds.
-UNCOUNTED = {torch.ops.aten._native_batch_norm_legit_no_training: lambda *_, **__: 0}
+
+def _trilinear(x: Sequence[int], weight: Sequence[int], y: Sequence[int], *expand: Any, **_: Any) -> int:
+    """Of x weight y with axes of one element put in where `expand` says: one for each product of three numbers."""
+    shapes = [list(shape) for shape in (x, weight, y)]
+    for shape, axes in zip(shapes, expand, strict=False):
+        for axis in sorted(axes):
+            shape.insert(axis, 1)
+    return 2 * math.prod(torch.broadcast_shapes(*shapes))
+
+
+# By shapes, what torch's counter does not know, a multiply-accumulate as two as there. The first decomposes into no
+# products; naming it spares an audit seconds.
+FORMULAS: dict[Any, Any] = {
+    torch.ops.aten._native_batch_norm_legit_no_training: lambda *_, **__: 0,
+    torch.ops.aten.mv: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.addmv: lambda x, a, b, **_: 2 * math.prod(a),
+    torch.ops.aten.addr: lambda x, a, b, **_: 2 * math.prod(a) * math.prod(b),
+    torch.ops.aten.addbmm: lambda x, a, b, **_: 2 * math.prod(a) * b[-1],
+    torch.ops.aten._trilinear: _trilinear,
+    torch.ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(w[1:]),
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,9 @@ def complexity(model: nn.Module, inputs: Sequence[int] | Tensor | Sequence[Tenso
     # A copy whose parameters and buffers have no memory.
     memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
     memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+    # What a reparametrization computed, as weight_norm's weight, is no leaf of autograd, and cannot be copied.
+    held = (value for module in model.modules() for value in tree_leaves(vars(module)) if isinstance(value, Tensor))
+    memo |= {id(value): value.detach().to("meta") for value in held if not value.is_leaf}
     twin = copy.deepcopy(model, memo).eval()
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.get_default_dtype())
     examples = _examples(inputs, dtype)
@@ -69,7 +94,7 @@ def complexity(model: nn.Module, inputs: Sequence[int] | Tensor | Sequence[Tenso
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     hook = register_module_forward_hook(count)
-    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     try:
         with torch.no_grad(), torch.device("meta"), counter, _WithoutMemory():
             twin(*examples)

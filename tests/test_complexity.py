@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torchvision.models import get_model, get_model_weights
+from torchvision.ops import DeformConv2d
 
 from gamlib import build_model
 from gamlib.attention import SE
@@ -79,6 +81,62 @@ def test_macs_are_those_that_torchvision_publishes(name: str) -> None:
     with torch.device("meta"):
         model = get_model(name)
     assert round(complexity(model).macs / 1e9, 3) == get_model_weights(name).DEFAULT.meta["_ops"]
+
+
+class Products(nn.Module):
+    """Those with vectors, of a matrix [4, 6] and what else they need."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Any:
+        a, u, v = x[0], x[0, :, 0], x[0, 0]
+        return {
+            "mv": lambda: a @ v,
+            "dot": lambda: v.dot(v),
+            "vdot": lambda: torch.vdot(v, v),
+            "addmv": lambda: torch.addmv(u, a, v),
+            "addr": lambda: torch.addr(a, u, v),
+            "addbmm": lambda: torch.addbmm(torch.zeros(4, 4), x, x.mT),
+        }[self.name]()
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"), [("mv", 24), ("dot", 6), ("vdot", 6), ("addmv", 24), ("addr", 24), ("addbmm", 96)]
+)
+def test_products_with_vectors_are_counted(name: str, macs: int) -> None:
+    assert complexity(Products(name), (1, 4, 6)).macs == macs
+
+
+def test_bilinear_layers_and_deformable_convolutions_are_counted() -> None:
+    assert complexity(nn.Bilinear(3, 4, 5), (torch.zeros(2, 3), torch.zeros(2, 4))).macs == 3 * 4 * 5
+    offset = torch.zeros(2, 2 * 9, 5, 6)
+    found = complexity(DeformConv2d(4, 8, 3, padding=1), (torch.zeros(2, 4, 5, 6), offset))
+    assert found.macs == 5 * 6 * 8 * 4 * 9
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+@pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm", "parametrized", "pruned", "attribute"])
+def test_weights_that_are_computed_are_no_hindrance_and_stay(wrap: str) -> None:
+    model: Any = nn.Conv2d(3, 8, 3, padding=1)
+    if wrap == "pruned":
+        prune.l1_unstructured(model, "weight", 0.5)
+    elif wrap == "attribute":
+        model.held = [model.weight * 2]
+    else:
+        of_name: dict[str, Any] = {
+            "weight_norm": nn.utils.weight_norm,
+            "spectral_norm": nn.utils.spectral_norm,
+            "parametrized": nn.utils.parametrizations.weight_norm,
+        }
+        of_name[wrap](model)
+    x = torch.randn(1, 3, 5, 4)
+    before, wanted = {name: value.clone() for name, value in model.state_dict().items()}, model.eval()(x)
+    own = 8 * 27 + 8 if wrap == "spectral_norm" else 0  # u W v, in every call
+    assert complexity(model, (1, 3, 5, 4)).macs == 20 * 3 * 8 * 9 + own
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model(x), wanted) and model.weight.device.type == "cpu"
 
 
 def test_nothing_is_computed() -> None:
