@@ -146,8 +146,16 @@ def title(name: str) -> str:
 
 
 def folder_name(name: str) -> str:
-    """A data set's name as that of a folder or a figure: `imagefolder:a/b` is `imagefolder-a-b`."""
-    return "-".join(part for part in name.replace(":", "/").split("/") if part not in ("", ".", "..", "~"))
+    """A data set's name as that of a folder or a figure, another one for each.
+
+    `imagefolder:a` is `imagefolder-a`; a path of several parts, which may read like another one, ends in a hash.
+    """
+    parts = name.replace(":", "/").split("/")
+    plain = "-".join(part for part in parts if part not in ("", ".", "..", "~"))
+    path = name.removeprefix(FOLDER)
+    if path == name or plain == f"{FOLDER[:-1]}-{path}":
+        return plain
+    return f"{plain}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
