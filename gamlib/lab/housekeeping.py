@@ -41,19 +41,23 @@ def leftovers(checkpoints: bool) -> list[Path]:
     """Files of submitit's that no job needs and no failed run is explained by; if asked, checkpoints of runs done.
 
     What is of a run that is done, and of jobs of which no run knows any more. The next submission puts right what one
-    that was killed has left: while its word of that lies there, nothing of submitit's is taken away.
+    that was killed has left: while its word of that lies there, nothing of submitit's is taken away. Nor while a local
+    run waits, which does not know its job yet.
     """
-    runs, _ = all_runs()
-    needed = {status.job_id for run in runs if (status := run.status()).state not in ("done", "missing")}
-    folder = runs_root() / "submitit"
-    found = []
+    folder, there = runs_root() / "submitit", list[Path]()
     if folder.is_dir():
         with FileLock(folder / ".lock"):  # what is just being submitted has no run yet
-            half_way = any(folder.glob("*.submitting"))
-            for path in () if half_way else sorted(folder.iterdir()):
-                parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
-                if not path.name.startswith(".") and not {parts[0], "_".join(parts[:2])} & needed:
-                    found.append(path)
+            if not any(folder.glob("*.submitting")):
+                there = sorted(folder.iterdir())
+    runs, _ = all_runs()  # after the files: a local run says that it waits before its job has one
+    statuses = [status for run in runs if (status := run.status()).state not in ("done", "missing")]
+    needed = {status.job_id for status in statuses}
+    found = []
+    if all((status.state, status.cluster) != ("queued", "local") for status in statuses):
+        for path in there:
+            parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
+            if not path.name.startswith(".") and not {parts[0], "_".join(parts[:2])} & needed:
+                found.append(path)
     if checkpoints:
         done = [run for run in runs if run.result() is not None]
         found += [path for run in done for path in sorted(run.folder.glob("checkpoint*.*")) if path.is_file()]
