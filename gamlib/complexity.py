@@ -3,11 +3,12 @@
 The paper does not say what it calls a FLOP; its numbers do: a multiply-accumulate of a convolution or a linear layer
 (any matrix product) counts one, an element that a BatchNorm puts out counts two, an element that goes into SE's average
 pooling counts one, and nothing else counts. Products are counted by torch's own `FlopCounterMode` on tensors without
-memory, so that no arithmetic is done.
+memory, so that no arithmetic is done. Operators that have no formula are named in the answer.
 """
 
 import copy
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torchvision.ops import FrozenBatchNorm2d
 
 from gamlib.attention import SE
@@ -47,6 +48,14 @@ FORMULAS: dict[Any, Any] = {
     torch.ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(w[1:]),
 }
 
+# By the rule these count nothing: what works on each element, reduces, pools, normalises, or moves numbers.
+NOTHING = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy, torch.Tag.inplace_view}  # PyTorch's own tags
+NOTHING_BY_NAME = re.compile(  # of its operators without such a tag
+    "pool|norm|softmax|pad|upsample|shuffle|relu|hard|dropout|rand|bernoulli|sort|topk|unique|cum|arg|arange|linspace|"
+    "eye|tri[lu]|empty|new_|zero|ones|full|fill|scalar|copy|clone|lift|detach|resize|view|cat|stack|roll|flip|repeat|"
+    "index|select|gather|scatter|embedding|im2col|col2im|check_errors"
+)
+
 
 @dataclass(frozen=True)
 class Complexity:
@@ -55,6 +64,7 @@ class Complexity:
     parameters: int
     macs: int  # multiply-accumulates of convolutions, linear layers and other matrix products
     flops: int  # by the paper's rule: macs, and what BatchNorm and SE's pooling add
+    uncounted: tuple[str, ...] = ()  # operators that may multiply matrices and have no formula: they are not in `macs`
 
 
 def complexity(model: nn.Module, inputs: Sequence[int] | Tensor | Sequence[Tensor] = (1, 3, 224, 224)) -> Complexity:
@@ -94,15 +104,16 @@ def complexity(model: nn.Module, inputs: Sequence[int] | Tensor | Sequence[Tenso
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     hook = register_module_forward_hook(count)
-    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter, arithmetic = FlopCounterMode(display=False, custom_mapping=FORMULAS), _WithoutMemory()
     try:
-        with torch.no_grad(), torch.device("meta"), counter, _WithoutMemory():
+        with torch.no_grad(), torch.device("meta"), counter, arithmetic:
             twin(*examples)
     finally:
         hook.remove()
         torch.backends.mha.set_fastpath_enabled(fused)
     macs = counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two
-    return Complexity(sum(p.numel() for p in model.parameters()), macs, macs + extra)
+    parameters = sum(p.numel() for p in model.parameters())
+    return Complexity(parameters, macs, macs + extra, tuple(sorted(arithmetic.uncounted)))
 
 
 def _examples(inputs: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -118,6 +129,19 @@ def _examples(inputs: Any, dtype: torch.dtype) -> list[Tensor]:
 class _WithoutMemory(TorchDispatchMode):
     """Tensors that are neither parameters nor buffers go to the meta device when an operation meets them."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.uncounted = set[str]()  # names of operators
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        operator = func.overloadpacket
+        if operator not in flop_registry and operator not in FORMULAS and not _counts_nothing(func):
+            self.uncounted.add(str(operator))
         args, kwargs = tree_map_only(Tensor, lambda t: t if t.is_meta else t.to("meta"), (args, kwargs or {}))
         return func(*args, **(kwargs | {"device": "meta"} if "device" in kwargs else kwargs))
+
+
+def _counts_nothing(func: Any) -> bool:
+    if func.is_view or not NOTHING.isdisjoint(func.tags) or func.namespace == "profiler":
+        return True
+    return func.namespace == "aten" and NOTHING_BY_NAME.search(func.overloadpacket.__name__) is not None

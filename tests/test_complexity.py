@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 from torchvision.models import get_model, get_model_weights
-from torchvision.ops import DeformConv2d
+from torchvision.ops import DeformConv2d, roi_align
 
 from gamlib import build_model
-from gamlib.attention import SE
+from gamlib.attention import MECHANISMS, SE
 from gamlib.complexity import Complexity, complexity
 
 
@@ -80,7 +81,9 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_macs_are_those_that_torchvision_publishes(name: str) -> None:
     with torch.device("meta"):
         model = get_model(name)
-    assert round(complexity(model).macs / 1e9, 3) == get_model_weights(name).DEFAULT.meta["_ops"]
+    found = complexity(model)
+    assert round(found.macs / 1e9, 3) == get_model_weights(name).DEFAULT.meta["_ops"]
+    assert found.uncounted == ()
 
 
 class Products(nn.Module):
@@ -114,6 +117,75 @@ def test_bilinear_layers_and_deformable_convolutions_are_counted() -> None:
     offset = torch.zeros(2, 2 * 9, 5, 6)
     found = complexity(DeformConv2d(4, 8, 3, padding=1), (torch.zeros(2, 4, 5, 6), offset))
     assert found.macs == 5 * 6 * 8 * 4 * 9
+
+
+class Of(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    ("function", "uncounted"),
+    [
+        (torch.fft.rfft2, ("aten._fft_r2c",)),
+        (lambda x: torch.cdist(x, x), ("aten._cdist_forward",)),
+        (torch.linalg.inv, ("aten.linalg_inv_ex",)),
+        (torch.linalg.matrix_exp, ("aten.linalg_matrix_exp",)),
+        (lambda x: roi_align(x, x.new_zeros(1, 5), 3), ("torchvision.roi_align",)),
+        (lambda x: torch.einsum("nchw,nciw->nhi", x, x), ()),
+    ],
+)
+def test_what_has_no_formula_is_named(function: Any, uncounted: tuple[str, ...]) -> None:
+    assert complexity(Of(function), (1, 3, 4, 4)).uncounted == uncounted
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+        lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: F.layer_norm(F.group_norm(x, 2), (4, 4)),
+        lambda x: F.hardswish(F.leaky_relu(F.elu(x)), inplace=True),
+        lambda x: F.softmax(x, 1).cumsum(1).sort(1).values.topk(2, 1).indices,
+        lambda x: F.unfold(F.pixel_shuffle(x, 2), 2),
+        lambda x: F.adaptive_max_pool2d(F.lp_pool2d(x, 2, 2), 1),
+        lambda x: torch.stack([x.tril(), x.flip(1), x.roll(1, 1)]).argmax(0),
+        lambda x: torch.gather(x, 1, torch.zeros(1, 1, 4, 4, dtype=torch.long)).index_select(2, torch.arange(2)),
+        lambda x: torch.where(x > 0, x.std((2, 3), keepdim=True), x.var()).norm(),
+    ],
+)
+def test_what_multiplies_no_matrices_is_not_named(function: Any) -> None:
+    found = complexity(Of(function), (1, 4, 4, 4))
+    assert (found.macs, found.uncounted) == (0, ())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenet_v3_small",
+        "convnext_tiny",
+        "maxvit_t",
+        "swin_v2_t",
+        "shufflenet_v2_x1_0",
+        "squeezenet1_0",
+    ],
+)
+def test_of_torchvisions_networks_everything_is_counted(name: str) -> None:
+    with torch.device("meta"):
+        model = get_model(name)
+    assert complexity(model).uncounted == ()
+
+
+@pytest.mark.parametrize("attention", ["none", "abn", *MECHANISMS])
+def test_of_every_mechanism_everything_is_counted(attention: str) -> None:
+    model = build_model("resnet18", attention, num_classes=10, width=0.25, stem="cifar", reduction=4)
+    assert complexity(model, (1, 3, 32, 32)).uncounted == ()
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*")
