@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -31,6 +32,18 @@ def test_the_published_data_make_the_committed_tables_again_to_the_byte(publishe
     names = tuple(plan.name for plan in publication.published())
     there = {path.name for path in (committed / "figures").iterdir() if path.name.startswith(names)}
     assert {path.name for path in published.iterdir() if path.suffix in PICTURES} | made.keys() == there
+
+
+def test_the_error_of_every_published_run_is_that_of_its_predictions(committed: Path) -> None:
+    found, wanted = dict[tuple[str, str], float](), dict[tuple[str, str], float]()
+    for path in (committed / "figures" / "data").glob("*-predictions.csv"):
+        predictions = pd.read_csv(path)
+        wrong = predictions.drop(columns="label").ne(predictions["label"], axis=0)
+        found |= {(path.name, str(run)): error for run, error in (100 * wrong.mean()).to_dict().items()}
+        runs = pd.read_csv(path.with_name(path.name.replace("predictions", "runs")))
+        names = runs["arm"] + " seed " + runs["seed"].astype(str)
+        wanted |= {(path.name, run): error for run, error in zip(names, runs["top1_error"], strict=True)}
+    assert len(found) >= 70 and found == pytest.approx(wanted, rel=1e-12)
 
 
 def test_figures_and_tables_say_that_these_are_jpegs(published: Path, committed: Path) -> None:

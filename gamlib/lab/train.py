@@ -143,7 +143,8 @@ def _fit(
                 on_epoch(metrics)
     except loop.Stopped as stopped:
         return str(stopped)
-    predicted, label = predict(model, batches, group, amp=config.amp, channels_last=config.channels_last)
+    network = speed.compiled(model)
+    predicted, label = predict(network, batches, group, amp=config.amp, channels_last=config.channels_last)
     if first:
         write_predictions(run.folder, predicted.numpy(), label.numpy())
         width, height = describe(config.dataset).image_size

@@ -42,6 +42,11 @@ class Speed:
     cuda_graphs: bool = False  # of the compiled network: fewer launches where kernels are short
     deterministic: bool = False  # on a GPU too, where it costs some speed; a CPU always is
 
+    def compiled(self, model: nn.Module) -> Any:
+        """What is called in a model's place: the model, or what torch.compile makes of it."""
+        mode = "reduce-overhead" if self.cuda_graphs else "default"
+        return torch.compile(model, dynamic=False, mode=mode) if self.compile else model
+
 
 def fit(
     model: nn.Module,
@@ -109,11 +114,9 @@ class _Training:
         torch.backends.cudnn.benchmark = not self.speed.deterministic
         layout = torch.channels_last if self.speed.channels_last else torch.contiguous_format
         self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
-        recipe = self.recipe
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
-        self.steps = sizes(self.batches.train_size, recipe.batch_size)
+        values = {key: getattr(self.recipe, key) for key in ("lr", "momentum", "weight_decay")}
+        self.optimizer = torch.optim.SGD(self.model.parameters(), **values)
+        self.steps = sizes(self.batches.train_size, self.recipe.batch_size)
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.losses = torch.zeros(len(self.steps), device=self.device)  # of this epoch's steps
         self.wrong = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -121,13 +124,9 @@ class _Training:
         if self.checkpoints is not None and (state := self.checkpoints.load()) is not None:
             self._restore(state)
         trained = self.group.wrap(self.model, exact)
-        self.trained: Any = self._compiled(trained)
-        self.tested: Any = self.trained if trained is self.model else self._compiled(self.model)
+        self.trained = self.speed.compiled(trained)
+        self.tested = self.trained if trained is self.model else self.speed.compiled(self.model)
         self.saved_at = time.monotonic()
-
-    def _compiled(self, model: nn.Module) -> Any:
-        mode = "reduce-overhead" if self.speed.cuda_graphs else "default"
-        return torch.compile(model, dynamic=False, mode=mode) if self.speed.compile else model
 
     def epochs(self) -> Iterator[dict[str, float]]:
         """The metrics of every epoch, those before the checkpoint first."""

@@ -40,7 +40,7 @@ def predict(
     """Look once at every test image; every process of the group must call this, and all get the whole.
 
     Args:
-        model: [N, 3, H, W] float -> scores [N, num_classes], on the group's device.
+        model: [N, 3, H, W] float -> scores [N, num_classes], on the group's device; compiled, as it was trained.
         amp: in bfloat16, as it was trained.
         channels_last: in that order of memory, as it was trained.
 

@@ -163,3 +163,20 @@ def test_a_run_trains_on_an_image_folder(
     result = run.result()
     assert result is not None and result.top1_error < 25 and result.top5_error == 0
     assert run.folder.parent.name == "imagefolder-shades"
+
+
+def test_predictions_are_those_of_the_compiled_network_as_the_errors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Compiled(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module, **_: Any) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x) if self.inner.training else self.inner(x).neg()
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    run = train(run_of(epochs=1, compile=True))
+    label, predicted = (np.load(run.folder / "predictions.npz")[name] for name in ("label", "predicted"))
+    result = run.result()
+    assert result is not None and result.top1_error == pytest.approx(100 * (label != predicted).mean())
+    assert result.top1_error > 90, "the best class of this test's compiled network is the other one's worst"
