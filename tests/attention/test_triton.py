@@ -1,28 +1,24 @@
 """GAM's kernels for a GPU: in Triton's interpreter on a CPU, and through its compiler, without a GPU."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from interpreter import afresh, interpreted
 from near import Values, assert_as_near, block_and_map, with_gradients
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import gamlib.attention
 from gamlib import GAM
 from gamlib.attention import ways
 from gamlib.attention.ways import conditions
 
-OURS = ("gamlib.attention.ways.gpu", "gamlib.attention.ways.triton_gates")
 CASES = [  # channels, reduction, submodules, [N, H, W]
     pytest.param(24, 4, "ch+sp", (2, 5, 7), id="24 channels, 6 hidden"),
     pytest.param(64, 16, "ch+sp", (3, 6, 5), id="64 channels, 4 hidden"),
@@ -37,58 +33,10 @@ CASES = [  # channels, reduction, submodules, [N, H, W]
 TYPES = [torch.float32, torch.bfloat16]
 
 
-def forgotten() -> dict[str, Any]:
-    """Triton and what was imported with it, which the next import reads anew; its binary part can be loaded once."""
-
-    def anew(name: str) -> bool:
-        return name in OURS or (name.split(".")[0] == "triton" and not name.startswith("triton._C"))
-
-    for name in OURS:  # a package's attribute would be found before the module is looked for
-        vars(gamlib.attention).pop(name.rpartition(".")[2], None)
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if anew(name)}
-
-
-@contextmanager
-def afresh() -> Iterator[None]:
-    """Triton as if never imported; afterwards what was imported before."""
-    before = forgotten()
-    try:
-        yield
-    finally:
-        forgotten()
-        sys.modules.update(before)
-        vars(gamlib.attention).update({name.rpartition(".")[2]: before[name] for name in OURS if name in before})
-
-
 @pytest.fixture(scope="module")
 def gpu() -> Iterator[Any]:
-    """`gamlib.attention.ways.gpu` with its kernels interpreted on CPU tensors.
-
-    Triton decides when a function is decorated, its own library's too. Its interpreter cuts bfloat16 off instead of
-    rounding, and multiplies matrices of bfloat16 as if their bits were whole numbers; here it does as a GPU does.
-    """
-    with afresh(), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        interpreter = importlib.import_module("triton.runtime.interpreter")
-        types = interpreter.tl
-        cut_off, of_bits = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
-
-        def rounded(data: Any, given: Any, wanted: Any, mode: Any) -> Any:
-            if (given, wanted) != (types.float32, types.bfloat16):
-                return cut_off(data, given, wanted, mode)
-            return torch.from_numpy(np.ascontiguousarray(data)).bfloat16().view(torch.uint16).numpy()
-
-        def wide(handle: Any) -> Any:
-            if handle.dtype.scalar != types.bfloat16:
-                return handle
-            return interpreter.TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), types.float32)
-
-        def product(self: Any, left: Any, right: Any, *rest: Any) -> Any:
-            return of_bits(self, wide(left), wide(right), *rest)
-
-        patch.setattr(interpreter, "_convert_float", rounded)
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", product)
-        yield importlib.import_module(OURS[0])
+    with interpreted() as module:
+        yield module
 
 
 @pytest.fixture
