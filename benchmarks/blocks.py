@@ -173,6 +173,10 @@ class Block:
             one.to(self.setting.device, self.setting.maps, copy=True, memory_format=layout) for one in maps(self.shape)
         )
         self.x.requires_grad_()
+        if self.setting.device == "cuda":
+            for module in (self.module, self.still):
+                if isinstance(module, GAM) and module.implementation == "auto":
+                    module.implementation = "triton"  # which no GPU takes by itself
         if isinstance(self.module, GAM) and not self.subject.compiled:
             with self._autocast():
                 training = self.module.way(self.x)

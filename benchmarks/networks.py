@@ -29,7 +29,7 @@ class Network:
     """One to measure."""
 
     attention: str
-    implementation: str  # of GAM: "plain", or "auto" for ours
+    implementation: str  # of GAM: "plain", or "auto" for ours, which on a GPU is "triton"
     loop: bool  # as gamlib's loop runs it; else NCHW
 
 
@@ -126,7 +126,8 @@ def _made(work: Work, network: Network) -> tuple[nn.Module, Tensor, Tensor]:
     model = build_model(work.backbone, network.attention, CLASSES, work.stem, width=work.width).to(work.device)
     for module in model.modules():
         if isinstance(module, GAM):
-            module.implementation = network.implementation
+            ours = network.implementation == "auto" and work.device == "cuda"  # no GPU takes the kernels by itself
+            module.implementation = "triton" if ours else network.implementation
     images = torch.randn(work.batch_size, 3, work.size, work.size).to(work.device)
     return model, images, torch.randint(0, CLASSES, (work.batch_size,)).to(work.device)
 

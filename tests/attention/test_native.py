@@ -448,6 +448,7 @@ def test_two_processes_may_compile_at_once_into_one_cache(
 UNDER_WATCH = """
 import torch
 from itertools import product
+from fuzz import failures
 from gamlib import GAM
 from gamlib.attention import ways
 from gamlib.attention.ways import native
@@ -465,6 +466,7 @@ for number in (1, 2):
             block = GAM(channels, channels // hidden, submodules, implementation=engine)
             x = torch.randn(3, channels, *size, requires_grad=True)
             block(x).sum().backward()
+assert not [line for number in range(1000) for line in failures(number, seed=1)]
 print("watched")
 """
 
@@ -479,5 +481,6 @@ def test_no_memory_is_touched_that_was_not_asked_for(cache: Path, monkeypatch: p
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
     environment = {**os.environ, "LD_PRELOAD": library, "GAM_COMPILER": f"cc {flags}"}
     environment |= {"ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0", "OMP_NUM_THREADS": "2"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", UNDER_WATCH], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "watched\n"), done.stderr[-3000:]
