@@ -3,6 +3,8 @@
 Without a C compiler everything is skipped but what GAM does then.
 """
 
+import ctypes
+import mmap
 import os
 import shlex
 import shutil
@@ -101,6 +103,22 @@ def test_a_product_beyond_one_panel_is_that_of_torch(m: int, n: int, k: int, num
     with threads(number):
         for left, right in product((a, ORDERS["columns"](a)), (b, ORDERS["columns"](b))):
             assert_product(left, right)
+
+
+@compiled
+@pytest.mark.parametrize("n", [1, 17, 49, 65])
+def test_nothing_is_read_behind_a_product(n: int) -> None:
+    """Its memory ends where a page ends that the process has, before one that it has not."""
+    size = 2**16
+    memory = mmap.mmap(-1, 2 * size)
+    whole = torch.frombuffer(memory, dtype=torch.float32)
+    behind = ctypes.c_void_p(whole.data_ptr() + size)
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    assert protect(behind, ctypes.c_size_t(size), 0) == 0, ctypes.get_errno()
+    out = whole[size // 4 - 3 * n : size // 4].view(1, 3, n)
+    a, b = torch.randn(1, 3, 300), torch.randn(1, 300, n)  # a sum in parts, which are added to what lies there
+    torch.testing.assert_close(native.products(a, b, out=out), a @ b, rtol=1e-4, atol=1e-4)
+    assert protect(behind, ctypes.c_size_t(size), mmap.PROT_READ | mmap.PROT_WRITE) == 0
 
 
 @compiled
@@ -475,11 +493,14 @@ print("watched")
 @pytest.mark.slow
 def test_no_memory_is_touched_that_was_not_asked_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By GCC's address sanitizer, which also watches torch's memory; and nothing undefined is done."""
-    found = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
-    if not Path(library := found.strip()).is_absolute():
+    library, exceptions = (
+        subprocess.run(["cc", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")  # what torch raises passes through the sanitizer
+    )
+    if not Path(library).is_absolute():
         pytest.skip("no address sanitizer beside this C compiler")
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    environment = {**os.environ, "LD_PRELOAD": library, "GAM_COMPILER": f"cc {flags}"}
+    environment = {**os.environ, "LD_PRELOAD": f"{library} {exceptions}", "GAM_COMPILER": f"cc {flags}"}
     environment |= {"ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0", "OMP_NUM_THREADS": "2"}
     environment["PYTHONPATH"] = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", UNDER_WATCH], env=environment, capture_output=True, text=True)

@@ -59,11 +59,16 @@ static inline __attribute__((always_inline)) void tile(int rows, int vectors, in
     for (int i = 0; i < rows; i++, c += c_row)
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; j++) {
-            if (adds) sum[i][j] += *(const vector *)(c + j * LANES); /* last: a sum of sums rounds less */
-            if (columns - j * LANES >= LANES)
+            long left = columns - j * LANES;
+            if (left >= LANES) {
+                if (adds) sum[i][j] += *(const vector *)(c + j * LANES); /* last: a sum of sums rounds less */
                 *(vector *)(c + j * LANES) = sum[i][j];
-            else
-                memcpy(c + j * LANES, &sum[i][j], 4 * (columns - j * LANES));
+            } else { /* beyond these may be no memory */
+                vector known = {0};
+                memcpy(&known, c + j * LANES, 4 * left);
+                if (adds) sum[i][j] += known;
+                memcpy(c + j * LANES, &sum[i][j], 4 * left);
+            }
         }
 }
 
