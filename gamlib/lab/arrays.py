@@ -47,10 +47,10 @@ def submit(runs: Sequence[Run], told: Mapping[str, Any], environment: Mapping[st
         todo = [run for run in runs if known[run].state not in ("queued", "running", "done")]
         for devices in dict.fromkeys(run.config.devices for run in todo):
             alike = [run for run in todo if run.config.devices == devices]
-            gpus = {"gpus_per_node": devices} if devices > 1 else {}
+            gpus = {"gpus_per_node": devices} if devices > 1 and told.get("gpus_per_node") != 0 else {}
             for first in range(0, len(alike), slurm.max_array_size()):
                 array = alike[first : first + slurm.max_array_size()]
-                _submit(array, {**gpus, **told}, environment)
+                _submit(array, {**told, **gpus}, environment)
                 submitted += array
     return submitted
 
@@ -89,8 +89,8 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: by another signal, or SLURM would not queue it again.
         RunFailed: see `execute`.
     """
-    with signals_ask(run.ask_to_stop):
-        before = run.status()
+    before = run.status()
+    with signals_ask(lambda by: None):  # while it is queued again
         try:
             execute(run, environment)
         except RunStopped as stopped:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import sys
 import tempfile
 import traceback
@@ -32,10 +33,18 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
     cluster, job_id = slurm.job()
-    with run.claim(cluster, job_id, since=psutil.Process().create_time()) as mine:
+
+    def ask(by: str) -> None:
+        owner = run.status()
+        if (owner.host, owner.pid) != (socket.gethostname(), os.getpid()):
+            raise RunStopped(f"another process has the run, and this one was stopped by {by} while it waited")
+        run.ask_to_stop(by)
+
+    claimed = run.claim(cluster, job_id, since=psutil.Process().create_time())
+    with signals_ask(ask) as take_signals, claimed as mine:
         if not mine:
             return
-        with signals_ask(run.ask_to_stop) as take_signals, (run.folder / "log.txt").open("a", buffering=1) as log:
+        with (run.folder / "log.txt").open("a", buffering=1) as log:
             print(
                 f"--- attempt {run.status().attempts}, {cluster} job {job_id or 'none'}, process {os.getpid()}",
                 file=log,

@@ -148,8 +148,9 @@ class Run:
         write_whole(self.folder / name, text)
 
     def queue(self, job_id: str = "", cluster: str = "local") -> None:
-        """Say that the run waits, in this process or as a cluster's job. One that runs is left alone."""
-        if self.status().state != "running":
+        """Say that the run waits, in this process or as a cluster's job, but not if it or that job runs already."""
+        status = self.status()
+        if status.state != "running" or (cluster == "slurm" and status.job_id != job_id):  # whose job has died
             self.describe()
             self._forget_requests(math.inf)
             host, pid = (socket.gethostname(), os.getpid()) if cluster == "local" else ("", 0)

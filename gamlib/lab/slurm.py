@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
@@ -34,6 +35,8 @@ NAMES = {  # of an option here, and as submitit has it
     "array_parallelism": "slurm_array_parallelism",
 }
 DAY_MINUTES = 24 * 60
+PAUSES = (1, 2, 4, 8, 15, 30, 60, 60)  # seconds, between attempts to have a job queued again
+REFUSAL = "disabled|invalid|denied|not permitted"  # in SLURM's words; all else may pass
 
 
 def options(given: Mapping[str, Any], extra: Iterable[str] = ()) -> dict[str, Any]:
@@ -115,8 +118,10 @@ def states(job_ids: Collection[str]) -> dict[str, str] | None:
         for first in range(0, len(arrays), 500):
             answer = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays[first : first + 500]))
             for line in (answer or "").splitlines():
-                job_id, _, state = line.partition("|")
-                found.setdefault(job_id, state.split()[0])  # "CANCELLED by 0"
+                job_id, _, words = line.partition("|")
+                state = words.partition(" ")[0]  # of "CANCELLED by 0"
+                if state and state not in WAITING:  # a job that waits is one that squeue has
+                    found.setdefault(job_id, state)
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
 
@@ -150,6 +155,8 @@ def _corrected(status: Status, slurm: str | None) -> Status:
     if status.state in ("failed", "preempted"):  # it could say so itself
         told = status.error if slurm in ("FAILED", "COMPLETED") else f"{slurm}: {status.error}"
         return status.model_copy(update={"error": told})
+    if slurm not in ENDED:
+        return status.model_copy(update={"error": f"SLURM says {slurm}"})
     why = why_it_ended(status.job_id) or "its job left no word"
     return status.model_copy(update={"state": "failed", "error": f"{slurm}: {why}"})
 
@@ -186,8 +193,17 @@ def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
 
 
 def requeue(job_id: str) -> bool:
-    """Have this job begin anew, with its id and in the same place; whether SLURM said yes."""
-    return _ask("scontrol", "requeue", job_id) is not None
+    """Have this job begin anew, with its id and in the same place; whether SLURM said yes.
+
+    Where it does not answer, this asks again for some minutes, or until the job's time is up.
+    """
+    for pause in (*PAUSES, None):
+        answer = _answer("scontrol", "requeue", job_id)
+        if answer is not None and (answer.returncode == 0 or re.search(REFUSAL, answer.stderr, re.IGNORECASE)):
+            return answer.returncode == 0
+        if pause is not None:
+            time.sleep(pause)
+    return False
 
 
 def here() -> bool:
@@ -206,8 +222,12 @@ def job() -> tuple[str, str]:
 
 def _ask(*command: str) -> str | None:
     """What a command of SLURM's prints; None if there is none, or it fails."""
+    answer = _answer(*command)
+    return answer.stdout if answer is not None and answer.returncode == 0 else None
+
+
+def _answer(*command: str) -> "subprocess.CompletedProcess[str] | None":
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return answer.stdout if answer.returncode == 0 else None

@@ -1,6 +1,9 @@
 """What is asked of SLURM and told to it, with commands that only print. A real SLURM is in tests/slurm."""
 
+import fcntl
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +16,7 @@ from typer.testing import CliRunner
 from gamlib.cli import app
 from gamlib.lab import arrays, dispatch, slurm
 from gamlib.lab.config import ConfigError, RunConfig
-from gamlib.lab.runs import Run
+from gamlib.lab.runs import Run, RunStopped
 from gamlib.options import SLURM as COMMAND_OPTIONS
 
 Finish = Callable[..., Run]
@@ -139,6 +142,54 @@ def test_a_slurm_that_does_not_answer_leaves_the_folders_word(commands: Callable
     assert slurm.statuses([run])[run].state == "queued"
 
 
+@pytest.mark.parametrize("state", sorted(slurm.WAITING))
+def test_a_job_waits_only_if_squeue_has_it(state: str, commands: Callable[[str, str], Path]) -> None:
+    """What was put back into the queue and then cancelled has such a state in the accounts for ever."""
+    (run,) = runs(1)
+    run.queue("7_0", "slurm")
+    commands("sacct", f"echo '7_0|{state}'")
+    assert slurm.statuses([run])[run].state == "lost"
+    commands("squeue", f"echo '7_0 {state}'")
+    assert slurm.statuses([run])[run].state == "queued"
+
+
+@pytest.mark.parametrize("answer", ["7_0", "7_0|", "|", "", "\\377\\376|\\377", "7_0 FAILED"])
+def test_an_answer_that_makes_no_sense_is_none(answer: str, commands: Callable[[str, str], Path]) -> None:
+    commands("sacct", f"printf '{answer}\\n'")
+    commands("squeue", "printf '\\377\\n'")
+    assert slurm.states({"7_0"}) == {}
+
+
+def test_a_state_that_is_not_known_is_shown_and_no_failure(commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    commands("squeue", "echo '7 POWER_UP_NODE'")
+    status = slurm.statuses([run])[run]
+    assert (status.state, status.error) == ("queued", "SLURM says POWER_UP_NODE")
+
+
+def test_a_run_whose_job_died_without_a_word_gets_one_job_however_often_it_is_submitted(
+    sbatch: Path, commands: Callable[[str, str], Path]
+) -> None:
+    (run,) = runs(1)
+    run.queue("7_0", "slurm")
+    run.write_status(state="running", host="elsewhere", pid=1)  # killed a moment ago: its heartbeat is fresh
+    commands("sacct", "echo '7_0|FAILED'")
+    assert arrays.submit([run], slurm.options({}), {}) == [run]
+    assert (run.status().state, run.status().job_id) == ("queued", "1")
+    commands("squeue", "echo '1 PENDING'")
+    assert arrays.submit([run], slurm.options({}), {}) == []
+    assert len(sbatch.read_text().splitlines()) == 1
+
+
+def test_a_job_that_began_before_its_submission_was_written_down_goes_on() -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    run.write_status(state="running", host="elsewhere", pid=1)
+    run.queue("7", "slurm")
+    assert run.status().state == "running"
+
+
 @pytest.mark.parametrize("state", sorted(slurm.ENDED - {"COMPLETED"}))
 @pytest.mark.parametrize("said", ["queued", "running"])
 def test_every_end_of_slurms_is_told_with_the_last_line_of_the_log(
@@ -258,6 +309,16 @@ def test_runs_on_several_devices_ask_for_as_many_gpus(sbatch: Path, commands: Ca
     arrays.submit([*runs(1), several], slurm.options({}), {})
     texts = [path.read_text() for path in (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")]
     assert sorted("--gpus-per-node=4" in text for text in texts) == [False, True]
+
+
+@pytest.mark.parametrize(("gpus", "asked"), [(1, 4), (0, 0), (None, 4)])
+def test_a_run_gets_as_many_gpus_as_it_has_devices_unless_it_is_to_have_none(
+    gpus: int | None, asked: int, sbatch: Path
+) -> None:
+    several = Run(RunConfig(devices=4, batch_size=32))
+    arrays.submit([several], slurm.options({"gpus": gpus}), {})
+    (path,) = (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")
+    assert f"--gpus-per-node={asked}\n" in path.read_text()
 
 
 def test_retry_takes_the_options_of_the_submission_but_for_those_given(
@@ -393,3 +454,41 @@ def test_while_a_local_run_waits_nothing_of_submitits_is_left_over(finish: Finis
     assert leftovers(checkpoints=False) == []
     finish(run.config, 5.0).write_status(state="done")
     assert leftovers(checkpoints=False) == [pickle]
+
+
+@pytest.mark.parametrize(
+    ("script", "said", "times"),
+    [
+        ("exit 0", True, 1),
+        ("echo 'slurm_requeue error: Invalid job id specified' >&2; exit 1", False, 1),
+        ("echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1", False, 4),
+        ('test $(wc -l < "$0.calls") -ge 3', True, 3),
+    ],
+)
+def test_a_job_is_queued_again_as_soon_as_slurm_answers(
+    script: str, said: bool, times: int, commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "PAUSES", (0, 0, 0))
+    calls = commands("scontrol", "")
+    commands("scontrol", script.replace("$0.calls", str(calls)))
+    assert slurm.requeue("7_1") is said
+    assert calls.read_text() == times * "requeue 7_1\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(
+    number: int, commands: Callable[[str, str], Path]
+) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    run.write_status(state="running", host="elsewhere", pid=1)
+    before = (run.folder / "status.json").read_bytes()
+    with (run.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+        timer.start()
+        with pytest.raises(RunStopped, match="another process has the run"):
+            arrays.train_on_slurm(run, {})
+        timer.join()
+    assert not run.asked_to_stop()
+    assert (run.folder / "status.json").read_bytes() == before
