@@ -35,6 +35,9 @@ NAMES = {  # of an option here, and as submitit has it
     "array_parallelism": "slurm_array_parallelism",
 }
 DAY_MINUTES = 24 * 60
+LOG_BYTES = 2**18  # of a log's end that are searched for a cause
+MEMORY = "memory limit|oom.kill|out of memory"
+CAUSE = r"^\w*(Error|Exception)\b|errno|no space left|no locks available|quota exceeded|permission denied"
 PAUSES = (1, 2, 4, 8, 15, 30, 60, 60)  # seconds, between attempts to have a job queued again
 REFUSAL = "disabled|invalid|denied|not permitted"  # in SLURM's words; all else may pass
 
@@ -167,15 +170,25 @@ def log_of(job_id: str) -> Path:
 
 
 def why_it_ended(job_id: str) -> str:
-    """The last line of a job's log, or nothing; where SLURM killed it for its memory, the line that says so."""
+    """The line of a job's log that says why it ended, or nothing.
+
+    The last one that names a cause, memory first; else the last one that is not srun's, which only counts tasks.
+    """
     try:
         with log_of(job_id).open("rb") as file:
-            file.seek(max(0, log_of(job_id).stat().st_size - 4000))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+            file.seek(max(0, log_of(job_id).stat().st_size - LOG_BYTES))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
-    memory = [line for line in lines if re.search("memory limit|oom.kill|out of memory", line, re.IGNORECASE)]
-    return (memory or lines or [""])[-1].strip()
+    own = [line for line in lines if not line.startswith("srun: ")]
+    for some in (_with(MEMORY, lines), _with(CAUSE, own), own, lines):
+        if some:
+            return some[-1].strip()
+    return ""
+
+
+def _with(pattern: str, lines: list[str]) -> list[str]:
+    return [line for line in lines if re.search(pattern, line, re.IGNORECASE)]
 
 
 def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:

@@ -207,6 +207,21 @@ def test_every_end_of_slurms_is_told_with_the_last_line_of_the_log(
     assert (status.state, status.error) == ("failed", f"{state}: slurmstepd: error: what SLURM says")
 
 
+@pytest.mark.parametrize("cause", ["OSError: [Errno 37] No locks available", "cp: error: No space left on device"])
+def test_a_cause_is_found_wherever_it_stands_in_a_log(cause: str, commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    commands("sacct", "echo '7|FAILED'")
+    slurm.log_of("7").parent.mkdir(parents=True)
+    noise = "submitit INFO: line\n" * 1000
+    slurm.log_of("7").write_text(f"{cause}\n{noise}srun: error: n0: task 0: Exited with exit code 1\n")
+    assert slurm.statuses([run])[run].error == f"FAILED: {cause}"
+    slurm.log_of("7").write_text("what it printed last\nsrun: error: n0: task 0: Exited with exit code 1\n")
+    assert slurm.statuses([run])[run].error == "FAILED: what it printed last"
+    slurm.log_of("7").write_text("srun: error: n0: task 0: Exited with exit code 1\n")
+    assert "exit code 1" in slurm.statuses([run])[run].error
+
+
 def test_what_was_killed_for_its_memory_says_so(commands: Callable[[str, str], Path]) -> None:
     """Without cgroups SLURM calls it FAILED, and the last line says no more than that it was killed."""
     (run,) = runs(1)
