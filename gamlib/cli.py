@@ -2,6 +2,8 @@
 
 import json
 import os
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -142,7 +144,8 @@ def status(
 ) -> None:
     """What every run is doing: done, running, queued, failed and why, preempted, lost, or missing."""
     from gamlib.lab.runs import Run, all_runs
-    from gamlib.lab.studies import Plan
+    from gamlib.lab.study_files import study_name
+    from gamlib.lab.submitted import submitted
 
     runs: dict[Run, str] = {}
     if study is None:
@@ -151,8 +154,7 @@ def status(
         for folder in foreign:
             err.print(f"not a run of this code, left out: {folder}", markup=False, highlight=False)
     else:
-        arms = Plan.load(study, dataset).arms
-        runs = {Run(config): arm for arm, configs in arms.items() for config in configs}
+        runs = {run: arm for run, arm, _ in submitted(study_name(study), dataset)}
     if json_:
         print(json.dumps(screen.status_rows(runs), indent=2))
     elif watch:
@@ -171,29 +173,32 @@ def retry(
     cluster: Annotated[str | None, typer.Option(help="By default the one it was submitted to.")] = None,
     no_wait: NoWait = False,
 ) -> None:
-    """Submit what failed, was lost or was stopped of a study again; each goes on from its last checkpoint.
+    """Submit what failed, was lost, stopped or removed of a study again; each goes on from its last checkpoint.
 
     SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
     """
     from gamlib.lab.dispatch import dispatch
-    from gamlib.lab.runs import Run
     from gamlib.lab.slurm import statuses
-    from gamlib.lab.studies import Plan
+    from gamlib.lab.study_files import study_name
+    from gamlib.lab.submitted import submitted
 
-    plan = Plan.load(study, dataset)
-    cluster = cluster or plan.cluster
-    options = {**(plan.slurm if cluster == "slurm" else {}), **slurm}
-    ended = [
-        run for run, now in statuses(map(Run, plan.configs)).items() if now.state in ("failed", "lost", "preempted")
-    ]
+    entries = submitted(study_name(study), dataset)
+    now = statuses(run for run, _, _ in entries)
+    ended = [(run, plan) for run, _, plan in entries if now[run].state not in ("queued", "running", "done")]
     if not ended:
-        out.print("nothing to retry: no run has failed, was lost or was stopped", highlight=False)
+        out.print("nothing to retry: no run has failed, was lost, stopped or removed", highlight=False)
         return
-    tally = dispatch(
-        [run.config for run in ended], cluster, None, not no_wait, options, lambda: plan.save(cluster, options)
-    )
-    _name_failures(tally)
-    if tally.failed:
+    failed = False
+    plans = {id(plan): plan for _, plan in reversed(ended)}  # the last one's runs are those that are waited for
+    for number, plan in enumerate(plans.values(), 1):
+        where = cluster or plan.cluster
+        options = {**(plan.slurm if where == "slurm" else {}), **slurm}
+        remember = partial(plan.save if plan is entries[0][2] else plan.keep, cluster=where, slurm=options)
+        wait = where != "slurm" or (number == len(plans) and not no_wait)
+        tally = dispatch([run.config for run, of in ended if of is plan], where, None, wait, options, remember)
+        _name_failures(tally)
+        failed = failed or bool(tally.failed)
+    if failed:
         raise typer.Exit(FAILED)
 
 
@@ -202,10 +207,10 @@ def retry(
 def cancel(study: Submitted, dataset: LastDataset = None) -> None:
     """Stop what is queued or running of a study, and say what that left; [bold]gamlib retry[/bold] goes on."""
     from gamlib.lab.housekeeping import cancel
-    from gamlib.lab.runs import Run
-    from gamlib.lab.studies import Plan
+    from gamlib.lab.study_files import study_name
+    from gamlib.lab.submitted import submitted
 
-    left = cancel([Run(config) for config in Plan.load(study, dataset).configs])
+    left = cancel([run for run, _, _ in submitted(study_name(study), dataset)])
     for run, now in left.items():
         out.print(f"{run.folder.name}: {now.state}, {now.error}", markup=False, highlight=False)
     out.print(f"{len(left)} runs stopped" if left else "nothing is queued or running", highlight=False)
@@ -215,16 +220,19 @@ def cancel(study: Submitted, dataset: LastDataset = None) -> None:
 @speaks_plainly
 def gc(
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Checkpoints of finished runs, too.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Failed runs, too, with all that they left.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this they are only shown.")] = False,
 ) -> None:
     """Remove what submission left of finished runs: shows it first, and removes it with --yes."""
     from gamlib.lab.housekeeping import leftovers
 
-    paths = leftovers(checkpoints)
+    paths = leftovers(checkpoints, failed)
     size = sum(path.stat().st_size for path in paths) / 2**20
     for path in paths:
         if yes:
             path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.parent.rmdir()  # of a run that has failed: nothing else lies there
         else:
             out.print(os.path.relpath(path), markup=False, highlight=False)
     how = "removed" if yes else "would be removed with --yes"

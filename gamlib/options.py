@@ -39,7 +39,7 @@ Cluster = Annotated[
     str, typer.Option(help="local: a queue on this machine. slurm: submitit jobs. debug: in this process.")
 ]
 Workers = Annotated[int | None, typer.Option(help="Local runs at once; by default one for every core, four at most.")]
-SLURM = {  # options of every command that submits; the names are those of gamlib.lab.slurm.NAMES
+SLURM = {  # options of every command that submits; the names are those of gamlib.lab.slurm_options.NAMES
     "partition": Annotated[str | None, typer.Option(help="SLURM partition.", rich_help_panel=PANEL)],
     "account": Annotated[str | None, typer.Option(help="Account that pays.", rich_help_panel=PANEL)],
     "qos": Annotated[str | None, typer.Option(help="Quality of service.", rich_help_panel=PANEL)],

@@ -33,11 +33,12 @@ def report(
     from gamlib.lab import publication
     from gamlib.lab import report as reports
     from gamlib.lab.studies import Plan
+    from gamlib.lab.study_files import study_name
 
     if not studies and not published:
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
     if not published:
-        for plan in [Plan.load(name, dataset) for name in studies or ()]:
+        for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
             screen.show_report(plan, reports.report(plan, force))
         return
     named = publication.published(studies or ())
@@ -58,8 +59,9 @@ def publish(
     """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
     from gamlib.lab import publication
     from gamlib.lab.studies import Plan
+    from gamlib.lab.study_files import study_name
 
-    for plan in [Plan.load(name, dataset) for name in studies]:
+    for plan in [Plan.load(study_name(name), dataset) for name in studies]:
         for path in publication.publish(plan):
             out.print(os.path.relpath(path), markup=False, highlight=False)
 

@@ -41,8 +41,8 @@ def load_weights(
     Args:
         model: the backbone before any attention is in it.
         backbone: its name at torchvision.
-        weights: a file with a state dictionary, a member of torchvision's enumeration for this backbone, or the name of
-            one, e.g. "IMAGENET1K_V1"; torchvision downloads these unless its cache has them.
+        weights: a file with a state dictionary, a checkpoint of a run, a member of torchvision's enumeration for this
+            backbone, or the name of one, e.g. "IMAGENET1K_V1"; torchvision downloads these unless its cache has them.
         classifier: name of the last layer, which keeps its initial weights where the number of classes differs.
 
     Raises:
@@ -115,6 +115,8 @@ def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mappi
     except Exception as error:  # not a file, not torch's, or with more in it than tensors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"weights={str(weights)!r} cannot be read: {reason}") from None
+    if isinstance(content, Mapping) and {"identity", "model"} <= content.keys():  # a checkpoint of a run
+        content = content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         what = (
             f"a dictionary of {', '.join(map(str, content))}"[:80] if isinstance(content, Mapping) else "something else"

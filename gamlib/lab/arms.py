@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gamlib.lab.config import ConfigError
+
 
 class PaperRow(BaseModel):
     """The printed row that an arm repeats, where there is one of its backbone; on CIFAR-100 that is one of Table 1."""
@@ -38,3 +40,19 @@ def of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
     except ValueError:
         lacking = set()  # RunConfig refuses the name
     return {key: value for key, value in values.items() if key in own or key not in lacking}
+
+
+def of_this_package(attention: str) -> None:
+    """Refuse a mechanism that was put into the registry from elsewhere.
+
+    Raises:
+        ConfigError: a job could not build it, and nothing would tell its results from those of its code before.
+    """
+    from gamlib.attention import MECHANISMS
+
+    made = MECHANISMS.get(attention)
+    if made is not None and made.__module__.partition(".")[0] != "gamlib":
+        raise ConfigError(
+            f"attention={attention!r}: {made.__module__}.{made.__qualname__} is none of gamlib's own: no job could "
+            "build it, and its results would be kept when its code changes; give it a file in gamlib/attention"
+        )

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from gamlib.lab.figures import ONE_COLUMN, STYLE, TWO_COLUMNS, arm_styles
+from gamlib.lab.figures import ONE_COLUMN, STYLE, TWO_COLUMNS, arm_styles, write_below
 from gamlib.lab.statistics import Comparison, mean_interval
 from gamlib.lab.studies import Plan
 from gamlib.lab.tables import label, outcomes
@@ -59,7 +59,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
         axes.grid(axis="x", visible=True)
         axes.xaxis.set_major_locator(MaxNLocator(6 if wide else 5))
         what = f"Top-1 error minus that of {drawn[0].reference}" if one else "Difference in top-1 error"
-        axes.set_xlabel(f"{what} (points; left of 0 is better)\n{about}")
+        write_below(figure, f"{what} (points; left of 0 is better)\n{about}")
         axes.plot([], [], "o", color="0.55", markersize=3, label="one seed")
         axes.errorbar(
             [], [], xerr=[], fmt="D", color="black", markersize=3.5, capsize=2.5, label="mean, its own 95 % interval"
@@ -68,7 +68,7 @@ def paired_differences(comparisons: Sequence[Comparison], about: str) -> Figure 
             loc="outside upper center",
             ncols=2,
             title=f"Verdicts: paired t-test, corrected for {drawn[0].among} by Holm"
-            if len(comparisons) > 1
+            if drawn[0].among > 1
             else "Verdict: paired t-test",
             title_fontsize=7,
         )

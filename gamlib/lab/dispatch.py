@@ -13,12 +13,13 @@ import submitit
 from filelock import FileLock, Timeout
 
 from gamlib.lab import slurm as slurms
+from gamlib.lab import slurm_options
 from gamlib.lab.board import Board, Tally
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.execute import execute
-from gamlib.lab.places import cores, runs_root, share_of_cores
+from gamlib.lab.places import NOTEBOOKS, cores, require_locks, runs_root, share_of_cores
 from gamlib.lab.provenance import SOURCE, source_hash
-from gamlib.lab.runs import Run, RunStopped, first_line, unique
+from gamlib.lab.runs import REMOVED, Run, RunStopped, first_line, unique
 from gamlib.signals import held_back
 from gamlib.training.datasets import DatasetError
 
@@ -46,14 +47,15 @@ def dispatch(
         workers: local runs at once, each with its share of the cores; by default one for every core, four at most.
             Another number gives a run another number of threads, and its results other last bits.
         wait: False returns when the jobs are submitted (slurm only).
-        slurm: options of the jobs by the names of `slurm.NAMES`, e.g. `partition`, `timeout` in minutes, `gpus`, and
-            in `slurm` any other options of sbatch as a list of "key=value" (slurm only).
-        before: called once when everything is found in order, just before the first job starts.
+        slurm: options of the jobs by the names of `slurm_options.NAMES`, e.g. `partition`, `timeout` in minutes,
+            `gpus`, and in `slurm` any other options of sbatch as a list of "key=value" (slurm only).
+        before: called once when everything is found in order: just before the first job starts here, or when SLURM
+            has taken the first ones.
         rerun_stale: runs that other code than the present has done are done again; what they left is set aside.
 
     Raises:
         ConfigError: an unknown cluster, an impossible number of workers, no SLURM on this machine, fewer GPUs than a
-            run has devices, or images that are not there.
+            run has devices, images that are not there, a package without its notebooks, or a folder without locks.
         KeyboardInterrupt: stopped; local runs save their state and are marked `preempted`, SLURM jobs go on.
     """
     if cluster not in CLUSTERS:
@@ -73,14 +75,23 @@ def dispatch(
             )
         given = dict(slurm or {})
         extra = given.pop("slurm", ())
-        told = slurms.options(given, extra)
+        told = slurm_options.options(given, extra)
+    if not (NOTEBOOKS / "run.ipynb").exists():
+        raise ConfigError(
+            f"{NOTEBOOKS / 'run.ipynb'}: not there; runs need the notebooks of gamlib's repository: install it from a "
+            "clone, with pip install -e"
+        )
+    require_locks(runs_root())
     runs = unique(configs)
     stale = [run for run in runs if rerun_stale and run.stale()]
     todo = [run for run in runs if run.result() is None or run in stale]
     tally = Tally(runs, done_before=len(runs) - len(todo))
     if todo:
         _prepare({run.config.dataset for run in todo})
-    before()
+    devices = max([run.config.devices for run in todo], default=1)
+    gpus = _gpus(devices) if todo and cluster == "local" else [""]
+    if not todo or cluster != "slurm":
+        before()
     for run in stale:
         with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # who holds it runs it anew already
             if run.stale():
@@ -94,10 +105,8 @@ def dispatch(
             _in_process(todo, board, environment)
         return tally
     if cluster == "slurm":
-        _on_slurm(todo, tally, told, environment if "cpus_per_task" in told else {}, wait)
+        _on_slurm(todo, tally, told, environment if "cpus_per_task" in told else {}, wait, before)
         return tally
-    devices = max(run.config.devices for run in todo)
-    gpus = _gpus(devices)
     at_once = min(workers or min(cores(), 4), len(todo))
     if devices > 1 and gpus != [""]:
         at_once = min(at_once, len(gpus))
@@ -110,12 +119,17 @@ def dispatch(
 
 
 def _on_slurm(
-    todo: list[Run], tally: Tally, told: Mapping[str, Any], environment: Mapping[str, str], wait: bool
+    todo: list[Run],
+    tally: Tally,
+    told: Mapping[str, Any],
+    environment: Mapping[str, str],
+    wait: bool,
+    accepted: Callable[[], object],
 ) -> None:
     from gamlib.lab import arrays
 
     with Board(tally) as board:
-        submitted = arrays.submit(todo, told, {SOURCE: source_hash(), **environment})
+        submitted = arrays.submit(todo, told, {SOURCE: source_hash(), **environment}, accepted)
         others = len(todo) - len(submitted)
         board.console.print(
             f"{len(submitted)} runs submitted" + f", {others} were in a queue before" * (others > 0), highlight=False
@@ -191,6 +205,8 @@ def _settle(run: Run, job: submitit.Job[None]) -> str:
     status = run.status()
     if status.state in ("failed", "preempted"):
         return status.error
+    if status.state == "missing":
+        return REMOVED
     reason = f"its job ended without a word; see {job.paths.stdout}"
     with suppress(OSError):
         run.write_status(state="failed", error=reason)

@@ -16,7 +16,7 @@ import psutil
 from gamlib.lab import slurm
 from gamlib.lab.places import NOTEBOOKS
 from gamlib.lab.provenance import SOURCE, source_hash
-from gamlib.lab.runs import BATCH, JOB, Run, RunFailed, RunStopped
+from gamlib.lab.runs import BATCH, JOB, REMOVED, Run, RunFailed, RunStopped
 from gamlib.lab.stops import signals_ask
 from gamlib.signals import held_back
 
@@ -42,6 +42,7 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
 
     claimed = run.claim(cluster, job_id, since=psutil.Process().create_time())
     with signals_ask(ask) as take_signals, claimed as mine:
+        _settle_notebooks(run)
         if not mine:
             return
         with (run.folder / "log.txt").open("a", buffering=1) as log:
@@ -60,9 +61,20 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
                 execute_notebook(NOTEBOOKS / "run.ipynb", output, parameters, log, environment, take_signals)
             except BaseException as error:
                 traceback.print_exc(file=log)
+                if run.removed():
+                    raise RunStopped(REMOVED) from None
                 if getattr(error, "ename", "") == RunStopped.__name__:  # papermill's, of a cell that raised it
                     raise RunStopped(error.evalue) from None  # type: ignore[attr-defined]
                 raise
+
+
+def _settle_notebooks(run: Run) -> None:
+    """What killed jobs left of their notebooks: the last one is the run's if it is done and has none. To its owner."""
+    left = sorted(run.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
+    if left and run.result() is not None and not (run.folder / "run.ipynb").exists():
+        left.pop().replace(run.folder / "run.ipynb")
+    for path in left:
+        path.unlink()
 
 
 def execute_notebook(

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -40,8 +42,12 @@ class ArmStyle:
 
 
 def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
-    """The looks of a study's arms, by their order in it, whichever of them are drawn."""
-    looks = zip(cycle(f"C{number}" for number in range(8)), cycle(MARKERS), cycle(DASHES), strict=False)
+    """The looks of a study's arms, by their order in it, whichever of them are drawn.
+
+    The colours are named: a notebook draws a figure when the style of its making is over, and "C1" is another then.
+    """
+    colours = rc_params_from_file(STYLE, use_default_template=False)["axes.prop_cycle"].by_key()["color"]
+    looks = zip(cycle(f"#{colour.lstrip('#')}" for colour in colours), cycle(MARKERS), cycle(DASHES), strict=False)
     return {arm: ArmStyle(*look) for arm, look in zip(arms, looks, strict=False)}
 
 
@@ -117,7 +123,8 @@ def error_by_arm(frame: pd.DataFrame, about: str) -> Figure | None:
             )
         names = arms if crowded else [arm.replace(" ", "\n") for arm in arms]
         axes.set_xticks(range(len(arms)), names, rotation=90 if crowded else 0)
-        axes.set(xlabel=about, ylabel="Top-1 error (%)")
+        axes.set(xlabel="", ylabel="Top-1 error (%)")
+        write_below(figure, about)
         axes.set_xlim(-0.5, len(arms) - 0.3)
         fit_errors(axes)
         axes.plot([], [], "o", color="0.55", label="one seed")
@@ -166,7 +173,8 @@ def learning_curves(curves: pd.DataFrame, arms: Sequence[str], about: str) -> Fi
         last = int(curves["epoch"].max())
         for number, line in enumerate(axes.get_lines()[: len(styles)]):  # markers aside, not over each other
             line.set_markevery((number % 4 * max(1, last // 20), max(1, last // 5)))
-        axes.set(xlabel=f"Epoch\n{about}", ylabel="Top-1 error (%)", yscale="log")
+        write_below(figure, about)
+        axes.set(xlabel="Epoch", ylabel="Top-1 error (%)", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         readable_ticks(axes.yaxis, curves["top1_error"])
         axes.legend().remove()
@@ -186,6 +194,13 @@ def readable_ticks(axis: Axis, values: "pd.Series[float]") -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if values.max() > 3 * values.min() else MaxNLocator(4))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def write_below(figure: Figure, text: str) -> None:
+    """Lines of text under a figure, in the middle, broken where they would not fit into its width."""
+    width = int(figure.get_figwidth() * CHARACTERS_OF_AN_INCH)
+    lines = "\n".join(fill(line, width) for line in text.split("\n"))
+    figure.supxlabel(lines, fontsize=plt.rcParams["axes.labelsize"])
 
 
 def legend_above(figure: Figure, axes: Axes, **options: float) -> None:

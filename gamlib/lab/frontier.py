@@ -14,6 +14,7 @@ from gamlib.lab.figures import (
     fit_errors,
     legend_above,
     readable_ticks,
+    write_below,
 )
 
 # Okabe and Ito's colours, and markers that a grey print tells apart; grey for the plain network, strongest for GAM
@@ -90,7 +91,7 @@ def frontier(table: pd.DataFrame, about: str) -> Figure | None:
         panels[0][0].set_ylabel("Top-1 error (%)")
         fit_errors(panels[0][0])
         how = "line: the lowest mean at each cost; arms whose costs are equal within 1 % stand side by side"
-        figure.supxlabel(f"{about}\n{how}", fontsize=8)
+        write_below(figure, f"{about}\n{how}")
         legend_above(figure, panels[0][0], handlelength=1.5)
     plt.close(figure)
     return figure

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from gamlib.lab import slurm
+from gamlib.lab import arrays, slurm
 from gamlib.lab.places import runs_root
-from gamlib.lab.runs import Run, Status, all_runs
+from gamlib.lab.runs import Run, all_runs
+from gamlib.lab.status import Status
 
 CANCEL_SECONDS = 60.0
 
@@ -21,6 +23,8 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     Raises:
         ConfigError: SLURM cannot be told.
     """
+    if slurm.here():
+        arrays.cancel_killed_submissions()
     stopped = {run: status for run, status in slurm.statuses(runs).items() if status.state in ("queued", "running")}
     jobs = {run: status for run, status in stopped.items() if status.cluster == "slurm"}
     for run in stopped.keys() - jobs.keys():
@@ -28,7 +32,8 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     slurm.cancel(status.job_id for status in jobs.values())
     for run, status in jobs.items():
         if status.state == "queued":
-            run.write_status(state="preempted", error="cancelled before it began")
+            before = "before it began" if status.attempts == 0 else "while it waited to go on"
+            run.write_status(state="preempted", error=f"cancelled {before}")
     until = time.monotonic() + CANCEL_SECONDS
     while True:
         now = slurm.statuses(stopped)
@@ -37,8 +42,8 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
         time.sleep(1)
 
 
-def leftovers(checkpoints: bool) -> list[Path]:
-    """Files of submitit's that no job needs and no failed run is explained by; if asked, checkpoints of runs done.
+def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
+    """Files of submitit's that no job needs, and of killed processes; if asked, checkpoints of runs done, failed runs.
 
     What is of a run that is done, and of jobs of which no run knows any more. The next submission puts right what one
     that was killed has left: while its word of that lies there, nothing of submitit's is taken away. Nor while a local
@@ -58,7 +63,13 @@ def leftovers(checkpoints: bool) -> list[Path]:
             parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
             if not path.name.startswith(".") and not {parts[0], "_".join(parts[:2])} & needed:
                 found.append(path)
+    for run in runs:
+        with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # or its owner is at work
+            found += [path for name in (".run.*.ipynb", ".*.part") for path in sorted(run.folder.glob(name))]
+    if failed:
+        gone = [run for run, status in slurm.statuses(runs).items() if status.state == "failed"]
+        found += [path for run in gone for path in sorted(run.folder.rglob("*")) if path.is_file()]
     if checkpoints:
         done = [run for run in runs if run.result() is not None]
         found += [path for run in done for path in sorted(run.folder.glob("checkpoint*.*")) if path.is_file()]
-    return found
+    return list(dict.fromkeys(found))

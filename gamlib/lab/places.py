@@ -1,7 +1,14 @@
 """Where things lie: the notebooks beside the package, the folders of runs and figures."""
 
+import errno
+import fcntl
 import os
+import tempfile
 from pathlib import Path
+
+import psutil
+
+from gamlib.lab.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -15,6 +22,27 @@ def runs_root() -> Path:
 def figures_root() -> Path:
     """Folder of the figures: $GAM_FIGURES, by default `figures/` of the repository."""
     return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
+
+
+def require_locks(folder: Path) -> None:
+    """Make a folder, and refuse it if its file system has no locks: one run would have several owners.
+
+    Raises:
+        ConfigError: it has none; the message names it and says what to do.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            mounts = [disk for disk in psutil.disk_partitions(all=True) if folder.is_relative_to(disk.mountpoint)]
+            kind = max(mounts, key=lambda disk: len(disk.mountpoint)).fstype if mounts else "its file system"
+            raise ConfigError(
+                f"{folder}: {kind} has no file locks ({error.strerror}); set GAM_RUNS to a folder on a file system "
+                "that has them"
+            ) from None
 
 
 def cores() -> int:

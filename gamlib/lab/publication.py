@@ -24,8 +24,9 @@ from gamlib.lab import evidence
 from gamlib.lab.by_image import write_predictions
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.places import figures_root, runs_root
-from gamlib.lab.runs import Result, Run, RunFailed, Status
+from gamlib.lab.runs import Result, Run, RunFailed
 from gamlib.lab.slurm import statuses
+from gamlib.lab.status import Status
 from gamlib.lab.studies import Plan, Study
 
 TABLES = ("runs", "epochs", "origins", "predictions")

@@ -9,33 +9,29 @@ import math
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
-from gamlib.lab.places import runs_root
+from gamlib.lab.places import require_locks, runs_root
 from gamlib.lab.provenance import source_hash
+from gamlib.lab.status import HEARTBEAT_SECONDS, Status, alive, now
 
 if TYPE_CHECKING:
     import pandas as pd
 
 JOB = "GAM_JOB"  # in the environment of a kernel: the signature of the run that a job around it owns
 BATCH = "GAM_BATCH"  # in the environment of a kernel: nobody watches, print lines and no bars
-HEARTBEAT_SECONDS = 10
-LOST_AFTER_SECONDS = 120
+REMOVED = "its folder was removed while it ran"
 
 Model = TypeVar("Model", bound=BaseModel)
-State = Literal["missing", "queued", "running", "preempted", "failed", "done", "lost"]
 
 
 class RunFailed(RuntimeError):
@@ -44,21 +40,6 @@ class RunFailed(RuntimeError):
 
 class RunStopped(RunFailed):
     """A run was asked to stop, and its state is saved; the message says by what and where."""
-
-
-class Status(BaseModel):
-    """`status.json`: what happens to a run. Times are ISO 8601 in UTC; `pid` on `host` is the process that owns it."""
-
-    state: State = "missing"
-    attempts: int = 0
-    heartbeat: str = ""
-    started: str = ""
-    cluster: str = ""
-    job_id: str = ""
-    host: str = ""
-    pid: int = 0
-    error: str = ""
-    fruitless: int = 0  # attempts in a row that were told to stop before they took a step
 
 
 class Result(BaseModel):
@@ -87,6 +68,7 @@ class Run:
         self.config = config
         self.signature = config.signature
         self.folder = runs_root() / config.dataset_name / f"{config.name}-{self.signature[:8]}"
+        self._lock = 0  # the inode of its lock, since this object has first met one
 
     def __repr__(self) -> str:
         return f"Run({self.folder.name})"
@@ -133,14 +115,14 @@ class Run:
             return status.model_copy(update={"state": "done", "error": ""})
         if status.state == "done":
             return status.model_copy(update={"state": "failed", "error": "its result.json is missing or damaged"})
-        if status.state in ("queued", "running") and not _alive(status):
+        if status.state in ("queued", "running") and not alive(status):
             return status.model_copy(update={"state": "lost", "error": "the process that owned it is gone"})
         return status
 
     def write_status(self, **changes: Any) -> None:
         """Write `status.json` anew with some values changed, its heartbeat among them."""
         status = _read(Status, self.folder / "status.json") or Status()
-        status = status.model_copy(update={**changes, "heartbeat": _now()})
+        status = status.model_copy(update={**changes, "heartbeat": now()})
         self.write("status.json", status.model_dump_json(indent=2))
 
     def write(self, name: str, text: str) -> None:
@@ -175,10 +157,27 @@ class Run:
                 (self.folder / "stop").touch()  # on a full disk that is enough
 
     def asked_to_stop(self) -> str:
-        """By whom the run was asked to stop, or nothing."""
+        """By whom the run was asked to stop, or nothing.
+
+        Raises:
+            RunStopped: its folder was removed, and with it the lock that kept others out.
+        """
         with suppress(OSError):
             return (self.folder / "stop").read_text() or "a request"
+        if self.removed():
+            raise RunStopped(REMOVED)
         return ""
+
+    def removed(self) -> bool:
+        """Whether its folder is not the one any more in which this object has first met the run's lock."""
+        try:
+            inode = (self.folder / ".lock").stat().st_ino
+        except FileNotFoundError:
+            inode = 0
+        except OSError:
+            return False
+        self._lock = self._lock or inode
+        return inode != self._lock
 
     def _forget_requests(self, before: float) -> None:
         with suppress(OSError):
@@ -198,9 +197,11 @@ class Run:
 
         Raises:
             RunFailed: the block ended without an exception and without a whole result.
+            ConfigError: the file system has no locks.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        require_locks(self.folder)
         with FileLock(self.folder / ".lock"):
+            self._lock = (self.folder / ".lock").stat().st_ino
             if self.result() is not None:
                 yield False
                 return
@@ -208,7 +209,7 @@ class Run:
             self.describe()
             mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
             mine |= {"cluster": cluster, "job_id": job_id}
-            self.write_status(attempts=self.status().attempts + 1, started=_now(), error="", **mine)
+            self.write_status(attempts=self.status().attempts + 1, started=now(), error="", **mine)
             ended = threading.Event()
             heart = threading.Thread(target=self._beat, args=(ended, mine), daemon=True)
             heart.start()
@@ -229,14 +230,16 @@ class Run:
             finally:
                 ended.set()
                 heart.join()
-                self._forget_requests(math.inf)
-                self.write_status(**changes)
+                if not self.removed():  # or it is another's by now
+                    self._forget_requests(math.inf)
+                    self.write_status(**changes)
 
     def _beat(self, ended: threading.Event, mine: Mapping[str, Any]) -> None:
         """Say again whose it is, too: who submitted it may have written "queued" a moment late."""
         while not ended.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):  # a full disk must not end a run that has nothing to write just now
-                self.write_status(**mine)
+                if not self.removed():
+                    self.write_status(**mine)
 
 
 def first_line(error: BaseException) -> str:
@@ -251,28 +254,6 @@ def _read(model: type[Model], path: Path) -> Model | None:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _alive(status: Status) -> bool:
-    if status.host == socket.gethostname():
-        try:
-            process = psutil.Process(status.pid)
-            if process.create_time() > _seconds(status.heartbeat) + HEARTBEAT_SECONDS:
-                return False  # another process by now has its number
-            return bool(process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-    if status.state == "queued":  # on another machine, or in a cluster's queue
-        return True
-    return time.time() - _seconds(status.heartbeat) < LOST_AFTER_SECONDS
-
-
-def _seconds(moment: str) -> float:
-    return datetime.fromisoformat(moment).timestamp()
 
 
 def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gamlib.lab.config import RunConfig
-    from gamlib.lab.runs import Run, Status
+    from gamlib.lab.runs import Run
+    from gamlib.lab.status import Status
     from gamlib.lab.studies import Plan
 
 MOST = 500  # runs in a table; of more, those that need a look come first

@@ -1,145 +1,125 @@
-"""SLURM, asked and told through its own commands: what jobs do, what a user has written once, and how a job goes on."""
+"""SLURM, asked and told through its own commands: what jobs do, how they are cancelled, and how one goes on."""
 
-import getpass
 import math
 import os
 import re
 import shutil
 import subprocess
 import time
-import tomllib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from gamlib.lab.config import ConfigError
-from gamlib.lab.places import ROOT, runs_root
-from gamlib.lab.runs import Run, Status
+from gamlib.lab.parameters import parse_seeds
+from gamlib.lab.places import runs_root
+from gamlib.lab.runs import Run
+from gamlib.lab.status import Status
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 RUNNING = {"CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "BOOT_FAIL", "DEADLINE"}
 ENDED |= {"PREEMPTED", "REVOKED"}
-DEFAULTS = Path("~/.config/gamlib.toml")  # and pyproject.toml, whose table it goes before
-NAMES = {  # of an option here, and as submitit has it
-    "partition": "slurm_partition",
-    "account": "slurm_account",
-    "qos": "slurm_qos",
-    "constraint": "slurm_constraint",
-    "gpus": "gpus_per_node",
-    "cpus": "cpus_per_task",
-    "mem": "mem_gb",
-    "timeout": "timeout_min",
-    "setup": "slurm_setup",
-    "array_parallelism": "slurm_array_parallelism",
-}
-DAY_MINUTES = 24 * 60
+OVERRIDES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")  # by which SLURM's commands do other than told
+PATIENCE, SILENCE = 15.0, 60.0  # seconds for an answer, and in which one that has not come is not asked for again
 LOG_BYTES = 2**18  # of a log's end that are searched for a cause
 MEMORY = "memory limit|oom.kill|out of memory"
-CAUSE = r"^\w*(Error|Exception)\b|errno|no space left|no locks available|quota exceeded|permission denied"
+CAUSE = r"^[\w.]*(Error|Exception)\b|errno|no space left|no locks available|quota exceeded|permission denied"
 PAUSES = (1, 2, 4, 8, 15, 30, 60, 60)  # seconds, between attempts to have a job queued again
 REFUSAL = "disabled|invalid|denied|not permitted"  # in SLURM's words; all else may pass
-
-
-def options(given: Mapping[str, Any], extra: Iterable[str] = ()) -> dict[str, Any]:
-    """What submitit is told: `given` on the command line, before the user's file, before the project's table.
-
-    Args:
-        given: by the keys of `NAMES`; None is not given.
-        extra: any other option of sbatch as "key=value", or "key" for one without a value.
-
-    Raises:
-        ConfigError: an unknown key or an impossible value in one of the three, or text without a key.
-    """
-    merged: dict[str, Any] = {}
-    for where, table in (
-        (f"{ROOT / 'pyproject.toml'}: tool.gamlib.slurm", _table(ROOT / "pyproject.toml", "tool", "gamlib", "slurm")),
-        (f"{DEFAULTS.expanduser()}: slurm", _table(DEFAULTS.expanduser(), "slurm")),
-        ("slurm", {key: value for key, value in given.items() if value not in (None, [], ())}),
-    ):
-        for key in table.keys() - {*NAMES, "slurm"}:
-            raise ConfigError(f"{where}.{key}: allowed: {', '.join(NAMES)}, and a table slurm of other sbatch options")
-        if not isinstance(table.get("slurm", {}), dict):
-            raise ConfigError(f"{where}.slurm={table['slurm']!r}: allowed: a table of other sbatch options")
-        merged |= table
-    more: dict[str, Any] = dict(merged.pop("slurm", {}))
-    for text in extra:
-        key, _, value = text.partition("=")
-        if not key.strip("- "):
-            raise ConfigError(f"slurm={text!r}: allowed: key=value, such as reservation=mine")
-        more[key.strip("- ").replace("_", "-")] = value or True
-    for key, least in {"gpus": 0, "cpus": 1, "timeout": 1, "array_parallelism": 1}.items():
-        value = merged.get(key, least)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{key}={value!r}: allowed: a whole number from {least}")
-    memory = merged.get("mem", 1)
-    if not isinstance(memory, int | float) or isinstance(memory, bool) or not 0 < memory < math.inf:
-        raise ConfigError(f"mem={memory!r}: allowed: a number above 0, of GB")
-    if isinstance(merged.get("setup"), str):
-        merged["setup"] = [merged["setup"]]
-    found: dict[str, Any] = {"timeout_min": DAY_MINUTES} | {NAMES[key]: value for key, value in merged.items()}
-    # A share of a short time, so that a run gets somewhere before it is told to stop; SLURM looks every half minute.
-    found["slurm_signal_delay_s"] = int(min(120, 15 * found["timeout_min"]))
-    found["slurm_additional_parameters"] = more if "no-requeue" in more else {"requeue": True, **more}
-    return found
-
-
-def _table(path: Path, *keys: str) -> dict[str, Any]:
-    try:
-        table: Any = tomllib.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-    for key in keys:
-        table = table.get(key, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{path}: {key} is not a table")
-    return dict(table)
 
 
 @cache
 def max_array_size() -> int:
     """Runs of one job array: SLURM's MaxArraySize less one, or its default where it does not say."""
-    answer = _ask("scontrol", "show", "config") or ""
-    sizes = [line.partition("=")[2].strip() for line in answer.splitlines() if line.startswith("MaxArraySize")]
+    answer = _asked("scontrol", "show", "config")
+    lines = answer.stdout.splitlines() if answer is not None else []
+    sizes = [line.partition("=")[2].strip() for line in lines if line.startswith("MaxArraySize")]
     return max(1, int(sizes[0]) - 1) if sizes and sizes[0].isdecimal() else 1000
 
 
-def states(job_ids: Collection[str]) -> dict[str, str] | None:
-    """SLURM's state of each job that it knows, from squeue and then sacct; None if it cannot be asked."""
-    if not job_ids:
-        return {}
-    queue = _ask("squeue", "-u", getpass.getuser(), "-h", "-r", "-t", "all", "-o", "%i %T")
-    if queue is None:
-        return None
-    found = dict(line.split()[:2] for line in queue.splitlines() if len(line.split()) > 1)
-    rest = set(job_ids) - found.keys()
-    if rest:
-        arrays = sorted({job_id.partition("_")[0] for job_id in rest})
-        for first in range(0, len(arrays), 500):
-            answer = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays[first : first + 500]))
-            for line in (answer or "").splitlines():
-                job_id, _, words = line.partition("|")
-                state = words.partition(" ")[0]  # of "CANCELLED by 0"
-                if state and state not in WAITING:  # a job that waits is one that squeue has
-                    found.setdefault(job_id, state)
+class Job(NamedTuple):
+    """What SLURM knows of a job: its state, and why it waits; both empty if SLURM says that there is no such job."""
+
+    state: str = ""
+    reason: str = ""
+
+
+def states(job_ids: Collection[str]) -> dict[str, Job] | None:
+    """What SLURM knows of each job, from squeue and then sacct; None if it cannot be asked.
+
+    A job that is left out is one of which SLURM has said nothing. That is no evidence that it is gone.
+    """
+    arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
+    found: dict[str, Job] = {}
+    for some in _parts(arrays):
+        if (jobs := _queue(some)) is None:
+            return None
+        found |= jobs
+    listed = {job_id.partition("_")[0] for job_id in found}
+    for some in _parts(sorted({job_id.partition("_")[0] for job_id in job_ids if job_id not in found})):
+        for job_id, state in _accounted(some):
+            if state not in WAITING:  # a job that waits is one that squeue has
+                found.setdefault(job_id, Job(state))
+    for job_id in sorted(set(job_ids) - found.keys()):
+        array = job_id.partition("_")[0]
+        if array in listed or _denied(array):  # squeue knows its other tasks, or says that there is none
+            listed.add(array)
+            found[job_id] = Job()
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
+
+
+def _parts(ids: list[str]) -> list[list[str]]:
+    return [ids[first : first + 500] for first in range(0, len(ids), 500)]
+
+
+def _queue(arrays: list[str]) -> dict[str, Job] | None:
+    """The jobs that squeue has of some arrays or single jobs; None if it cannot be asked."""
+    answer = _asked("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %r", "-j", ",".join(arrays))
+    if answer is None or (answer.returncode and not _denies(answer.stderr)):
+        return None
+    lines = [line.split(None, 2) for line in answer.stdout.splitlines()]
+    return {words[0]: Job(words[1], *words[2:]) for words in lines if len(words) > 1}
+
+
+def _denied(array: str) -> bool:
+    """Whether squeue says that there is no such job; asked for several, it only leaves out those that are not."""
+    answer = _asked("squeue", "-h", "-j", array)
+    return answer is not None and _denies(answer.stderr)
+
+
+def _denies(text: str) -> bool:
+    return "Invalid job id" in text
+
+
+def _accounted(arrays: list[str]) -> Iterator[tuple[str, str]]:
+    """The jobs that sacct has, and their states."""
+    answer = _asked("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
+    for line in answer.stdout.splitlines() if answer is not None and answer.returncode == 0 else ():
+        name, _, words = line.partition("|")
+        array, _, tasks = name.partition("_")
+        if state := words.partition(" ")[0]:  # of "CANCELLED by 0"
+            try:  # tasks that never began are one line: 7_[1-3,5%2]
+                numbers = parse_seeds(tasks.strip("[]").partition("%")[0]) if tasks.startswith("[") else []
+            except ConfigError:
+                numbers = []
+            yield from [(f"{array}_{number}", state) for number in numbers] or [(name, state)]
 
 
 def statuses(runs: Iterable[Run]) -> dict[Run, Status]:
     """What every run does: its folder's word first, and where a job of SLURM's has it, what SLURM knows better.
 
-    A job that SLURM has ended, or does not know, has no running or waiting run. If SLURM cannot be asked, the folders'
-    word stands, with the age of their heartbeats.
+    A job that SLURM has ended, or says it does not have, has no running or waiting run. Where SLURM says nothing, the
+    folders' word stands, with the age of their heartbeats.
     """
     found = {run: run.status() for run in runs}
     asked = {run: status for run, status in found.items() if status.cluster == "slurm" and _open(status)}
-    known = states({status.job_id for status in asked.values()})
-    if known is not None:
-        for run, status in asked.items():
-            found[run] = _corrected(status, known.get(status.job_id))
+    known = states({status.job_id for status in asked.values()}) or {}
+    for run, status in asked.items():
+        if status.job_id in known:
+            found[run] = _corrected(status, known[status.job_id])
     return found
 
 
@@ -147,12 +127,14 @@ def _open(status: Status) -> bool:
     return bool(status.job_id) and status.state not in ("done", "missing")
 
 
-def _corrected(status: Status, slurm: str | None) -> Status:
+def _corrected(status: Status, job: Job) -> Status:
+    slurm = job.state
     if slurm in WAITING:
-        return status.model_copy(update={"state": "queued", "error": ""})
+        why = "" if job.reason in ("", "None") else f"waits: {job.reason}"
+        return status.model_copy(update={"state": "queued", "error": why})
     if slurm in RUNNING:  # between the word "preempted" and the queue, too
         return status.model_copy(update={"state": "running"}) if status.state in ("preempted", "lost") else status
-    if slurm is None:
+    if not slurm:
         gone = {"state": "lost", "error": f"SLURM does not know its job {status.job_id} any more"}
         return status.model_copy(update=gone) if status.state in ("queued", "lost") else status
     if status.state in ("failed", "preempted"):  # it could say so itself
@@ -192,16 +174,15 @@ def _with(pattern: str, lines: list[str]) -> list[str]:
 
 
 def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
-    """Cancel jobs by their ids, or all of this user's of a name; those that have ended are passed over.
+    """Cancel jobs by their ids, or all of a name; those that have ended are passed over.
 
     Raises:
         ConfigError: SLURM cannot be told.
     """
-    ids = sorted(job_ids)
-    calls = [["--user", getpass.getuser(), "--name", name]] if name else []
-    calls += [ids[first : first + 200] for first in range(0, len(ids), 200)]
-    for arguments in calls:
-        if _ask("scancel", "--quiet", *arguments) is None:
+    calls = [["--name", name]] if name else []
+    for arguments in calls + _parts(sorted(job_ids)):
+        answer = _answer("scancel", "--quiet", *arguments)
+        if answer is None or answer.returncode:
             raise ConfigError("SLURM cannot be reached: scancel does not answer")
 
 
@@ -233,14 +214,35 @@ def job() -> tuple[str, str]:
     return cluster, f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
-def _ask(*command: str) -> str | None:
-    """What a command of SLURM's prints; None if there is none, or it fails."""
+@contextmanager
+def as_told() -> Iterator[None]:
+    """While the block lasts, sbatch takes its options from what it is given, and not from the user's variables."""
+    taken = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(OVERRIDES)}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+_unanswered = -math.inf  # when SLURM was last asked in vain
+
+
+def _asked(*command: str) -> "subprocess.CompletedProcess[str] | None":
+    """What a command that asks SLURM says; None if there is none, or for some time after one has not answered."""
+    global _unanswered
+    if time.monotonic() < _unanswered + SILENCE:
+        return None
+    began = time.monotonic()
     answer = _answer(*command)
-    return answer.stdout if answer is not None and answer.returncode == 0 else None
+    if answer is None and time.monotonic() > began + PATIENCE:
+        _unanswered = time.monotonic()
+    return answer
 
 
 def _answer(*command: str) -> "subprocess.CompletedProcess[str] | None":
+    own = {key: value for key, value in os.environ.items() if not key.startswith(OVERRIDES)}
+    own |= {"SLURM_BITSTR_LEN": "0"}  # lists of tasks are not cut
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=own)
     except (OSError, subprocess.TimeoutExpired):
         return None

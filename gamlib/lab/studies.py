@@ -1,5 +1,6 @@
 """Studies: arms times seeds, with a name. Three are the paper's; others are YAML files or a few lines of Python."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -7,15 +8,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gamlib.files import write_whole
-from gamlib.lab.arms import Arm, of_mechanism
+from gamlib.lab.arms import Arm, of_mechanism, of_this_package
 from gamlib.lab.catalogue import CATALOGUE
 from gamlib.lab.config import ConfigError, RunConfig, one_line, unknown_name
 from gamlib.lab.parameters import parse_seeds
 from gamlib.lab.places import runs_root
 from gamlib.lab.provenance import source_hash
+from gamlib.lab.runs import Run
 from gamlib.lab.widths import widened
 from gamlib.training.datasets import DATASETS, folder_name
 
@@ -148,6 +151,8 @@ class Study(BaseModel):
         for key in overrides.keys() - taken:
             raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
         of_arms = {label: runs[label] for label in chosen}
+        for label in chosen:
+            of_this_package(runs[label][0].attention)
         return Plan(study=self, dataset=dataset, seeds=numbers, overrides=overrides, arms=of_arms, source=source_hash())
 
 
@@ -192,15 +197,35 @@ class Plan(BaseModel):
         """Remember what was asked for, in `runs/studies/`: a definition, not a state.
 
         Other arms that were asked for earlier, with the same seeds and overrides, stay part of it, as they are now:
-        the files of a data set, or what a recipe prescribes, may have changed since.
+        the files of a data set, or what a recipe prescribes, may have changed since. A plan with runs that are no part
+        of it is kept beside it for `submitted`, until those are done or removed.
         """
         plan, path = self, _plans() / f"{self.name}.json"
-        before = self.read(path)
-        if before is not None and self._asked() == before._asked() and before.arms.keys() - self.arms.keys():
-            with suppress(ConfigError):  # refused by now: they are no part of it any more
-                plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
-        plan = plan.model_copy(update={"cluster": cluster, "slurm": slurm or {}})
-        write_whole(path, plan.model_dump_json(indent=2))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / ".lock"):
+            before = self.read(path)
+            if before is not None and self._asked() == before._asked() and before.arms.keys() - self.arms.keys():
+                with suppress(ConfigError):  # refused by now: they are no part of it any more
+                    plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
+            plan = plan.model_copy(update={"cluster": cluster, "slurm": slurm or {}})
+            if before is not None:
+                before.keep()
+            write_whole(path, plan.model_dump_json(indent=2))
+            own = {config.signature for config in plan.configs}
+            for kept in kept_plans(plan.name):
+                earlier = self.read(kept)
+                if earlier is None or all(run.signature in own for run in earlier.unfinished()):
+                    kept.unlink()
+
+    def keep(self, **changes: Any) -> None:
+        """Remember it beside the plan that was asked for last, with some values changed."""
+        signatures = sorted(config.signature for config in self.configs)
+        name = f"{self.name}-{hashlib.sha256(json.dumps(signatures).encode()).hexdigest()[:8]}.json"
+        write_whole(_plans() / "earlier" / name, self.model_copy(update=changes).model_dump_json(indent=2))
+
+    def unfinished(self) -> list[Run]:
+        """Its runs that were begun or submitted, and are not done."""
+        return [run for run in map(Run, self.configs) if run.folder.exists() and run.result() is None]
 
     def _asked(self) -> tuple[Any, ...]:
         return self.study, self.dataset, self.seeds, self.overrides
@@ -255,6 +280,11 @@ class Plan(BaseModel):
 
 def _plans() -> Path:
     return runs_root() / "studies"
+
+
+def kept_plans(name: str) -> list[Path]:
+    """The files of plans that were asked for before the last one of a name, see `Plan.save`."""
+    return sorted((_plans() / "earlier").glob(f"{name}-????????.json"))
 
 
 STUDIES = {name: Study(name=name, **given) for name, given in CATALOGUE.items()}

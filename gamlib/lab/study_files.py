@@ -7,11 +7,12 @@ import yaml
 
 from gamlib.lab.catalogue import CATALOGUE
 from gamlib.lab.config import ConfigError
-from gamlib.lab.studies import STUDIES, Study
+from gamlib.lab.studies import STUDIES, Plan, Study
 
 
 def find_studies(name: str) -> list[Study]:
-    """A study of this project by its name, or the user's own from a YAML file, which may hold several.
+    """A study of this project by its name, or the user's own: from a YAML file, which may hold several, or by its name
+    as it was submitted last.
 
     Raises:
         ConfigError: neither; the message lists the names.
@@ -20,6 +21,9 @@ def find_studies(name: str) -> list[Study]:
         return [STUDIES[name]]
     if name.endswith((".yaml", ".yml")):
         return read_studies(Path(name))
+    for plan in Plan.saved():
+        if plan.study.name == name:
+            return [plan.study]
     raise ConfigError(f"study {name!r}: allowed: {', '.join(STUDIES)}, or a YAML file")
 
 
@@ -33,6 +37,15 @@ def find_study(name: str) -> Study:
     if others:
         raise ConfigError(f"{name} has {1 + len(others)} studies: allowed here: one")
     return study
+
+
+def study_name(text: str) -> str:
+    """The name of a study that was submitted, which may be given by its YAML file.
+
+    Raises:
+        ConfigError: as `find_study`, of a file.
+    """
+    return find_study(text).name if text.endswith((".yaml", ".yml")) else text
 
 
 def read_studies(path: Path) -> list[Study]:
@@ -73,4 +86,7 @@ def _extended(content: dict[str, Any]) -> dict[str, Any]:
     del given["extends"]
     if isinstance(given.get("base"), dict):
         given["base"] = {**CATALOGUE[name].get("base", {}), **given["base"]}
+    if isinstance(content.get("arms"), dict) and "compare" not in content:  # of arms that may be others
+        arms = set(map(str, content["arms"]))
+        given["compare"] = [pair for pair in given.get("compare") or () if arms.issuperset(pair)] or None
     return given

@@ -139,3 +139,10 @@ def test_a_file_that_is_no_state_dictionary_is_refused(content: Any, message: st
         torch.save(content, path)
     with pytest.raises(ValueError, match=message):
         build_model("resnet18", weights=path)
+
+
+def test_the_checkpoint_of_a_run_is_a_file_of_weights(pretrained: Any, tmp_path: Path) -> None:
+    _, state = pretrained("resnet18")
+    torch.save({"identity": {"seed": 0}, "epoch": 1, "step": 0, "model": state}, tmp_path / "checkpoint.pt")
+    model = build_model("resnet18", "gam", weights=tmp_path / "checkpoint.pt")
+    assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])

@@ -3,16 +3,21 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from gamlib.lab import contrasts, figures, frontier, tables
 from gamlib.lab.statistics import mean_interval
-from gamlib.lab.studies import STUDIES, Plan
+from gamlib.lab.studies import STUDIES, Plan, Study
 
 FinishAll = Callable[..., None]
 ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [7.1, 8.0, 9.05], "sp": [4.0, 5.1, 6.0], "ch+sp": [6.5, 6.0, 8.5]}
@@ -59,8 +64,8 @@ def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, fin
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first comparison is on top
     said = [(text.get_text().replace("\n", " "), text.get_fontweight()) for text in axes.texts]
     assert said == [("worse", "bold"), ("better", "bold"), ("not told apart by 3 seeds", "normal")]
-    assert axes.get_xlabel() == (
-        "Top-1 error minus that of baseline (points; left of 0 is better)\ndigits, test images, 3 seeds"
+    assert figure.get_supxlabel().replace("\n", " ") == (
+        "Top-1 error minus that of baseline (points; left of 0 is better) digits, test images, 3 seeds"
     )
     assert legend(figure) == ["one seed", "mean, its own 95 % interval"]
     assert figure.legends[0].get_title().get_text() == "Verdicts: paired t-test, corrected for 7 by Holm"
@@ -75,7 +80,7 @@ def test_a_comparison_that_no_seed_has_finished_is_not_drawn(plan: Plan, finish_
     assert [text.get_text() for text in axes.get_yticklabels()] == ["sp", "ch+sp"]
     assert [text.get_text().replace("\n", " ") for text in axes.texts] == ["better", "nothing can be said of one seed"]
     assert [len(gaps) for gaps in points(axes, "o")] == [3, 1]
-    assert "digits, test images, 3 seeds, 7 of 12 runs" in axes.get_xlabel()
+    assert "digits, test images, 3 seeds, 7 of 12 runs" in figure.get_supxlabel().replace("\n", " ")
 
 
 def test_several_references_are_named_row_by_row(finish_all: FinishAll) -> None:
@@ -86,7 +91,9 @@ def test_several_references_are_named_row_by_row(finish_all: FinishAll) -> None:
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == [f"{arm}\nminus {reference}" for arm, reference in plan.compare]
     assert figure.get_figwidth() == figures.TWO_COLUMNS
-    assert figure.axes[0].get_xlabel().startswith("Difference in top-1 error (points; left of 0 is better)")
+    assert (
+        figure.get_supxlabel().replace("\n", " ").startswith("Difference in top-1 error (points; left of 0 is better)")
+    )
 
 
 def test_the_frontier_has_every_arm_at_its_costs(plan: Plan, finish_all: FinishAll) -> None:
@@ -184,7 +191,7 @@ def test_learning_curves_are_means_in_the_style_of_their_arms(plan: Plan, finish
     for line, arm in zip(axes.get_lines(), legend(figure), strict=False):
         assert np.asarray(line.get_ydata()) == pytest.approx([np.mean(ERRORS[arm]) + 20, np.mean(ERRORS[arm]) + 10])
         assert line.get_marker() == styles[arm].marker
-    assert axes.get_xlabel() == "Epoch\ndigits, test images, 3 seeds, 9 of 12 runs"
+    assert axes.get_xlabel() == "Epoch" and figure.get_supxlabel() == "digits, test images, 3 seeds, 9 of 12 runs"
 
 
 def test_the_curves_of_a_run_name_the_images_it_was_evaluated_on() -> None:
@@ -200,3 +207,69 @@ def test_arms_differ_in_grey_and_keep_their_looks_when_others_are_missing() -> N
     assert len({(style.colour, style.marker) for style in styles.values()}) == 60
     few = [styles[arm] for arm in arms[:8]]
     assert len({style.marker for style in few}) == len({style.dashes for style in few}) == 8
+
+
+def outside(figure: Figure) -> list[str]:
+    """The texts of a figure that do not lie inside it whole."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    edge = figure.bbox.padded(0.5)
+    axis_of_ticks = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
+    hidden = [
+        tick.label1
+        for axis in axis_of_ticks
+        for tick in axis.get_major_ticks()
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    ]
+    found = []
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        box = text.get_window_extent(renderer)
+        if (
+            text not in hidden
+            and text.get_visible()
+            and text.get_text()
+            and not (edge.contains(*box.min) and edge.contains(*box.max))
+        ):
+            found.append(text.get_text())
+    return found
+
+
+@pytest.mark.parametrize("number", [2, 20])
+@pytest.mark.parametrize("name", ["a{}", "an arm of twenty-five {}"])
+@pytest.mark.parametrize("overrides", [{}, {"epochs": 2, "train_fraction": 0.25, "label_smoothing": 0.1}])
+def test_every_text_of_a_figure_lies_inside_it(
+    number: int, name: str, overrides: dict[str, Any], finish_all: FinishAll
+) -> None:
+    study = Study(name="own", arms={name.format(index): {"lr": 0.01 + 0.01 * index} for index in range(number)})
+    plan = study.plan(seeds="0-2", **overrides)
+    finish_all(plan, {arm: [6.0 + index, 7.0, 8.0] for index, arm in enumerate(plan.arms)})
+    frame = tables.outcomes(plan)
+    about = tables.label(plan, frame)
+    costs = tables.summary(plan, frame).assign(parameters=np.arange(2, number + 2) * 10**6)
+    for figure in (
+        differences(plan),
+        figures.error_by_arm(frame, about),
+        figures.learning_curves(tables.histories(plan), list(plan.arms), about),
+        frontier.frontier(costs, about),
+    ):
+        assert figure is not None and outside(figure) == []
+
+
+def test_the_verdicts_of_a_part_of_a_study_are_headed_by_the_test_that_they_are_of(
+    plan: Plan, finish_all: FinishAll
+) -> None:
+    finish_all(plan, ERRORS)
+    part = STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch"])
+    figure = differences(part)
+    assert figure is not None
+    assert figure.legends[0].get_title().get_text() == "Verdicts: paired t-test, corrected for 7 by Holm"
+
+
+def test_an_arm_has_its_colour_when_the_style_is_over() -> None:
+    """A notebook draws a figure after its cell has made it."""
+    with plt.style.context(figures.STYLE):
+        styled = [to_hex(f"C{number}") for number in range(8)]
+    assert [look.colour.lower() for look in figures.arm_styles(map(str, range(8))).values()] == styled
+    assert styled[1] != to_hex("C1")

@@ -220,11 +220,11 @@ def test_what_slurm_knows_of_a_run_is_published(plan: Plan, monkeypatch: pytest.
     """Its folder cannot say that it waits again, or that it was killed."""
     run = Run(plan.arms["ch"][2])
     run.write_status(state="preempted", cluster="slurm", job_id="7_0", error="saved in epoch 1")
-    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, "REQUEUED"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.Job("REQUEUED")))
     with pytest.raises(RunFailed, match="is queued: submodules-digits is published when"):
         publication.publish(plan)
     run.write_status(state="running")
-    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, "OUT_OF_MEMORY"))
+    monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.Job("OUT_OF_MEMORY")))
     publication.publish(plan)
     (row,) = publication.read(plan, "runs").query("arm == 'ch' and seed == 2").to_dict("records")
     assert (row["state"], row["error"]) == ("failed", "OUT_OF_MEMORY: its job left no word")

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -168,3 +169,22 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space"):
         write_whole(path, "new")
     assert path.read_text() == "old" and [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_run_whose_folder_is_removed_stops_and_leaves_what_is_there_now_alone() -> None:
+    run = Run(RunConfig())
+    with pytest.raises(RunStopped, match="its folder was removed while it ran"), run.claim():
+        assert run.asked_to_stop() == ""
+        shutil.rmtree(run.folder)
+        run.folder.mkdir()  # as another who claims it: nothing kept it out
+        (run.folder / ".lock").touch()
+        run.asked_to_stop()
+    assert [path.name for path in run.folder.iterdir()] == [".lock"]
+
+
+def test_a_heartbeat_that_is_no_time_is_an_old_one() -> None:
+    run = Run(RunConfig())
+    run.write_status(state="running", host="elsewhere", pid=1)
+    status = json.loads((run.folder / "status.json").read_text()) | {"heartbeat": ""}
+    (run.folder / "status.json").write_text(json.dumps(status))
+    assert run.status().state == "lost"

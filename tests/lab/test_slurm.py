@@ -1,6 +1,8 @@
 """What is asked of SLURM and told to it, with commands that only print. A real SLURM is in tests/slurm."""
 
+import errno
 import fcntl
+import math
 import os
 import signal
 import threading
@@ -8,18 +10,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
 from typer.testing import CliRunner
 
 from gamlib.cli import app
-from gamlib.lab import arrays, dispatch, slurm
+from gamlib.lab import arrays, dispatch, slurm, slurm_options
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.runs import Run, RunStopped
 from gamlib.options import SLURM as COMMAND_OPTIONS
 
 Finish = Callable[..., Run]
+GONE = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"  # of squeue, asked for one job
 
 
 @pytest.fixture
@@ -28,8 +32,9 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setattr(slurm, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     slurm.max_array_size.cache_clear()
+    monkeypatch.setattr(slurm, "_unanswered", -math.inf)
 
     def command(name: str, script: str) -> Path:
         calls = tmp_path / f"{name}.calls"
@@ -57,8 +62,8 @@ def runs(number: int) -> list[Run]:
 def test_the_command_line_goes_before_the_users_file_and_that_before_the_projects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm, "ROOT", tmp_path)
-    monkeypatch.setattr(slurm, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(slurm_options, "ROOT", tmp_path)
+    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     project = (
         '[tool.gamlib.slurm]\npartition = "p"\naccount = "p"\nqos = "p"\nslurm = {reservation = "p", comment = "p"}\n'
     )
@@ -66,7 +71,7 @@ def test_the_command_line_goes_before_the_users_file_and_that_before_the_project
     (tmp_path / "gamlib.toml").write_text(
         '[slurm]\naccount = "u"\nqos = "u"\ntimeout = 240\nmem = 8.5\nsetup = "module load x"\n'
     )
-    told = slurm.options({"qos": "c", "gpus": None}, ["comment=c", "exclusive"])
+    told = slurm_options.options({"qos": "c", "gpus": None}, ["comment=c", "exclusive"])
     assert told == {
         "slurm_partition": "p",
         "slurm_account": "u",
@@ -95,41 +100,42 @@ def test_the_command_line_goes_before_the_users_file_and_that_before_the_project
 )  # fmt: skip
 def test_impossible_options_are_refused(given: dict[str, Any], extra: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        slurm.options(given, extra)
+        slurm_options.options(given, extra)
     assert message in str(refused.value)
 
 
 def test_every_option_of_the_command_is_one_that_submission_knows() -> None:
-    assert set(COMMAND_OPTIONS) == {*slurm.NAMES, "slurm"}
+    assert set(COMMAND_OPTIONS) == {*slurm_options.NAMES, "slurm"}
 
 
 @pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])
 def test_a_file_of_defaults_that_is_wrong_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     (tmp_path / "gamlib.toml").write_text(text)
     with pytest.raises(ConfigError) as refused:
-        slurm.options({})
+        slurm_options.options({})
     assert str(tmp_path / "gamlib.toml") in str(refused.value)
 
 
 def test_what_a_node_takes_down_goes_on_unless_that_is_not_wanted() -> None:
-    assert slurm.options({})["slurm_additional_parameters"] == {"requeue": True}
-    assert slurm.options({}, ["no-requeue"])["slurm_additional_parameters"] == {"no-requeue": True}
+    assert slurm_options.options({})["slurm_additional_parameters"] == {"requeue": True}
+    assert slurm_options.options({}, ["no-requeue"])["slurm_additional_parameters"] == {"no-requeue": True}
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (14 * 24 * 60, 120)])
 def test_a_run_is_told_to_stop_in_time_and_not_much_earlier(minutes: int, seconds: int) -> None:
-    assert slurm.options({"timeout": minutes})["slurm_signal_delay_s"] == seconds
+    assert slurm_options.options({"timeout": minutes})["slurm_signal_delay_s"] == seconds
 
 
 def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Callable[[str, str], Path]) -> None:
     commands("squeue", "printf '7_0 RUNNING\\n7_1 PENDING\\n9 RUNNING\\n'")
     asked = commands("sacct", "printf '7_0|FAILED\\n7_2|CANCELLED by 1000\\n8|TIMEOUT\\n'")
-    assert slurm.states({"7_0", "7_1", "7_2", "8", "6"}) == {
-        "7_0": "RUNNING",
-        "7_1": "PENDING",
-        "7_2": "CANCELLED",
-        "8": "TIMEOUT",
+    assert slurm.states({"7_0", "7_1", "7_2", "7_3", "8", "6"}) == {
+        "7_0": ("RUNNING", ""),
+        "7_1": ("PENDING", ""),
+        "7_2": ("CANCELLED", ""),
+        "7_3": ("", ""),  # squeue has others of its array
+        "8": ("TIMEOUT", ""),
     }
     assert "6,7,8" in asked.read_text()
 
@@ -148,6 +154,7 @@ def test_a_job_waits_only_if_squeue_has_it(state: str, commands: Callable[[str, 
     (run,) = runs(1)
     run.queue("7_0", "slurm")
     commands("sacct", f"echo '7_0|{state}'")
+    commands("squeue", GONE)
     assert slurm.statuses([run])[run].state == "lost"
     commands("squeue", f"echo '7_0 {state}'")
     assert slurm.statuses([run])[run].state == "queued"
@@ -158,6 +165,165 @@ def test_an_answer_that_makes_no_sense_is_none(answer: str, commands: Callable[[
     commands("sacct", f"printf '{answer}\\n'")
     commands("squeue", "printf '\\377\\n'")
     assert slurm.states({"7_0"}) == {}
+
+
+def test_an_empty_answer_is_no_evidence_that_a_job_is_gone(commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    assert slurm.statuses([run])[run].state == "queued"
+    commands("squeue", GONE)
+    assert slurm.statuses([run])[run].state == "lost"
+
+
+def test_squeue_is_asked_for_the_very_jobs_and_no_variable_changes_its_answer(
+    commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "other")
+    monkeypatch.setenv("LOGNAME", "somebody")
+    asked = commands("squeue", 'test -z "$SQUEUE_PARTITION" && echo "7_0 PENDING Resources here"')
+    assert slurm.states({"7_0"}) == {"7_0": ("PENDING", "Resources here")}
+    assert asked.read_text().endswith("-j 7\n") and "-u" not in asked.read_text().split()
+
+
+def test_tasks_that_never_began_are_one_line_of_sacct(commands: Callable[[str, str], Path]) -> None:
+    commands("sacct", "printf '7_[1-3,5%%2]|CANCELLED by 0\n7_[8...]|FAILED\n'")
+    known = slurm.states({f"7_{task}" for task in range(9)})
+    assert known == {f"7_{task}": ("CANCELLED", "") for task in (1, 2, 3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [("JobHeldUser", "waits: JobHeldUser"), ("launch failed requeued held", "waits: launch failed requeued held"),
+     ("None", ""), ("", "")],
+)  # fmt: skip
+def test_a_run_that_waits_says_why(reason: str, error: str, commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    commands("squeue", f"echo '7 PENDING {reason}'")
+    assert (slurm.statuses([run])[run].state, slurm.statuses([run])[run].error) == ("queued", error)
+
+
+def test_a_slurm_that_hangs_is_waited_for_once(
+    commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slurm, "PATIENCE", 0.2)
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    hanging = [commands(name, "exec sleep 60") for name in ("squeue", "sacct")]
+    began = time.monotonic()
+    for _ in range(5):
+        assert slurm.statuses([run])[run].state == "queued"
+    assert time.monotonic() < began + 30
+    assert hanging[0].read_text().count("\n") == 1 and not hanging[1].exists()
+    monkeypatch.setattr(slurm, "SILENCE", 0.0)
+    commands("squeue", GONE)
+    assert slurm.statuses([run])[run].state == "lost"
+
+
+def test_the_shells_options_are_the_last_ones_and_its_others_none(
+    sbatch: Path, commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for key, value in {"PARTITION": "shell", "ACCOUNT": "shell", "TIMELIMIT": "7", "NO_REQUEUE": "1"}.items():
+        monkeypatch.setenv(f"SBATCH_{key}", value)
+    told = slurm_options.options({"partition": "mine"})
+    assert (told["slurm_partition"], told["slurm_account"], told["timeout_min"]) == ("mine", "shell", 1440)
+    commands("sbatch", f'env > {tmp_path}/env; echo "Submitted batch job 1"')
+    arrays.submit(runs(1), told, {})
+    assert "SBATCH_" not in (tmp_path / "env").read_text()
+    assert os.environ["SBATCH_TIMELIMIT"] == "7"
+
+
+def test_what_sbatch_has_queued_without_an_answer_is_cancelled(commands: Callable[[str, str], Path]) -> None:
+    told = commands("scancel", "")
+    commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2; exit 1")
+    with pytest.raises(ConfigError, match="timed out"):
+        arrays.submit(runs(1), slurm_options.options({}), {})
+    (record,) = (runs(1)[0].folder.parents[1] / "submitit").glob("*.submitting")
+    assert told.read_text() == f"--quiet --name {record.stem}\n"
+    arrays.cancel_killed_submissions()
+    assert told.read_text() == 2 * f"--quiet --name {record.stem}\n" and not record.exists()
+
+
+def test_more_gpus_than_devices_are_refused_before_anything_is_submitted(sbatch: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gpus=2: allowed: 1, as many as the run has devices"):
+        arrays.submit([*runs(1), Run(RunConfig(devices=2))], slurm_options.options({"gpus": 2}), {})
+    assert not sbatch.exists()
+
+
+def test_a_file_system_without_locks_is_refused_before_anything_is_submitted(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+            with pytest.raises(ConfigError, match=f"has no file locks .{os.strerror(number)}.; set GAM_RUNS"):
+                dispatch.dispatch([RunConfig()], "slurm", wait=False)
+            with pytest.raises(ConfigError, match="has no file locks"), Run(RunConfig()).claim():
+                pass
+    assert not sbatch.exists()
+
+
+def test_without_the_notebooks_nothing_is_submitted_or_written(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch, places: Path
+) -> None:
+    monkeypatch.setattr(dispatch, "NOTEBOOKS", places / "site-packages" / "notebooks")
+    with pytest.raises(ConfigError, match="runs need the notebooks of gamlib's repository"):
+        dispatch.dispatch([RunConfig()], "slurm", wait=False)
+    assert not sbatch.exists() and not (places / "runs").exists()
+
+
+def test_what_was_submitted_in_parts_is_cancelled_and_tried_again_in_whole(
+    sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gamlib(*arguments: str) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    study = tmp_path / "two.yaml"
+    study.write_text("arms:\n  plain: {attention: none}\n  gam: {}\n")
+    options = ("--cluster", "slurm", "--no-wait")
+    gamlib("study", str(study), "--seeds", "0-1", "--mem", "8", *options)
+    gamlib("study", str(study), "--seeds", "2-3", *options)
+    commands("squeue", "for j in 1 2; do for t in 0 1 2 3; do echo ${j}_$t PENDING; done; done")
+    assert "8 queued" in gamlib("status", "two")
+    commands("sbatch", "echo 'sbatch: error: no' >&2; exit 1")
+    assert CliRunner().invoke(app, ["study", str(study), "--seeds", "7", *options]).exit_code == 2
+    assert "8 queued" in gamlib("status", str(study)), "a submission that was refused changes nothing"
+    told = commands("scancel", "")
+    commands("squeue", f"test -e {told} || for j in 1 2; do for t in 0 1 2 3; do echo ${{j}}_$t PENDING; done; done")
+    commands("sacct", "printf '1_[0-3]|CANCELLED by 0\n2_[0-3]|CANCELLED by 0\n'")
+    assert "8 runs stopped" in gamlib("cancel", "two")
+    assert told.read_text() == "--quiet 1_0 1_1 1_2 1_3 2_0 2_1 2_2 2_3\n"
+    commands("sbatch", f'n=$(cat {tmp_path}/n); echo $((n + 1)) > {tmp_path}/n; echo "Submitted batch job $((n + 1))"')
+    assert gamlib("retry", "two", "--no-wait").count("4 runs submitted") == 2
+    texts = [path.read_text() for path in (tmp_path / "runs" / "submitit").glob("[34]_submission.sh")]
+    assert sorted("--mem=8GB" in text for text in texts) == [False, True], "each with its own options"
+
+
+def test_runs_that_have_failed_are_removed_if_asked(commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    (run.folder / ".lock").touch()
+    (run.folder / ".run.4711.ipynb").touch()
+    commands("sacct", "echo '7|FAILED'")
+    assert ".run.4711.ipynb" in (shown := CliRunner().invoke(app, ["gc"]).output) and "config.json" not in shown
+    assert "config.json" in CliRunner().invoke(app, ["gc", "--failed"]).output and run.folder.exists()
+    assert "removed" in CliRunner().invoke(app, ["gc", "--failed", "--yes"]).output
+    assert not run.folder.exists()
+
+
+def test_a_cancelled_run_that_has_trained_is_not_said_to_have_never_begun(
+    commands: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    from gamlib.lab import housekeeping
+
+    (run,) = runs(1)
+    run.queue("7", "slurm")
+    run.write_status(attempts=1)
+    commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '7 PENDING'")
+    commands("sacct", "echo '7|CANCELLED'")
+    assert housekeeping.cancel([run])[run].error == "CANCELLED: cancelled while it waited to go on"
 
 
 def test_a_state_that_is_not_known_is_shown_and_no_failure(commands: Callable[[str, str], Path]) -> None:
@@ -175,10 +341,10 @@ def test_a_run_whose_job_died_without_a_word_gets_one_job_however_often_it_is_su
     run.queue("7_0", "slurm")
     run.write_status(state="running", host="elsewhere", pid=1)  # killed a moment ago: its heartbeat is fresh
     commands("sacct", "echo '7_0|FAILED'")
-    assert arrays.submit([run], slurm.options({}), {}) == [run]
+    assert arrays.submit([run], slurm_options.options({}), {}) == [run]
     assert (run.status().state, run.status().job_id) == ("queued", "1")
     commands("squeue", "echo '1 PENDING'")
-    assert arrays.submit([run], slurm.options({}), {}) == []
+    assert arrays.submit([run], slurm_options.options({}), {}) == []
     assert len(sbatch.read_text().splitlines()) == 1
 
 
@@ -257,7 +423,7 @@ def test_the_folder_speaks_first_and_slurm_where_it_knows_better(
     run.queue("7", "slurm")
     why = "why" if said in ("failed", "preempted") else ""
     run.write_status(state=said, host="elsewhere", pid=1, error=why)
-    commands("squeue", f"echo '7 {known}'" if known else "")
+    commands("squeue", f"echo '7 {known}'" if known else GONE)
     status = slurm.statuses([run])[run]
     assert (status.state, status.error) == (state, error)
 
@@ -284,7 +450,7 @@ def test_runs_done_before_are_none_of_slurms_business(finish: Finish, commands: 
 def test_a_study_is_one_array_split_where_slurm_wants_it(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
     commands("scontrol", "echo 'MaxArraySize            = 4'")
     todo = runs(7)
-    submitted = arrays.submit(todo, slurm.options({"array_parallelism": 2}), {})
+    submitted = arrays.submit(todo, slurm_options.options({"array_parallelism": 2}), {})
     assert submitted == todo
     assert [run.status().job_id for run in todo] == ["1_0", "1_1", "1_2", "2_0", "2_1", "2_2", "3"]
     assert {run.status().state for run in todo} == {"queued"}
@@ -293,16 +459,16 @@ def test_a_study_is_one_array_split_where_slurm_wants_it(sbatch: Path, commands:
 
 def test_who_is_in_the_queue_is_not_submitted_again(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
     todo = runs(3)
-    arrays.submit(todo[:2], slurm.options({}), {})
+    arrays.submit(todo[:2], slurm_options.options({}), {})
     commands("squeue", "printf '1_0 PENDING\\n1_1 RUNNING\\n'")
-    assert arrays.submit(todo, slurm.options({}), {}) == todo[2:]
+    assert arrays.submit(todo, slurm_options.options({}), {}) == todo[2:]
     assert len(sbatch.read_text().splitlines()) == 2
 
 
 def test_a_refusal_leaves_nothing_and_says_why(commands: Callable[[str, str], Path]) -> None:
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2; exit 1")
     with pytest.raises(ConfigError, match="sbatch refused: Batch job submission failed: Invalid qos specification"):
-        arrays.submit(runs(2), slurm.options({"qos": "gold"}), {})
+        arrays.submit(runs(2), slurm_options.options({"qos": "gold"}), {})
     assert [run.status().state for run in runs(2)] == ["missing", "missing"]
     assert not list((runs(1)[0].folder.parents[1] / "submitit").glob("*.submitting"))
 
@@ -314,14 +480,14 @@ def test_jobs_of_a_submission_that_was_killed_are_cancelled_by_the_next(
     folder = runs(1)[0].folder.parents[1] / "submitit"
     folder.mkdir(parents=True)
     (folder / "gamlib-0123456789ab.submitting").touch()
-    arrays.submit(runs(1), slurm.options({}), {})
+    arrays.submit(runs(1), slurm_options.options({}), {})
     assert "--name gamlib-0123456789ab" in told.read_text()
     assert not list(folder.glob("*.submitting"))
 
 
 def test_runs_on_several_devices_ask_for_as_many_gpus(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
     several = Run(RunConfig(devices=4, batch_size=32))
-    arrays.submit([*runs(1), several], slurm.options({}), {})
+    arrays.submit([*runs(1), several], slurm_options.options({}), {})
     texts = [path.read_text() for path in (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")]
     assert sorted("--gpus-per-node=4" in text for text in texts) == [False, True]
 
@@ -331,7 +497,7 @@ def test_a_run_gets_as_many_gpus_as_it_has_devices_unless_it_is_to_have_none(
     gpus: int | None, asked: int, sbatch: Path
 ) -> None:
     several = Run(RunConfig(devices=4, batch_size=32))
-    arrays.submit([several], slurm.options({"gpus": gpus}), {})
+    arrays.submit([several], slurm_options.options({"gpus": gpus}), {})
     (path,) = (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")
     assert f"--gpus-per-node={asked}\n" in path.read_text()
 
@@ -371,7 +537,7 @@ def test_cancel_says_what_it_left(
     sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run,) = runs(1)
-    arrays.submit([run], slurm.options({}), {})
+    arrays.submit([run], slurm_options.options({}), {})
     commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '1 PENDING'")
     commands("sacct", "echo '1|CANCELLED'")
     from gamlib.lab import housekeeping

@@ -1,16 +1,24 @@
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from gamlib import build_model, paper
+from gamlib.attention import MECHANISMS, SE
+from gamlib.cli import app
+from gamlib.lab import places
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.parameters import parse_seeds
+from gamlib.lab.runs import Run
 from gamlib.lab.studies import STUDIES, Plan, Study
 from gamlib.lab.study_files import find_studies, find_study
+from gamlib.lab.submitted import submitted
 
 
 def test_the_studies_share_their_common_runs() -> None:
@@ -301,3 +309,63 @@ def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
     for label, reference in plan.compare:
         arm, plain = plan.arms[label][0], plan.arms[reference][0]
         assert (plain.attention, plain.backbone) == ("none", arm.backbone)
+
+
+def test_parts_that_are_submitted_at_once_are_all_known() -> None:
+    plans = [STUDIES["submodules"].plan(seeds=0, arms=arm) for arm in ("baseline", "ch", "sp", "ch+sp")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(Plan.save, plans))
+    assert list(Plan.load("submodules").arms) == ["baseline", "ch", "sp", "ch+sp"]
+
+
+def test_what_was_submitted_is_known_until_it_is_done_or_removed(finish: Callable[..., Run]) -> None:
+    study = STUDIES["submodules"]
+    plans = [study.plan(seeds=seeds, arms=["baseline", "ch"]) for seeds in ("0-1", "2-3")]
+    for plan in plans:
+        for config in plan.configs:
+            Run(config).queue()
+        plan.save()
+
+    def known() -> list[tuple[str, int]]:
+        return sorted((arm, run.config.seed) for run, arm, _ in submitted("submodules"))
+
+    assert Plan.load("submodules") == plans[1]
+    assert known() == [(arm, seed) for arm in ("baseline", "ch") for seed in range(4)]
+    finish(plans[0].arms["ch"][0], 5.0)
+    shutil.rmtree(Run(plans[0].arms["ch"][1]).folder)
+    assert known() == [("baseline", seed) for seed in range(4)] + [("ch", 2), ("ch", 3)]
+    finish(plans[0].arms["baseline"][0], 5.0)
+    finish(plans[0].arms["baseline"][1], 5.0)
+    plans[1].save()
+    assert known() == [(arm, seed) for arm in ("baseline", "ch") for seed in (2, 3)]
+    assert not list((places.runs_root() / "studies" / "earlier").iterdir())
+
+
+def test_a_mechanism_that_no_job_could_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ECA(SE):
+        pass
+
+    monkeypatch.setitem(MECHANISMS, "eca", ECA)
+    with pytest.raises(ConfigError, match=r"^attention='eca': .*ECA is none of gamlib's own: no job could build it"):
+        Study(name="own", arms={"plain": {"attention": "none"}, "eca": {"attention": "eca"}}).plan(seeds=0)
+
+
+def test_a_file_with_arms_of_its_own_is_compared_as_its_arms_allow(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: submodules\narms:\n  plain: {attention: none}\n  gam: {}\n")
+    assert find_study(str(path)).compare == [("gam", "plain")]
+    path.write_text("extends: submodules\narms:\n  baseline: {attention: none}\n  ch: {submodules: ch}\n  own: {}\n")
+    assert find_study(str(path)).compare == [("ch", "baseline")]
+
+
+def test_a_study_is_found_by_its_file_and_by_its_name(tmp_path: Path, finish_all: Callable[..., None]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("arms:\n  plain: {attention: none}\n  gam: {}\n")
+    plan = find_study(str(path)).plan(seeds="0-1")
+    plan.save()
+    finish_all(plan, {"plain": [5.0, 6.0], "gam": [4.0, 5.5]})
+    for command in ("report", "status", "retry", "cancel"):
+        for name in (str(path), "mine"):
+            done = CliRunner().invoke(app, [command, name])
+            assert done.exit_code == 0, done.output
+    assert find_study("mine") == plan.study

@@ -127,11 +127,11 @@ class Cluster:
         """Start one of slurmdbd, slurmctld, slurmd-n0 and slurmd-n1, again too."""
         kind, _, node = name.partition("-")
         (self.folder / "run" / f"{name}.pid").unlink(missing_ok=True)
-        arguments = ["-D", *(["-N", node] if node else [])]
+        arguments = [kind, "-D"]
+        if node:  # a host name of its own: what runs there must be known by more than the numbers of processes
+            arguments = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', node, *arguments, "-N", node]
         with (self.folder / "log" / f"{name}.out").open("a") as log:
-            process = subprocess.Popen(
-                [kind, *arguments], env=self.environment, stdout=log, stderr=log, start_new_session=True
-            )
+            process = subprocess.Popen(arguments, env=self.environment, stdout=log, stderr=log, start_new_session=True)
         (self.folder / "run" / f"{name}.pid").write_text(f"{process.pid}\n")
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:

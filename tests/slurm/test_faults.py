@@ -28,7 +28,8 @@ from gamlib.lab import slurm
 from gamlib.lab.config import RunConfig
 from gamlib.lab.dispatch import dispatch
 from gamlib.lab.provenance import source_hash
-from gamlib.lab.runs import Run, Status
+from gamlib.lab.runs import Run
+from gamlib.lab.status import Status
 from gamlib.lab.study_files import find_study
 from gamlib.training.loop import MEASURED
 
