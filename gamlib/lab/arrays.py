@@ -44,7 +44,8 @@ def submit(
         accepted: called once, when SLURM has taken the first jobs or none were to be submitted.
 
     Raises:
-        ConfigError: more GPUs than a run has devices, or sbatch refuses; what had been submitted before stays so.
+        ConfigError: more GPUs than a run has devices, SLURM does not say which runs have jobs, or sbatch refuses; what
+            had been submitted before stays so.
     """
     gpus = told.get("gpus_per_node") or 0
     if (fewest := min(run.config.devices for run in runs)) < gpus and gpus > 1:
@@ -54,7 +55,7 @@ def submit(
     submitted: list[Run] = []
     with FileLock(folder / ".lock"):
         _cancel_killed_submissions()
-        known = slurm.statuses(runs)
+        known = slurm.statuses(runs, sure=True)
         todo = [run for run in runs if known[run].state not in ("queued", "running", "done")]
         for devices in dict.fromkeys(run.config.devices for run in todo):
             alike = [run for run in todo if run.config.devices == devices]

@@ -108,18 +108,28 @@ def _accounted(arrays: list[str]) -> Iterator[tuple[str, str]]:
             yield from [(f"{array}_{number}", state) for number in numbers] or [(name, state)]
 
 
-def statuses(runs: Iterable[Run]) -> dict[Run, Status]:
+def statuses(runs: Iterable[Run], sure: bool = False) -> dict[Run, Status]:
     """What every run does: its folder's word first, and where a job of SLURM's has it, what SLURM knows better.
 
     A job that SLURM has ended, or says it does not have, has no running or waiting run. Where SLURM says nothing, the
     folders' word stands, with the age of their heartbeats.
+
+    Args:
+        sure: a run has no job only if SLURM says so: who is about to give it one must know.
+
+    Raises:
+        ConfigError: SLURM cannot be asked, and `sure` is wanted.
     """
     found = {run: run.status() for run in runs}
     asked = {run: status for run, status in found.items() if status.cluster == "slurm" and _open(status)}
-    known = states({status.job_id for status in asked.values()}) or {}
+    known = states({status.job_id for status in asked.values()})
+    if known is None and sure:
+        raise ConfigError("SLURM cannot be reached: squeue does not answer, and some of the runs may have jobs")
     for run, status in asked.items():
-        if status.job_id in known:
+        if known is not None and status.job_id in known:
             found[run] = _corrected(status, known[status.job_id])
+        elif sure:
+            found[run] = status.model_copy(update={"state": "queued"})
     return found
 
 
@@ -132,8 +142,8 @@ def _corrected(status: Status, job: Job) -> Status:
     if slurm in WAITING:
         why = "" if job.reason in ("", "None") else f"waits: {job.reason}"
         return status.model_copy(update={"state": "queued", "error": why})
-    if slurm in RUNNING:  # between the word "preempted" and the queue, too
-        return status.model_copy(update={"state": "running"}) if status.state in ("preempted", "lost") else status
+    if slurm in RUNNING:  # after the run's last word, too, until its job is over or in the queue again
+        return status if status.state == "queued" else status.model_copy(update={"state": "running"})
     if not slurm:
         gone = {"state": "lost", "error": f"SLURM does not know its job {status.job_id} any more"}
         return status.model_copy(update=gone) if status.state in ("queued", "lost") else status

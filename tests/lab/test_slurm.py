@@ -410,6 +410,7 @@ def test_what_was_killed_for_its_memory_says_so(commands: Callable[[str, str], P
         ("running", "COMPLETED", "failed", "COMPLETED: its job left no word"),
         ("preempted", "PENDING", "queued", ""),
         ("preempted", "COMPLETING", "running", "why"),
+        ("failed", "COMPLETING", "running", "why"),
         ("preempted", "CANCELLED", "preempted", "CANCELLED: why"),
         ("failed", "FAILED", "failed", "why"),
         ("failed", "OUT_OF_MEMORY", "failed", "OUT_OF_MEMORY: why"),
@@ -463,6 +464,23 @@ def test_who_is_in_the_queue_is_not_submitted_again(sbatch: Path, commands: Call
     commands("squeue", "printf '1_0 PENDING\\n1_1 RUNNING\\n'")
     assert arrays.submit(todo, slurm_options.options({}), {}) == todo[2:]
     assert len(sbatch.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("said", ["queued", "preempted", "failed"])
+def test_nothing_is_submitted_while_slurm_does_not_say_whether_a_run_has_a_job(
+    said: str, sbatch: Path, commands: Callable[[str, str], Path]
+) -> None:
+    first, other = runs(2)
+    first.queue("7", "slurm")
+    first.write_status(state=said)
+    commands("squeue", "exit 1")
+    with pytest.raises(ConfigError, match="squeue does not answer"):
+        arrays.submit([first, other], slurm_options.options({}), {})
+    assert not sbatch.exists()
+    commands("squeue", "")
+    assert arrays.submit([first, other], slurm_options.options({}), {}) == [other], "an empty answer says nothing"
+    commands("squeue", GONE)
+    assert arrays.submit([first], slurm_options.options({}), {}) == [first]
 
 
 def test_a_refusal_leaves_nothing_and_says_why(commands: Callable[[str, str], Path]) -> None:

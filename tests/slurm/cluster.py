@@ -53,6 +53,7 @@ AccountingStoragePort={port[slurmdbd]}
 AccountingStoragePass={folder}/run/munge.socket
 MaxArraySize=401
 KillWait=30
+MinJobAge=5
 SlurmdTimeout=15
 ReturnToService=2
 MailProg=/bin/true

@@ -1,0 +1,140 @@
+"""A cluster for the tests of this folder, and how they submit runs to it, disturb them and wait for them."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import psutil
+import pytest
+from cluster import Cluster
+from debian import missing
+
+from gamlib.lab import slurm
+from gamlib.lab.config import RunConfig
+from gamlib.lab.dispatch import dispatch
+from gamlib.lab.runs import Run
+from gamlib.lab.status import Status
+from gamlib.training.loop import MEASURED
+
+LONG: dict[str, Any] = {"epochs": 60, "width": 0.25, "train_fraction": 0.2}  # some six seconds of training
+SHORT = LONG | {"epochs": 2}
+Survives = Callable[[str], None]
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    if reason := missing("slurm") if os.environ.get("GAM_SLURM") else "make test-slurm runs it":
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="gam-slurm-", dir="/tmp"))  # sockets lie in it: its path must be short
+    made = Cluster(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: Path) -> Iterator[None]:
+    """Commands of this test go to the cluster, which is empty and whole before and after it."""
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    yield
+    cluster.recover()
+
+
+def command(*arguments: str, values: dict[str, Any] | None = None) -> list[str]:
+    parameters = [text for key, value in (values or {}).items() for text in ("-p", f"{key}={value}")]
+    return [sys.executable, "-m", "gamlib.cli", *arguments, *parameters]
+
+
+def gamlib(*arguments: str, values: dict[str, Any] | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command(*arguments, values=values), capture_output=True, text=True, timeout=600)
+
+
+def submit(values: dict[str, Any], **options: Any) -> Run:
+    """As `gamlib run --no-wait` does, without its start."""
+    config = RunConfig(**values)
+    dispatch([config], "slurm", wait=False, slurm={"cpus": 1, **options})
+    return Run(config)
+
+
+def now(run: Run) -> Status:
+    return slurm.statuses([run])[run]
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 240, every: float = 0.2) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(every)
+
+
+def ended(run: Run) -> Status:
+    wait_for(lambda: now(run).state not in ("queued", "running"))
+    return now(run)
+
+
+def trains(run: Run) -> None:
+    """Wait until it does: some epochs of this attempt are over."""
+    before = run.metrics()
+    wait_for(lambda: len(run.metrics()) > len(before) + 3 or run.result() is not None)
+    assert run.result() is None, "it was through before it could be disturbed"
+
+
+def begun(run: Run, attempt: int) -> None:
+    """Wait until its job has begun that often."""
+    wait_for(lambda: run.status().attempts >= attempt or run.result() is not None)
+    assert run.status().attempts >= attempt, "it was through before"
+
+
+def curve(run: Run) -> pd.DataFrame:
+    return run.metrics().drop(columns=list(MEASURED))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+        patch.setenv("GAM_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+        run = submit(LONG)
+        assert ended(run).state == "done" and run.status().attempts == 1
+        return curve(run)
+
+
+def assert_undisturbed(run: Run, undisturbed: pd.DataFrame) -> None:
+    assert ended(run).state == "done", now(run)
+    pd.testing.assert_frame_equal(curve(run), undisturbed, check_exact=True)
+    wait_for((run.folder / "run.ipynb").exists)  # it is done when its result is written, and the notebook comes after
+    nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
+
+
+def processes(word: str, setting: str) -> list[psutil.Process]:
+    """Those with a word in their command line and a setting in their environment."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        try:  # not by psutil: a step writes its name over the beginning of its environment
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if any(word in part for part in process.info["cmdline"] or []) and setting.encode() in environment:
+            found.append(process)
+    return found
+
+
+def kernels() -> list[psutil.Process]:
+    """The kernels of this test: those whose runs lie in its folder."""
+    return processes("ipykernel_launcher", f"GAM_RUNS={os.environ['GAM_RUNS']}")
+
+
+def steps(cluster: Cluster) -> list[psutil.Process]:
+    """SLURM's own processes around the jobs of this cluster."""
+    return processes("slurmstepd", f"SLURM_CONF={cluster.environment['SLURM_CONF']}")
