@@ -86,6 +86,10 @@ def dispatch(
     stale = [run for run in runs if rerun_stale and run.stale()]
     todo = [run for run in runs if run.result() is None or run in stale]
     tally = Tally(runs, done_before=len(runs) - len(todo))
+    for run in runs:
+        if run not in todo and run.parts_of_notebooks():
+            with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # or its job is still at it
+                run.keep_notebook()
     if todo:
         _prepare({run.config.dataset for run in todo})
     devices = max([run.config.devices for run in todo], default=1)

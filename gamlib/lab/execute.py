@@ -42,7 +42,9 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
 
     claimed = run.claim(cluster, job_id, since=psutil.Process().create_time())
     with signals_ask(ask) as take_signals, claimed as mine:
-        _settle_notebooks(run)
+        run.keep_notebook()
+        for path in run.parts_of_notebooks():
+            path.unlink()
         if not mine:
             return
         with (run.folder / "log.txt").open("a", buffering=1) as log:
@@ -66,15 +68,6 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
                 if getattr(error, "ename", "") == RunStopped.__name__:  # papermill's, of a cell that raised it
                     raise RunStopped(error.evalue) from None  # type: ignore[attr-defined]
                 raise
-
-
-def _settle_notebooks(run: Run) -> None:
-    """What killed jobs left of their notebooks: the last one is the run's if it is done and has none. To its owner."""
-    left = sorted(run.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
-    if left and run.result() is not None and not (run.folder / "run.ipynb").exists():
-        left.pop().replace(run.folder / "run.ipynb")
-    for path in left:
-        path.unlink()
 
 
 def execute_notebook(

@@ -65,7 +65,8 @@ def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
                 found.append(path)
     for run in runs:
         with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # or its owner is at work
-            found += [path for name in (".run.*.ipynb", ".*.part") for path in sorted(run.folder.glob(name))]
+            run.keep_notebook()
+            found += [*run.parts_of_notebooks(), *sorted(run.folder.glob(".*.part"))]
     if failed:
         gone = [run for run, status in slurm.statuses(runs).items() if status.state == "failed"]
         found += [path for run in gone for path in sorted(run.folder.rglob("*")) if path.is_file()]

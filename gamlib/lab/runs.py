@@ -184,6 +184,16 @@ class Run:
             if (request := self.folder / "stop").stat().st_mtime < before:
                 request.unlink()
 
+    def parts_of_notebooks(self) -> list[Path]:
+        """What executions write their notebook to, the last one last; those of killed ones stay."""
+        return sorted(self.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
+
+    def keep_notebook(self) -> None:
+        """Give a run that is done and whose job was killed after that the notebook that the job left. For its owner."""
+        if self.result() is not None and not (self.folder / "run.ipynb").exists():
+            for part in self.parts_of_notebooks()[-1:]:
+                part.replace(self.folder / "run.ipynb")
+
     @contextmanager
     def claim(self, cluster: str = "", job_id: str = "", since: float = math.inf) -> Iterator[bool]:
         """Own the run while the block lasts; the state it ends in is written whatever happens.

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from gamlib.files import write_whole
 from gamlib.lab.config import RunConfig
+from gamlib.lab.dispatch import dispatch
+from gamlib.lab.housekeeping import leftovers
 from gamlib.lab.runs import Run, RunFailed, RunStopped, all_runs
 
 Finish = Callable[..., Run]
@@ -188,3 +191,18 @@ def test_a_heartbeat_that_is_no_time_is_an_old_one() -> None:
     status = json.loads((run.folder / "status.json").read_text()) | {"heartbeat": ""}
     (run.folder / "status.json").write_text(json.dumps(status))
     assert run.status().state == "lost"
+
+
+def test_a_run_whose_job_was_killed_after_its_result_gets_the_notebook_that_was_left(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    for number, text in enumerate(("older", "last")):
+        part = run.folder / f".run.{number}.ipynb"
+        part.write_text(text)
+        os.utime(part, (number, number))
+    assert [path.name for path in run.parts_of_notebooks()] == [".run.0.ipynb", ".run.1.ipynb"]
+    with FileLock(run.folder / ".lock"):
+        dispatch([run.config], "debug")
+        assert not (run.folder / "run.ipynb").exists(), "its job may still be writing it"
+    dispatch([run.config], "debug")
+    assert (run.folder / "run.ipynb").read_text() == "last"
+    assert leftovers(checkpoints=False) == [run.folder / ".run.0.ipynb"]

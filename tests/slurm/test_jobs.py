@@ -70,6 +70,149 @@ def jobs(cluster: Cluster) -> dict[str, str]:
     return {job_id: signature(file) for job_id, file in files.items() if file.exists()}
 
 
+def arms(folder: Path, number: int, values: dict[str, Any]) -> tuple[str, list[Run]]:
+    """A study of many runs that have the same bits: their parts of the images differ by less than one of them."""
+    path = folder / "own.yaml"
+    fractions = [values["train_fraction"] + 1e-9 * arm for arm in range(number)]
+    lines = [f"  r{arm}: {{train_fraction: {fraction!r}}}\n" for arm, fraction in enumerate(fractions)]
+    path.write_text("arms:\n" + "".join(lines))
+    runs = [Run(RunConfig(**(values | {"train_fraction": fraction}))) for fraction in fractions]
+    own = {key: value for key, value in values.items() if key != "train_fraction"}
+    assert [run.signature for run in runs] == [c.signature for c in find_study(str(path)).plan(seeds=0, **own).configs]
+    return str(path), runs
+
+
+def submitted(study: str, values: dict[str, Any]) -> list[str]:
+    own = {key: value for key, value in values.items() if key != "train_fraction"}
+    options = ["--seeds", "0", "--cluster", "slurm", "--cpus", "1", "--no-wait"]
+    return command("study", study, *options, values=own)
+
+
+@contextmanager
+def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
+    """Moments at which a run had several jobs, with those."""
+    several: list[dict[str, str]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.3):
+            found = jobs(cluster)
+            twice = [run for run, number in Counter(found.values()).items() if number > 1]
+            if twice:
+                several.append({job_id: run[:8] for job_id, run in found.items() if run in twice})
+                print(several[-1], cluster.run("squeue", "-h", "-r", "-o", "%i %T %r %M").stdout.replace("\n", "; "))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield several
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
+    """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once."""
+    values = LONG | {"epochs": 20}
+    chance = random.Random(number := int(os.environ.get("GAM_MAYHEM", random.randrange(1000))))
+    print(f"GAM_MAYHEM={number}")
+    other = submit(values | {"seed": 0})
+    study, runs = arms(tmp_path, ARMS, values)
+    assert ended(other).state == "done"  # arm r0 is this very run
+    asked: list[subprocess.Popen[str]] = []
+    done: Counter[str] = Counter()
+
+    def ask() -> None:
+        retry = command("retry", "own", "--no-wait")
+        both = (retry, submitted(study, values))
+        for each in both:
+            asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+
+    def restart(name: str) -> None:
+        cluster.kill(name, chance.choice([signal.SIGTERM, signal.SIGKILL]))
+        time.sleep(chance.uniform(0, 2))
+        cluster.start_daemon(name)
+
+    def pause(stop: Callable[[], object], go_on: Callable[[], object]) -> None:
+        stop()
+        time.sleep(chance.uniform(0.1, 1.5))
+        go_on()
+
+    def disturb(run: Run) -> str:
+        status = run.status()
+        job_id, on_kernel = status.job_id, processes("ipykernel_launcher", f"GAM_JOB={run.signature}")
+
+        def send(number: signal.Signals) -> None:
+            for process in on_kernel:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+
+        faults: dict[str, Callable[[], object]] = {
+            "scontrol requeue": lambda: cluster.run("scontrol", "requeue", job_id),
+            "USR2": lambda: cluster.run("scancel", "--signal=USR2", job_id),
+            "TERM": lambda: cluster.run("scancel", "--signal=TERM", job_id),
+            "scancel": lambda: cluster.run("scancel", job_id),
+            "kill -9 of the kernel": lambda: send(signal.SIGKILL),
+            "kill -9 of the job": lambda: psutil.Process(status.pid).kill(),
+            "STOP and CONT": lambda: pause(lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT)),
+            "suspend and resume": lambda: pause(
+                lambda: cluster.run("scontrol", "suspend", job_id), lambda: cluster.run("scontrol", "resume", job_id)
+            ),
+            "requeue and scancel": lambda: [cluster.run("scontrol", "requeue", job_id), cluster.run("scancel", job_id)],
+        }
+        name = chance.choice(list(faults))
+        print(f"{time.monotonic():.1f} {name}: {job_id} {run.signature[:8]}")
+        with suppress(psutil.NoSuchProcess):
+            faults[name]()
+        return name
+
+    with watched(cluster) as several:
+        assert subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
+        while done.total() < FAULTS:
+            if done.total() % 16 == 8:
+                ask()
+                done["retry and study at once"] += 1
+            elif done.total() % 25 == 10:
+                restart(name := chance.choice(["slurmctld", "slurmd-n0", "slurmd-n1"]))
+                done[name] += 1
+            else:
+                found: list[Run] = []
+                until = time.monotonic() + 60
+                while not found and time.monotonic() < until:
+                    found = [run for run in runs if run.status().state == "running"]
+                    time.sleep(0.1)
+                if not found:
+                    if all(run.result() for run in runs):
+                        break
+                    ask()
+                    time.sleep(5)
+                    continue
+                done[disturb(chance.choice(found))] += 1
+            time.sleep(chance.uniform(0, 0.5))
+        for process in asked:
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode in (0, 2) and "Traceback" not in output, output  # 2: the controller was away
+        for _ in range(10):
+            wait_for(lambda: {now(run).state for run in runs}.isdisjoint(("queued", "running")))
+            if all(run.result() for run in runs):
+                break
+            again = gamlib("retry", "own", "--no-wait")
+            assert again.returncode == 0, again.stderr
+    assert not several, several[0]
+    assert (
+        subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
+    )  # of killed jobs' notebooks
+    for run in runs:
+        assert_undisturbed(run, curve(other))
+    assert "nothing is queued or running" in gamlib("cancel", "own").stdout
+    wait_for(lambda: not cluster.run("squeue", "-h").stdout.strip(), 60)
+    gamlib("gc", "--yes")
+    assert not leftovers(checkpoints=False)
+    parts = [path for path in runs_root().rglob(".*") if path.name != ".lock"]
+    assert not parts and not kernels()
+    survives(f"{done.total()} random faults on {ARMS} runs: " + ", ".join(f"{n} {what}" for what, n in done.items()))
+
+
 def test_a_job_killed_on_its_node_gets_one_job_in_its_place(
     cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
 ) -> None:
@@ -227,24 +370,6 @@ def test_a_run_gets_as_many_gpus_as_it_has_devices(cluster: Cluster, survives: S
     survives("more and fewer GPUs than a run has devices")
 
 
-def arms(folder: Path, number: int, values: dict[str, Any]) -> tuple[str, list[Run]]:
-    """A study of many runs that have the same bits: their parts of the images differ by less than one of them."""
-    path = folder / "own.yaml"
-    fractions = [values["train_fraction"] + 1e-9 * arm for arm in range(number)]
-    lines = [f"  r{arm}: {{train_fraction: {fraction!r}}}\n" for arm, fraction in enumerate(fractions)]
-    path.write_text("arms:\n" + "".join(lines))
-    runs = [Run(RunConfig(**(values | {"train_fraction": fraction}))) for fraction in fractions]
-    own = {key: value for key, value in values.items() if key != "train_fraction"}
-    assert [run.signature for run in runs] == [c.signature for c in find_study(str(path)).plan(seeds=0, **own).configs]
-    return str(path), runs
-
-
-def submitted(study: str, values: dict[str, Any]) -> list[str]:
-    own = {key: value for key, value in values.items() if key != "train_fraction"}
-    options = ["--seeds", "0", "--cluster", "slurm", "--cpus", "1", "--no-wait"]
-    return command("study", study, *options, values=own)
-
-
 def test_cancel_and_retry_from_every_state(
     tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
 ) -> None:
@@ -276,125 +401,3 @@ def test_cancel_and_retry_from_every_state(
             assert_undisturbed(run, undisturbed)
     assert queued.result() is not None
     survives("cancel and retry, from every state")
-
-
-@contextmanager
-def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
-    """Moments at which a run had several jobs, with those."""
-    several: list[dict[str, str]] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.3):
-            found = jobs(cluster)
-            twice = [run for run, number in Counter(found.values()).items() if number > 1]
-            if twice:
-                several.append({job_id: run[:8] for job_id, run in found.items() if run in twice})
-                print(several[-1], cluster.run("squeue", "-h", "-r", "-o", "%i %T %r %M").stdout.replace("\n", "; "))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield several
-    finally:
-        over.set()
-        watcher.join()
-
-
-def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
-    """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once."""
-    values = LONG | {"epochs": 30}
-    chance = random.Random(number := int(os.environ.get("GAM_MAYHEM", random.randrange(1000))))
-    print(f"GAM_MAYHEM={number}")
-    other = submit(values | {"seed": 0})
-    study, runs = arms(tmp_path, ARMS, values)
-    assert ended(other).state == "done"  # arm r0 is this very run
-    asked: list[subprocess.Popen[str]] = []
-    done: Counter[str] = Counter()
-
-    def ask() -> None:
-        retry = command("retry", "own", "--no-wait")
-        both = (retry, submitted(study, values))
-        for each in both:
-            asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-
-    def restart(name: str) -> None:
-        cluster.kill(name, chance.choice([signal.SIGTERM, signal.SIGKILL]))
-        time.sleep(chance.uniform(0, 2))
-        cluster.start_daemon(name)
-
-    def pause(stop: Callable[[], object], go_on: Callable[[], object]) -> None:
-        stop()
-        time.sleep(chance.uniform(0.1, 1.5))
-        go_on()
-
-    def disturb(run: Run) -> str:
-        status = run.status()
-        job_id, on_kernel = status.job_id, processes("ipykernel_launcher", f"GAM_JOB={run.signature}")
-
-        def send(number: signal.Signals) -> None:
-            for process in on_kernel:
-                with suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
-
-        faults: dict[str, Callable[[], object]] = {
-            "scontrol requeue": lambda: cluster.run("scontrol", "requeue", job_id),
-            "USR2": lambda: cluster.run("scancel", "--signal=USR2", job_id),
-            "TERM": lambda: cluster.run("scancel", "--signal=TERM", job_id),
-            "scancel": lambda: cluster.run("scancel", job_id),
-            "kill -9 of the kernel": lambda: send(signal.SIGKILL),
-            "kill -9 of the job": lambda: psutil.Process(status.pid).kill(),
-            "STOP and CONT": lambda: pause(lambda: send(signal.SIGSTOP), lambda: send(signal.SIGCONT)),
-            "suspend and resume": lambda: pause(
-                lambda: cluster.run("scontrol", "suspend", job_id), lambda: cluster.run("scontrol", "resume", job_id)
-            ),
-            "requeue and scancel": lambda: [cluster.run("scontrol", "requeue", job_id), cluster.run("scancel", job_id)],
-        }
-        name = chance.choice(list(faults))
-        print(f"{time.monotonic():.1f} {name}: {job_id} {run.signature[:8]}")
-        with suppress(psutil.NoSuchProcess):
-            faults[name]()
-        return name
-
-    with watched(cluster) as several:
-        assert subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
-        while done.total() < FAULTS:
-            if done.total() % 12 == 6:
-                ask()
-                done["retry and study at once"] += 1
-            elif done.total() % 25 == 10:
-                restart(name := chance.choice(["slurmctld", "slurmd-n0", "slurmd-n1"]))
-                done[name] += 1
-            else:
-                found: list[Run] = []
-                until = time.monotonic() + 60
-                while not found and time.monotonic() < until:
-                    found = [run for run in runs if run.status().state == "running"]
-                    time.sleep(0.1)
-                if not found:
-                    if all(run.result() for run in runs):
-                        break
-                    ask()
-                    time.sleep(5)
-                    continue
-                done[disturb(chance.choice(found))] += 1
-            time.sleep(chance.uniform(0, 0.5))
-        for process in asked:
-            output = process.communicate(timeout=120)[0]
-            assert process.returncode in (0, 2) and "Traceback" not in output, output  # 2: the controller was away
-        for _ in range(10):
-            wait_for(lambda: {now(run).state for run in runs}.isdisjoint(("queued", "running")))
-            if all(run.result() for run in runs):
-                break
-            again = gamlib("retry", "own", "--no-wait")
-            assert again.returncode == 0, again.stderr
-    assert not several, several[0]
-    for run in runs:
-        assert_undisturbed(run, curve(other))
-    assert "nothing is queued or running" in gamlib("cancel", "own").stdout
-    wait_for(lambda: not cluster.run("squeue", "-h").stdout.strip(), 60)
-    gamlib("gc", "--yes")
-    assert not leftovers(checkpoints=False)
-    parts = [path for path in runs_root().rglob(".*") if path.name != ".lock"]
-    assert not parts and not kernels()
-    survives(f"{done.total()} random faults on {ARMS} runs: " + ", ".join(f"{n} {what}" for what, n in done.items()))
