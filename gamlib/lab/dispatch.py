@@ -17,7 +17,7 @@ from gamlib.lab import slurm_options
 from gamlib.lab.board import Board, Tally
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.execute import execute
-from gamlib.lab.places import NOTEBOOKS, cores, require_locks, runs_root, share_of_cores
+from gamlib.lab.places import cores, require_locks, require_notebook, runs_root, share_of_cores
 from gamlib.lab.provenance import SOURCE, source_hash
 from gamlib.lab.runs import REMOVED, Run, RunStopped, first_line, unique
 from gamlib.signals import held_back
@@ -76,11 +76,7 @@ def dispatch(
         given = dict(slurm or {})
         extra = given.pop("slurm", ())
         told = slurm_options.options(given, extra)
-    if not (NOTEBOOKS / "run.ipynb").exists():
-        raise ConfigError(
-            f"{NOTEBOOKS / 'run.ipynb'}: not there; runs need the notebooks of gamlib's repository: install it from a "
-            "clone, with pip install -e"
-        )
+    require_notebook("run.ipynb")
     require_locks(runs_root())
     runs = unique(configs)
     stale = [run for run in runs if rerun_stale and run.stale()]

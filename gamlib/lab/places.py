@@ -24,6 +24,20 @@ def figures_root() -> Path:
     return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
 
 
+def require_notebook(name: str) -> Path:
+    """The path of one of the project's notebooks.
+
+    Raises:
+        ConfigError: it is not there: the package was installed without its repository.
+    """
+    if not (path := NOTEBOOKS / name).exists():
+        raise ConfigError(
+            f"{path}: not there; this needs the notebooks of gamlib's repository: install it from a clone, with "
+            "pip install -e"
+        )
+    return path
+
+
 def require_locks(folder: Path) -> None:
     """Make a folder, and refuse it if its file system has no locks: one run would have several owners.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gamlib.files import write_whole
 from gamlib.lab import evidence
 from gamlib.lab.execute import execute_notebook
-from gamlib.lab.places import NOTEBOOKS, figures_root, runs_root
+from gamlib.lab.places import NOTEBOOKS, figures_root, require_notebook, runs_root
 from gamlib.lab.provenance import source_hash
 from gamlib.lab.runs import Run, RunFailed, first_line
 from gamlib.lab.studies import Plan
@@ -138,11 +138,11 @@ def complexity_report() -> list[Path]:
 
 
 def _execute(notebook: str, output: Path, parameters: dict[str, Any]) -> None:
-    log_path = output.with_suffix(".txt")
+    path, log_path = require_notebook(notebook), output.with_suffix(".txt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w", buffering=1) as log:
         try:
-            execute_notebook(NOTEBOOKS / notebook, output, parameters, log, {})
+            execute_notebook(path, output, parameters, log, {})
         except Exception as error:
             raise RunFailed(f"{notebook}: {first_line(error)}; see {output} and {log_path}") from None
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from gamlib.cli import app
-from gamlib.lab import arrays, dispatch, slurm, slurm_options
+from gamlib.lab import arrays, dispatch, report, slurm, slurm_options
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.runs import Run, RunStopped
 from gamlib.options import SLURM as COMMAND_OPTIONS
@@ -266,9 +266,10 @@ def test_a_file_system_without_locks_is_refused_before_anything_is_submitted(
 def test_without_the_notebooks_nothing_is_submitted_or_written(
     sbatch: Path, monkeypatch: pytest.MonkeyPatch, places: Path
 ) -> None:
-    monkeypatch.setattr(dispatch, "NOTEBOOKS", places / "site-packages" / "notebooks")
-    with pytest.raises(ConfigError, match="runs need the notebooks of gamlib's repository"):
-        dispatch.dispatch([RunConfig()], "slurm", wait=False)
+    monkeypatch.setattr("gamlib.lab.places.NOTEBOOKS", places / "site-packages" / "notebooks")
+    for start in (lambda: dispatch.dispatch([RunConfig()], "slurm", wait=False), report.complexity_report):
+        with pytest.raises(ConfigError, match="needs the notebooks of gamlib's repository"):
+            start()
     assert not sbatch.exists() and not (places / "runs").exists()
 
 

@@ -199,9 +199,8 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
             again = gamlib("retry", "own", "--no-wait")
             assert again.returncode == 0, again.stderr
     assert not several, several[0]
-    assert (
-        subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
-    )  # of killed jobs' notebooks
+    again = subprocess.run(submitted(study, values), capture_output=True, text=True)  # keeps killed jobs' notebooks
+    assert again.returncode == 0, again.stderr
     for run in runs:
         assert_undisturbed(run, curve(other))
     assert "nothing is queued or running" in gamlib("cancel", "own").stdout
