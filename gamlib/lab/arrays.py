@@ -128,6 +128,8 @@ def _last(text: str) -> str:
 def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
     """The job of a run on a cluster: told to stop before its time is up, it saves, and has itself queued again.
 
+    A job that somebody has queued again by hand, and in whose place the run has got another one, ends at once.
+
     SLURM sends SIGUSR2 some time before the limit (`scancel --signal=USR2` does the same). Where it sends SIGTERM, it
     has decided already what becomes of the job: a preempted one it queues again by itself, a cancelled one not.
 
@@ -135,7 +137,10 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: by another signal, or SLURM would not queue it again.
         RunFailed: see `execute`.
     """
-    before = run.status()
+    before, (_, own) = run.status(), slurm.job()
+    if before.cluster == "slurm" and before.job_id != own and slurm.live({before.job_id}):
+        print(f"job {before.job_id} has this run, so this one ends", flush=True)
+        return
     with signals_ask(lambda by: None):  # while it is queued again
         try:
             execute(run, environment)
@@ -148,7 +153,7 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
                 run.write_status(state="failed", error=error)
                 raise
             run.write_status(state="queued", host="", pid=0, error=str(stopped), fruitless=fruitless)
-            if not slurm.requeue(slurm.job()[1]):
+            if not slurm.requeue(own):
                 run.write_status(state="preempted", error=f"{stopped}; SLURM would not queue it again")
                 raise
 

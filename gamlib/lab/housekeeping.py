@@ -25,13 +25,15 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     """
     if slurm.here():
         arrays.cancel_killed_submissions()
-    stopped = {run: status for run, status in slurm.statuses(runs).items() if status.state in ("queued", "running")}
-    jobs = {run: status for run, status in stopped.items() if status.cluster == "slurm"}
-    for run in stopped.keys() - jobs.keys():
-        run.ask_to_stop("gamlib cancel")
-    slurm.cancel(status.job_id for status in jobs.values())
-    for run, status in jobs.items():
-        if status.state == "queued":
+    found = slurm.statuses(runs)
+    stopped = {run: status for run, status in found.items() if status.state in ("queued", "running")}
+    for run, status in stopped.items():
+        if status.cluster != "slurm":
+            run.ask_to_stop("gamlib cancel")
+    jobs = {job_id for status in found.values() for job_id in status.slurm_jobs()}  # of runs that are done, too
+    slurm.cancel(slurm.live(jobs, unless_known=True))
+    for run, status in stopped.items():
+        if status.state == "queued" and status.cluster == "slurm":
             before = "before it began" if status.attempts == 0 else "while it waited to go on"
             run.write_status(state="preempted", error=f"cancelled {before}")
     until = time.monotonic() + CANCEL_SECONDS
@@ -61,7 +63,7 @@ def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
     if all((status.state, status.cluster) != ("queued", "local") for status in statuses):
         for path in there:
             parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
-            if not path.name.startswith(".") and not {parts[0], "_".join(parts[:2])} & needed:
+            if path.name != ".lock" and not {parts[0], "_".join(parts[:2])} & needed:
                 found.append(path)
     for run in runs:
         with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # or its owner is at work

@@ -121,8 +121,9 @@ class Run:
 
     def write_status(self, **changes: Any) -> None:
         """Write `status.json` anew with some values changed, its heartbeat among them."""
-        status = _read(Status, self.folder / "status.json") or Status()
-        status = status.model_copy(update={**changes, "heartbeat": now()})
+        before = _read(Status, self.folder / "status.json") or Status()
+        status = before.model_copy(update={**changes, "heartbeat": now()})
+        status.earlier_jobs = [job_id for job_id in before.slurm_jobs() if job_id != status.job_id]
         self.write("status.json", status.model_dump_json(indent=2))
 
     def write(self, name: str, text: str) -> None:

@@ -46,6 +46,11 @@ class Job(NamedTuple):
     state: str = ""
     reason: str = ""
 
+    @property
+    def lives(self) -> bool:
+        """Whether it waits or runs."""
+        return self.state in WAITING or self.state in RUNNING
+
 
 def states(job_ids: Collection[str]) -> dict[str, Job] | None:
     """What SLURM knows of each job, from squeue and then sacct; None if it cannot be asked.
@@ -69,6 +74,12 @@ def states(job_ids: Collection[str]) -> dict[str, Job] | None:
             listed.add(array)
             found[job_id] = Job()
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
+
+
+def live(job_ids: Collection[str], unless_known: bool = False) -> set[str]:
+    """Those of some jobs that wait or run; if asked, those too of which SLURM has said nothing."""
+    known = states(job_ids) or {}
+    return {job_id for job_id in job_ids if (known[job_id].lives if job_id in known else unless_known)}
 
 
 def _parts(ids: list[str]) -> list[list[str]]:
@@ -121,20 +132,18 @@ def statuses(runs: Iterable[Run], sure: bool = False) -> dict[Run, Status]:
         ConfigError: SLURM cannot be asked, and `sure` is wanted.
     """
     found = {run: run.status() for run in runs}
-    asked = {run: status for run, status in found.items() if status.cluster == "slurm" and _open(status)}
-    known = states({status.job_id for status in asked.values()})
+    asked = {run: status for run, status in found.items() if status.state not in ("done", "missing")}
+    known = states({job_id for status in asked.values() for job_id in status.slurm_jobs()})
     if known is None and sure:
         raise ConfigError("SLURM cannot be reached: squeue does not answer, and some of the runs may have jobs")
     for run, status in asked.items():
-        if known is not None and status.job_id in known:
-            found[run] = _corrected(status, known[status.job_id])
-        elif sure:
+        jobs = {job_id: known[job_id] for job_id in status.slurm_jobs() if known and job_id in known}
+        job_id = next((job_id for job_id, job in jobs.items() if job.lives), status.job_id)
+        if job_id in jobs and (status.cluster == "slurm" or status.state != "running"):
+            found[run] = _corrected(status.model_copy(update={"job_id": job_id}), jobs[job_id])
+        if sure and len(jobs) < len(status.slurm_jobs()):
             found[run] = status.model_copy(update={"state": "queued"})
     return found
-
-
-def _open(status: Status) -> bool:
-    return bool(status.job_id) and status.state not in ("done", "missing")
 
 
 def _corrected(status: Status, job: Job) -> Status:

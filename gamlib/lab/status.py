@@ -23,10 +23,15 @@ class Status(BaseModel):
     started: str = ""
     cluster: str = ""
     job_id: str = ""
+    earlier_jobs: list[str] = []  # of SLURM's: one that has ended may be queued again by hand
     host: str = ""
     pid: int = 0
     error: str = ""
     fruitless: int = 0  # attempts in a row that were told to stop before they took a step
+
+    def slurm_jobs(self) -> list[str]:
+        """All jobs of SLURM's that the run was given, the last one first."""
+        return [self.job_id] * (self.cluster == "slurm" and self.job_id != "") + self.earlier_jobs
 
 
 def alive(status: Status) -> bool:

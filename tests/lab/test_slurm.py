@@ -17,7 +17,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from gamlib.cli import app
-from gamlib.lab import arrays, dispatch, report, slurm, slurm_options
+from gamlib.lab import arrays, dispatch, housekeeping, report, slurm, slurm_options
 from gamlib.lab.config import ConfigError, RunConfig
 from gamlib.lab.runs import Run, RunStopped
 from gamlib.options import SLURM as COMMAND_OPTIONS
@@ -317,8 +317,6 @@ def test_runs_that_have_failed_are_removed_if_asked(commands: Callable[[str, str
 def test_a_cancelled_run_that_has_trained_is_not_said_to_have_never_begun(
     commands: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
-    from gamlib.lab import housekeeping
-
     (run,) = runs(1)
     run.queue("7", "slurm")
     run.write_status(attempts=1)
@@ -547,9 +545,51 @@ def test_retry_takes_the_options_of_the_submission_but_for_those_given(
     assert "nothing to retry" in gamlib("retry", "two")[1]
     told = commands("scancel", "")
     commands("squeue", "")
-    commands("sacct", "printf '1_0|CANCELLED\\n2|CANCELLED\\n'")
+    commands("sacct", "printf '1_0|CANCELLED\\n1_1|OUT_OF_MEMORY\\n2|CANCELLED\\n'")
     assert "nothing is queued or running" in gamlib("cancel", "two")[1]
     assert not told.exists()
+
+
+def test_a_job_that_was_queued_again_by_hand_is_seen_and_cancelled(commands: Callable[[str, str], Path]) -> None:
+    (run,) = runs(1)
+    run.queue("1_0", "slurm")
+    run.queue("2", "slurm")  # in the place of the first, which had failed
+    assert run.status().slurm_jobs() == ["2", "1_0"]
+    commands("squeue", "printf '1_0 PENDING BeginTime\n2 FAILED None\n'")
+    now = slurm.statuses([run], sure=True)[run]
+    assert (now.state, now.job_id, now.error) == ("queued", "1_0", "waits: BeginTime")
+    told = commands("scancel", "")
+    housekeeping.cancel([run])
+    assert told.read_text() == "--quiet 1_0\n"
+    run.write_status(job_id="1_0", state="running")
+    assert run.status().slurm_jobs() == ["1_0", "2"]
+    commands("squeue", "printf '1_0 FAILED\n2 FAILED\n'")
+    assert slurm.statuses([run], sure=True)[run].state == "failed"
+
+
+def test_a_job_of_a_run_that_is_done_is_cancelled_too(commands: Callable[[str, str], Path], finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    run.write_status(job_id="3", cluster="slurm", state="done")
+    commands("squeue", "echo '3 PENDING Resources'")
+    told = commands("scancel", "")
+    assert housekeeping.cancel([run]) == {}
+    assert told.read_text() == "--quiet 3\n"
+
+
+@pytest.mark.parametrize(("of_the_other", "executed"), [("PENDING", 0), ("RUNNING", 0), ("FAILED", 1)])
+def test_a_job_ends_if_the_run_has_another_one(
+    of_the_other: str, executed: int, commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = runs(1)
+    run.queue("2", "slurm")
+    commands("squeue", f"printf '1 RUNNING\n2 {of_the_other}\n'")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(arrays, "execute", execute := Mock())
+    arrays.train_on_slurm(run, {})
+    assert execute.call_count == executed
+    assert run.status().job_id == "2"
 
 
 def test_cancel_says_what_it_left(
@@ -559,8 +599,6 @@ def test_cancel_says_what_it_left(
     arrays.submit([run], slurm_options.options({}), {})
     commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '1 PENDING'")
     commands("sacct", "echo '1|CANCELLED'")
-    from gamlib.lab import housekeeping
-
     left = housekeeping.cancel([run])
     assert (left[run].state, left[run].error) == ("preempted", "CANCELLED: cancelled before it began")
     assert (tmp_path / "scancel.calls").read_text() == "--quiet 1\n"

@@ -1,21 +1,17 @@
-"""A cluster for the tests of this folder, and how they submit runs to it, disturb them and wait for them."""
+"""How the tests of this folder submit runs, disturb them and wait for them."""
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pandas as pd
 import psutil
-import pytest
 from cluster import Cluster
-from debian import missing
 
 from gamlib.lab import slurm
 from gamlib.lab.config import RunConfig
@@ -27,28 +23,6 @@ from gamlib.training.loop import MEASURED
 LONG: dict[str, Any] = {"epochs": 60, "width": 0.25, "train_fraction": 0.2}  # some six seconds of training
 SHORT = LONG | {"epochs": 2}
 Survives = Callable[[str], None]
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    if reason := missing("slurm") if os.environ.get("GAM_SLURM") else "make test-slurm runs it":
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="gam-slurm-", dir="/tmp"))  # sockets lie in it: its path must be short
-    made = Cluster(folder)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: Path) -> Iterator[None]:
-    """Commands of this test go to the cluster, which is empty and whole before and after it."""
-    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-    yield
-    cluster.recover()
 
 
 def command(*arguments: str, values: dict[str, Any] | None = None) -> list[str]:
@@ -98,16 +72,6 @@ def begun(run: Run, attempt: int) -> None:
 
 def curve(run: Run) -> pd.DataFrame:
     return run.metrics().drop(columns=list(MEASURED))
-
-
-@pytest.fixture(scope="session")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-        patch.setenv("GAM_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
-        run = submit(LONG)
-        assert ended(run).state == "done" and run.status().attempts == 1
-        return curve(run)
 
 
 def assert_undisturbed(run: Run, undisturbed: pd.DataFrame) -> None:
