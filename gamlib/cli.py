@@ -227,7 +227,7 @@ def gc(
     from gamlib.lab.housekeeping import leftovers
 
     paths = leftovers(checkpoints, failed)
-    size = sum(path.stat().st_size for path in paths) / 2**20
+    size = sum(path.lstat().st_size for path in paths) / 2**20
     for path in paths:
         if yes:
             path.unlink(missing_ok=True)

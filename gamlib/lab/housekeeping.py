@@ -58,11 +58,12 @@ def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
                 there = sorted(folder.iterdir())
     runs, _ = all_runs()  # after the files: a local run says that it waits before its job has one
     statuses = [status for run in runs if (status := run.status()).state not in ("done", "missing")]
-    needed = {status.job_id for status in statuses}
+    needed = {job_id for status in statuses for job_id in (status.job_id, *status.earlier_jobs)}
     found = []
     if all((status.state, status.cluster) != ("queued", "local") for status in statuses):
         for path in there:
-            parts = path.name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
+            name = path.resolve().name  # submitit leaves a link to 12_submission.sh, too
+            parts = name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
             if path.name != ".lock" and not {parts[0], "_".join(parts[:2])} & needed:
                 found.append(path)
     for run in runs:

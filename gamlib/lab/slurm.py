@@ -200,7 +200,7 @@ def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
     """
     calls = [["--name", name]] if name else []
     for arguments in calls + _parts(sorted(job_ids)):
-        answer = _answer("scancel", "--quiet", *arguments)
+        answer = _asked("scancel", "--quiet", *arguments)
         if answer is None or answer.returncode:
             raise ConfigError("SLURM cannot be reached: scancel does not answer")
 
@@ -247,7 +247,7 @@ _unanswered = -math.inf  # when SLURM was last asked in vain
 
 
 def _asked(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """What a command that asks SLURM says; None if there is none, or for some time after one has not answered."""
+    """What one of SLURM's commands says; None if there is none, or for some time after one has not answered."""
     global _unanswered
     if time.monotonic() < _unanswered + SILENCE:
         return None

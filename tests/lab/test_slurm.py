@@ -209,12 +209,14 @@ def test_a_slurm_that_hangs_is_waited_for_once(
     monkeypatch.setattr(slurm, "PATIENCE", 0.2)
     (run,) = runs(1)
     run.queue("7", "slurm")
-    hanging = [commands(name, "exec sleep 60") for name in ("squeue", "sacct")]
+    hanging = [commands(name, "exec sleep 60") for name in ("squeue", "sacct", "scancel")]
     began = time.monotonic()
     for _ in range(5):
         assert slurm.statuses([run])[run].state == "queued"
     assert time.monotonic() < began + 30
-    assert hanging[0].read_text().count("\n") == 1 and not hanging[1].exists()
+    with pytest.raises(ConfigError, match="SLURM cannot be reached"):
+        housekeeping.cancel([run])
+    assert hanging[0].read_text().count("\n") == 1 and not hanging[1].exists() and not hanging[2].exists()
     monkeypatch.setattr(slurm, "SILENCE", 0.0)
     commands("squeue", GONE)
     assert slurm.statuses([run])[run].state == "lost"
@@ -630,8 +632,11 @@ def test_leftovers_are_those_of_runs_that_are_done(finish: Finish, places: Path)
         "7_1_0_log.out",
         "5_submitted.pkl",
     }
-    for name in [*names, ".lock"]:
+    for name in [*names, ".lock", ".submission_file_of_a_killed_one.sh"]:
         (folder / name).touch()
+    for number in ("7_0", "7_1"):
+        (folder / f".submission_file_{number}.sh").symlink_to(f"{number}_submission.sh")
+    names |= {".submission_file_of_a_killed_one.sh", ".submission_file_7_0.sh"}
     for run in (done, failed):
         (run.folder / "checkpoint.pt").touch()
     (folder / "gamlib-0123456789ab.submitting").touch()
@@ -640,10 +645,11 @@ def test_leftovers_are_those_of_runs_that_are_done(finish: Finish, places: Path)
     assert {path.name for path in leftovers(checkpoints=False)} == {n for n in names if not n.startswith("7_1")}
     assert {path for path in leftovers(checkpoints=True) if path.suffix == ".pt"} == {done.folder / "checkpoint.pt"}
     shown = CliRunner().invoke(app, ["gc"]).output
-    assert "7_0_submitted.pkl" in shown and "4 files, 0.0 MiB would be removed with --yes" in shown
+    assert "7_0_submitted.pkl" in shown and "6 files, 0.0 MiB would be removed with --yes" in shown
     assert (folder / "5_submitted.pkl").exists()
-    assert "4 files, 0.0 MiB removed" in CliRunner().invoke(app, ["gc", "--yes"]).output
-    assert sorted(path.name for path in folder.iterdir()) == [".lock", "7_1_0_log.out", "7_1_submitted.pkl"]
+    assert "6 files, 0.0 MiB removed" in CliRunner().invoke(app, ["gc", "--yes"]).output
+    left = [".lock", ".submission_file_7_1.sh", "7_1_0_log.out", "7_1_submitted.pkl"]
+    assert sorted(path.name for path in folder.iterdir()) == left
     assert "nothing to remove" in CliRunner().invoke(app, ["gc"]).output
     assert (done.folder / "checkpoint.pt").exists()
 

@@ -165,9 +165,16 @@ class Cluster:
         self._wait("slurmctld", lambda: self.run("scontrol", "ping").returncode == 0)
         self.run("scancel", "-u", "root")
         self._wait("slurmctld", lambda: not self.run("squeue", "-h").stdout.strip(), 60)
-        if not self.idle():
-            self.run("scontrol", "update", "nodename=n[0-1]", "state=resume")
+        self.mend()
         self._wait("slurmctld", self.idle, 60)
+
+    def mend(self) -> None:
+        """Do what an operator does where SLURM has drained a node, or holds a job back, after a daemon was killed."""
+        if "drain" in self.run("sinfo", "-h", "-N", "-o", "%T").stdout:
+            self.run("scontrol", "update", "nodename=n[0-1]", "state=resume")
+        waiting = self.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i %r").stdout.splitlines()
+        for job_id in [line.partition(" ")[0] for line in waiting if "requeued held" in line]:
+            self.run("scontrol", "release", job_id)
 
     def run(self, *command: str, timeout: float = 30) -> "subprocess.CompletedProcess[str]":
         """A command of SLURM's on this cluster."""
