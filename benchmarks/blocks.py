@@ -17,7 +17,7 @@ from copied import Copied, CopiedByOurs
 from torch import Tensor, nn
 
 from gamlib.attention import GAM, MECHANISMS
-from gamlib.attention.ways import IMPLEMENTATIONS
+from gamlib.kernels import IMPLEMENTATIONS
 
 PASSES = {"inference": 1, "forward": 1, "backward": 2, "training": 3}  # over all products, by mode
 MAPS = {"inference": 2, "forward": 2, "backward": 3, "training": 5}  # that must be read or written

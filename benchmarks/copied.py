@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention.ways import ENGINES, fastest
+from gamlib.kernels import ENGINES, fastest
 
 
 class Copied(nn.Module):

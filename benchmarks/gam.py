@@ -45,11 +45,11 @@ from blocks import KNOWN, Agreement, Block, Setting, Shape
 from tqdm import tqdm
 from turns import Peaks, Plan, in_turns, peaks, ratios
 
+from ablation.config import ConfigError
+from ablation.options import speaks_plainly
+from ablation.paths import cores
+from ablation.runs import RunFailed
 from gamlib.files import write_whole
-from gamlib.lab.config import ConfigError
-from gamlib.lab.places import cores
-from gamlib.lab.runs import RunFailed
-from gamlib.options import speaks_plainly
 from gamlib.training.cpu import keep_memory
 
 PARTS = ("blocks", "step", "study", "memory")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gamlib import GAM, build_model
+from gamlib.data.datasets import DATASETS
 from gamlib.training import cpu, loop
-from gamlib.training.datasets import DATASETS
 from gamlib.training.recipes import RECIPES
 
 

@@ -24,11 +24,11 @@ import psutil
 import torch
 from torch import Tensor
 
+from ablation.runs import RunFailed
 from gamlib import build_model
-from gamlib.lab.runs import RunFailed
+from gamlib.data.batches import Batches, FromMemory, Stream, mean_and_std
+from gamlib.data.images import Images
 from gamlib.training import loop
-from gamlib.training.batches import Batches, FromMemory, Stream, mean_and_std
-from gamlib.training.data import Images
 from gamlib.training.loop import Speed
 from gamlib.training.recipes import RECIPES
 

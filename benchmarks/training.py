@@ -36,15 +36,15 @@ from timing import CLASSES, Given, Outcome, Work, measure, random_images, varian
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ablation.config import ConfigError
+from ablation.options import speaks_plainly
+from ablation.paths import cores
+from ablation.runs import RunFailed
+from ablation.screen import err, out, print_frame
 from gamlib import build_model
+from gamlib.data.batches import FromMemory
 from gamlib.files import write_whole
-from gamlib.lab.config import ConfigError
-from gamlib.lab.places import cores
-from gamlib.lab.runs import RunFailed
-from gamlib.lab.screen import err, out, print_frame
-from gamlib.options import speaks_plainly
 from gamlib.training import loop
-from gamlib.training.batches import FromMemory
 from gamlib.training.recipes import RECIPES
 
 ATTENTIONS = [name for name in build_model.attentions() if name != "abn"]  # whose loss is a sum of two

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from gamlib import GAM, cli, reporting
-from gamlib.attention.ways import IMPLEMENTATIONS
-from gamlib.lab.places import ROOT
+from ablation import cli, reporting
+from ablation.paths import ROOT
+from gamlib import GAM
+from gamlib.kernels import IMPLEMENTATIONS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 timing, training = importlib.import_module("timing"), importlib.import_module("training")
@@ -162,7 +163,9 @@ def test_arithmetic_is_the_plain_blocks() -> None:
 
 @pytest.mark.slow
 def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> None:
-    done = benchmark("--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "gamlib.cli", "bench"))
+    done = benchmark(
+        "--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "ablation.cli", "bench")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     table: Any = pd.read_csv(tmp_path / "gam.csv")
     assert set(table["part"]) == {"blocks", "step", "study", "memory"}

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gamlib.cli import app
-from gamlib.lab.runs import Run
-from gamlib.lab.studies import STUDIES
+from ablation.cli import app
+from ablation.runs import Run
+from ablation.studies import STUDIES
 
 
 def gamlib(*arguments: str) -> tuple[int, str]:
@@ -82,7 +82,7 @@ def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> N
 
 
 def test_a_finished_run_is_not_run_again(finish: Callable[..., Run]) -> None:
-    from gamlib.lab.config import RunConfig
+    from ablation.config import RunConfig
 
     run = finish(RunConfig(), 4.25)
     code, output = gamlib("run")

@@ -11,12 +11,12 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from gamlib.lab import report
-from gamlib.lab.config import RunConfig
-from gamlib.lab.execute import execute_notebook
-from gamlib.lab.places import NOTEBOOKS, ROOT
-from gamlib.lab.runs import Run
-from gamlib.lab.studies import STUDIES
+from ablation.config import RunConfig
+from ablation.execution.execute import execute_notebook
+from ablation.paths import NOTEBOOKS, ROOT
+from ablation.results import report
+from ablation.runs import Run
+from ablation.studies import STUDIES
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, places / "hello.ipynb")
     program = (
-        "import sys; from pathlib import Path; from gamlib.lab.execute import execute_notebook\n"
+        "import sys; from pathlib import Path; from ablation.execution.execute import execute_notebook\n"
         "folder = Path(sys.argv[1]); execute_notebook(folder / 'hello.ipynb', folder / sys.argv[2], {}, sys.stdout, {})"
     )
     names = [f"{number}.ipynb" for number in range(8)]

@@ -14,12 +14,12 @@ import pandas as pd
 import psutil
 import pytest
 
+from ablation.config import RunConfig
+from ablation.execution.train import train
+from ablation.paths import share_of_cores
+from ablation.results.evidence import read_predictions
+from ablation.runs import Run
 from gamlib.files import write_whole
-from gamlib.lab.config import RunConfig
-from gamlib.lab.evidence import read_predictions
-from gamlib.lab.places import share_of_cores
-from gamlib.lab.runs import Run
-from gamlib.lab.train import train
 from gamlib.training.loop import MEASURED
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ ENDLESS = ["-p", "epochs=100000", "-p", "width=0.25", "-p", "train_fraction=0.2"
 
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "gamlib.cli", *arguments]
+    command = [sys.executable, "-m", "ablation.cli", *arguments]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from gamlib.cli import app
-from gamlib.lab import publication
-from gamlib.lab.places import figures_root
-from gamlib.training.datasets import title
+from ablation.cli import app
+from ablation.paths import figures_root
+from ablation.results import publication
+from gamlib.data.datasets import title
 
 JPEG = "imagefolder:cifar10-jpeg"
 PICTURES = (".pdf", ".png")

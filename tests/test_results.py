@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ablation.results import publication, statistics, typeset
 from gamlib import paper
-from gamlib.lab import publication, statistics, typeset
 
 TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
 SUBMODULES = "figures/data/submodules-cpu-imagefolder-cifar10-jpeg-runs.csv"

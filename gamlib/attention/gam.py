@@ -14,7 +14,7 @@ import math
 
 from torch import Tensor, nn
 
-from gamlib.attention import ways
+from gamlib import kernels as ways
 from gamlib.attention.checks import divides, whole, yes_or_no
 
 SUBMODULES = ("ch+sp", "ch", "sp")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gamlib.training.batches import Batches, seed_of, sizes
+from gamlib.data.batches import Batches, seed_of, sizes
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
 from gamlib.training.cpu import exact_gradients, keep_memory
 from gamlib.training.parallel import Group

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gamlib.training.batches import Batches
+from gamlib.data.batches import Batches
 from gamlib.training.parallel import Group
 
 

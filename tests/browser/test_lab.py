@@ -23,12 +23,12 @@ import psutil
 import pytest
 from debian import missing
 
-from gamlib.lab import maps
-from gamlib.lab.places import NOTEBOOKS, ROOT
-from gamlib.lab.runs import Run
-from gamlib.lab.studies import STUDIES, Plan
-from gamlib.lab.study_files import find_study
-from gamlib.lab.train import train
+from ablation.execution.train import train
+from ablation.gates import views as maps
+from ablation.paths import NOTEBOOKS, ROOT
+from ablation.runs import Run
+from ablation.studies import STUDIES, Plan
+from ablation.study_files import find_study
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, ViewportSize

@@ -9,7 +9,9 @@ from double import Double
 from torch import nn
 
 from gamlib import build_model
-from gamlib.training import batches, data, loop
+from gamlib.data import batches
+from gamlib.data import images as data
+from gamlib.training import loop
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
 from gamlib.training.loop import Speed
 from gamlib.training.parallel import Group

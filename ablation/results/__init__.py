@@ -1,0 +1,1 @@
+"""Runs as frames: statistics, tables, figures, reports, publication."""
