@@ -1,40 +1,21 @@
 """The command `gamlib`: runs and studies of attention mechanisms, and what became of them."""
 
-import json
 import os
+import sys
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from ablation import screen
-from ablation.config import RunConfig
-from ablation.options import (
-    FAILED,
-    Arms,
-    AsJson,
-    Cluster,
-    Dataset,
-    DryRun,
-    LastDataset,
-    NoWait,
-    Parameters,
-    Seeds,
-    Studies,
-    Submitted,
-    Workers,
-    speaks_plainly,
-    takes_slurm_options,
-)
+from ablation import console
+from ablation.config import ConfigError, RunConfig
 from ablation.parameters import key_values
-from ablation.reporting import commands
-from ablation.screen import err, out
-
-if TYPE_CHECKING:
-    from ablation.execution.board import Tally
+from ablation.paths import ROOT
 
 app = typer.Typer(
+    cls=console.Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,50 +26,46 @@ app = typer.Typer(
 
 
 @app.command()
-@takes_slurm_options
-@speaks_plainly
+@console.slurm_options
 def run(
     slurm: dict[str, Any],
-    parameter: Parameters = None,
-    cluster: Cluster = "local",
-    no_wait: NoWait = False,
-    dry_run: DryRun = False,
+    parameter: console.Parameters = None,
+    cluster: console.Cluster = "local",
+    no_wait: console.NoWait = False,
+    dry_run: console.DryRun = False,
 ) -> None:
     """One training run, e.g. [bold]gamlib run -p dataset=digits -p attention=gam -p epochs=5[/bold]."""
     from ablation.execution.dispatch import dispatch
     from ablation.runs import Run
 
-    config = RunConfig(**key_values(parameter or []))
+    run = Run(RunConfig(**key_values(parameter or [])))
     if dry_run:
-        screen.show_values(config)
-        out.print(f"{Run(config).status().state}: {Run(config).folder}", markup=False, highlight=False)
+        print(console.in_words(run.config.model_dump()))
+        print(f"{run.status().state}: {run.folder}")
         return
-    before = Run(config).result()
-    tally = dispatch([config], cluster, None, not no_wait, slurm)
+    before = run.result()
+    progress = dispatch([run.config], cluster, None, not no_wait, slurm)
     if before is not None:
-        out.print(f"already done: top-1 error {before.top1_error:.2f} %", highlight=False)
-    out.print(str(Run(config).folder), markup=False, highlight=False)
-    _name_failures(tally)
-    if tally.failed:
-        raise typer.Exit(FAILED)
+        print(f"already done: top-1 error {before.top1_error:.2f} %")
+    print(run.folder)
+    console.exit_if_failed(progress)
 
 
 @app.command()
-@takes_slurm_options
-@speaks_plainly
+@console.slurm_options
 def study(
     slurm: dict[str, Any],
-    studies: Studies,
-    dataset: Dataset = None,
-    seeds: Seeds = None,
-    arms: Arms = None,
-    parameter: Parameters = None,
-    cluster: Cluster = "local",
-    workers: Workers = None,
-    no_wait: NoWait = False,
-    dry_run: DryRun = False,
-    and_report: Annotated[bool, typer.Option("--report", help="Report the studies when their runs are done.")] = False,
-    rerun_stale: Annotated[bool, typer.Option("--rerun-stale", help="Do again what other code has done.")] = False,
+    studies: Annotated[list[str], Argument(metavar="STUDY...", help="submodules, max_pooling, benchmark, YAML files.")],
+    dataset: Annotated[str | None, Option(help="Where to run; by default the study's own, most often digits.")] = None,
+    seeds: Annotated[str | None, Option(help="0-4 or 0,3,7; by default the study's own, most often 0-2.")] = None,
+    arms: Annotated[list[str] | None, Option(help="Such as 'ResNet-18*'; may be given many times.")] = None,
+    parameter: console.Parameters = None,
+    cluster: console.Cluster = "local",
+    workers: Annotated[int | None, Option(help="Local runs at once; by default one a core, four at most.")] = None,
+    no_wait: console.NoWait = False,
+    dry_run: console.DryRun = False,
+    and_report: Annotated[bool, Option("--report", help="Report the studies when their runs are done.")] = False,
+    rerun_stale: Annotated[bool, Option("--rerun-stale", help="Do again what other code has done.")] = False,
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from ablation.execution.dispatch import dispatch
@@ -98,80 +75,67 @@ def study(
     from ablation.study_files import find_studies
 
     overrides = key_values(parameter or [])
-    if "dataset" in overrides:
-        dataset = overrides.pop("dataset")
+    dataset = overrides.pop("dataset", dataset)
     found = [study for name in dict.fromkeys(studies) for study in find_studies(name)]
     plans = [study.plan(dataset, seeds, arms or (), **overrides) for study in found]
     if dry_run:
         for plan in plans:
-            screen.show_plan(plan)
+            console.show_plan(plan)
         return
-    configs = [config for plan in plans for config in plan.configs]
 
     def save() -> None:
         for plan in plans:
             plan.save(cluster, slurm)
 
-    tally = dispatch(configs, cluster, workers, not no_wait, slurm, save, rerun_stale)
+    configs = [config for plan in plans for config in plan.configs]
+    progress = dispatch(configs, cluster, workers, not no_wait, slurm, save, rerun_stale)
     names = " ".join(plan.study.name for plan in plans)
     if no_wait:
-        out.print(f"submitted; watch with `gamlib status {names}`", markup=False, highlight=False)
+        print(f"submitted; watch with `gamlib status {names}`")
         return
-    done = len(tally.runs) - len(tally.failed)
-    out.print(f"{done} of {len(tally.runs)} runs done, {tally.done_before} of them before", highlight=False)
-    _name_failures(tally)
+    runs = len(progress.runs)
+    print(f"{runs - len(progress.failed)} of {runs} runs done, {progress.done_before} of them before")
     if not and_report:
-        out.print(f"see `gamlib report {names}`", markup=False, highlight=False)
+        print(f"see `gamlib report {names}`")
     for plan in plans if and_report else ():
         try:
             asked = Plan.load(plan.study.name, plan.dataset)  # with the arms asked for before
-            screen.show_report(asked, reports.report(asked))
+            console.show_report(asked, reports.report(asked))
         except RunFailed as error:  # the other studies are reported all the same
-            err.print(str(error), style="red", markup=False, highlight=False)
-    if tally.failed:
-        raise typer.Exit(FAILED)
+            console.complain(str(error))
+    console.exit_if_failed(progress)
 
 
 @app.command()
-@speaks_plainly
 def status(
-    study: Annotated[
-        str | None, typer.Argument(metavar="[STUDY]", help="A study; by default all runs there are.")
-    ] = None,
-    dataset: LastDataset = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until all have ended.")] = False,
-    json_: AsJson = False,
+    study: Annotated[str | None, Argument(metavar="[STUDY]", help="A study; by default all runs there are.")] = None,
+    dataset: console.LastDataset = None,
+    watch: Annotated[bool, Option("--watch", help="Look again and again, until all have ended.")] = False,
+    json_: console.AsJson = False,
 ) -> None:
     """What every run is doing: done, running, queued, failed and why, preempted, lost, or missing."""
-    from ablation.runs import Run, all_runs
+    from ablation.runs import all_runs
     from ablation.study_files import study_name
     from ablation.submitted import submitted
 
-    runs: dict[Run, str] = {}
     if study is None:
         found, foreign = all_runs()
         runs = dict.fromkeys(found, "")
         for folder in foreign:
-            err.print(f"not a run of this code, left out: {folder}", markup=False, highlight=False)
+            print(f"not a run of this code, left out: {folder}", file=sys.stderr)
     else:
         runs = {run: arm for run, arm, _ in submitted(study_name(study), dataset)}
-    if json_:
-        print(json.dumps(screen.status_rows(runs), indent=2))
-    elif watch:
-        screen.watch(runs)
-    else:
-        screen.show_statuses(screen.status_rows(runs))
+    console.show_statuses(runs, json_, watch)
 
 
 @app.command()
-@takes_slurm_options
-@speaks_plainly
+@console.slurm_options
 def retry(
     slurm: dict[str, Any],
-    study: Submitted,
-    dataset: LastDataset = None,
-    cluster: Annotated[str | None, typer.Option(help="By default the one it was submitted to.")] = None,
-    no_wait: NoWait = False,
+    study: console.Submitted,
+    dataset: console.LastDataset = None,
+    cluster: Annotated[str | None, Option(help="By default the one it was submitted to.")] = None,
+    no_wait: console.NoWait = False,
 ) -> None:
     """Submit what failed, was lost, stopped or removed of a study again; each goes on from its last checkpoint.
 
@@ -179,6 +143,7 @@ def retry(
     """
     from ablation.execution.dispatch import dispatch
     from ablation.execution.slurm import statuses
+    from ablation.execution.slurm_options import merged
     from ablation.study_files import study_name
     from ablation.submitted import submitted
 
@@ -186,25 +151,21 @@ def retry(
     now = statuses(run for run, _, _ in entries)
     ended = [(run, plan) for run, _, plan in entries if now[run].state not in ("queued", "running", "done")]
     if not ended:
-        out.print("nothing to retry: no run has failed, was lost, stopped or removed", highlight=False)
-        return
-    failed = False
+        print("nothing to retry: no run has failed, was lost, stopped or removed")
     plans = {id(plan): plan for _, plan in reversed(ended)}  # the last one's runs are those that are waited for
+    progresses = []
     for number, plan in enumerate(plans.values(), 1):
         where = cluster or plan.cluster
-        options = {**(plan.slurm if where == "slurm" else {}), **slurm}
+        options = merged(plan.slurm, slurm) if where == "slurm" else slurm
         remember = partial(plan.save if plan is entries[0][2] else plan.keep, cluster=where, slurm=options)
         wait = where != "slurm" or (number == len(plans) and not no_wait)
-        tally = dispatch([run.config for run, of in ended if of is plan], where, None, wait, options, remember)
-        _name_failures(tally)
-        failed = failed or bool(tally.failed)
-    if failed:
-        raise typer.Exit(FAILED)
+        configs = [run.config for run, of in ended if of is plan]
+        progresses.append(dispatch(configs, where, None, wait, options, remember))
+    console.exit_if_failed(*progresses)
 
 
 @app.command()
-@speaks_plainly
-def cancel(study: Submitted, dataset: LastDataset = None) -> None:
+def cancel(study: console.Submitted, dataset: console.LastDataset = None) -> None:
     """Stop what is queued or running of a study, and say what that left; [bold]gamlib retry[/bold] goes on."""
     from ablation.execution.housekeeping import cancel
     from ablation.study_files import study_name
@@ -212,40 +173,119 @@ def cancel(study: Submitted, dataset: LastDataset = None) -> None:
 
     left = cancel([run for run, _, _ in submitted(study_name(study), dataset)])
     for run, now in left.items():
-        out.print(f"{run.folder.name}: {now.state}, {now.error}", markup=False, highlight=False)
-    out.print(f"{len(left)} runs stopped" if left else "nothing is queued or running", highlight=False)
+        print(f"{run.folder.name}: {now.state}, {now.error}")
+    print(f"{len(left)} runs stopped" if left else "nothing is queued or running")
 
 
 @app.command()
-@speaks_plainly
 def gc(
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Checkpoints of finished runs, too.")] = False,
-    failed: Annotated[bool, typer.Option("--failed", help="Failed runs, too, with all that they left.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without this they are only shown.")] = False,
+    checkpoints: Annotated[bool, Option("--checkpoints", help="Checkpoints of finished runs, too.")] = False,
+    failed: Annotated[bool, Option("--failed", help="Failed runs, too, with all that they left.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Remove them; without this they are only shown.")] = False,
 ) -> None:
     """Remove what submission left of finished runs: shows it first, and removes it with --yes."""
     from ablation.execution.housekeeping import leftovers
 
     paths = leftovers(checkpoints, failed)
     size = sum(path.lstat().st_size for path in paths) / 2**20
-    for path in paths:
-        if yes:
-            path.unlink(missing_ok=True)
-            with suppress(OSError):
-                path.parent.rmdir()  # of a run that has failed: nothing else lies there
-        else:
-            out.print(os.path.relpath(path), markup=False, highlight=False)
+    for path in paths if yes else ():
+        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.parent.rmdir()  # of a run that has failed: nothing else lies there
+    if not yes:
+        console.show_paths(paths)
     how = "removed" if yes else "would be removed with --yes"
-    out.print(f"{len(paths)} files, {size:.1f} MiB {how}" if paths else "nothing to remove", highlight=False)
+    print(f"{len(paths)} files, {size:.1f} MiB {how}" if paths else "nothing to remove")
 
 
-def _name_failures(tally: "Tally") -> None:
-    """What failed, why, and where its log is."""
-    for failed, reason in tally.failed.items():
-        err.print(f"{failed.folder.name} failed: {reason}; see {failed.folder / 'log.txt'}", style="red", markup=False)
+@app.command()
+def report(
+    studies: Annotated[list[str] | None, Argument(metavar="STUDY...", help="Names of studies.")] = None,
+    dataset: console.LastDataset = None,
+    force: Annotated[bool, Option("--force", help="Even if nothing has changed since the last report.")] = False,
+    published: Annotated[
+        bool, Option("--published", help="Of the published runs in figures/data, by default of all studies.")
+    ] = False,
+) -> None:
+    """Execute the notebook of a study, and write its figures and tables to figures/. Nothing is trained.
+
+    With [bold]--published[/bold] the figures and tables alone, from figures/data: neither runs nor images are needed.
+    """
+    from ablation.results import publication
+    from ablation.results import report as reports
+    from ablation.studies import Plan
+    from ablation.study_files import study_name
+
+    if not studies and not published:
+        raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
+    if not published:
+        for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
+            console.show_report(plan, reports.report(plan, force))
+        return
+    named = publication.published(studies or ())
+    if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
+        there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
+        raise ConfigError(f"dataset={dataset!r}: published on {there}")
+    for plan in plans:
+        with publication.unpacked(publication.published([plan.study.name])):  # on all data sets: a figure has them
+            console.show_report(plan, reports.export(plan))
 
 
-app.add_typer(commands)
+@app.command()
+def publish(
+    studies: Annotated[list[str], Argument(metavar="STUDY...", help="Names of studies that were submitted.")],
+    dataset: console.LastDataset = None,
+) -> None:
+    """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
+    from ablation.results import publication
+    from ablation.studies import Plan
+    from ablation.study_files import study_name
+
+    for plan in [Plan.load(study_name(name), dataset) for name in studies]:
+        console.show_paths(publication.publish(plan))
+
+
+@app.command()
+def restore(
+    studies: Annotated[list[str] | None, Argument(metavar="[STUDY]...", help="Names; by default all.")] = None,
+) -> None:
+    """Put published runs into runs/, where nothing is done yet: [bold]gamlib study[/bold] goes on from them."""
+    from ablation.results import publication
+
+    for plan in publication.published(studies or ()):
+        print(f"{plan.name}: {publication.restore(plan)} of {len(plan.configs)} runs restored")
+
+
+@app.command()
+def audit(
+    json_: console.AsJson = False,
+    and_report: Annotated[
+        bool,
+        Option("--report", help="Execute 1_complexity.ipynb too, which tells the story and exports its figure."),
+    ] = False,
+) -> None:
+    """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
+    from gamlib.paper import audit as audits
+
+    frame = audits.audit()
+    console.show_audit(frame, json_)
+    if and_report:
+        from ablation.results.report import complexity_report
+
+        for path in complexity_report():
+            print(os.path.relpath(path), file=sys.stderr)
+    if audits.differences(frame):
+        raise typer.Exit(console.FAILED)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+def bench(arguments: Annotated[list[str] | None, Argument(metavar="[OPTIONS]...")] = None) -> None:
+    """The speed tables of the README, measured on this machine; [bold]gamlib bench --help[/bold] says what there is."""
+    script = ROOT / "benchmarks" / "gam.py"
+    if not script.exists():
+        raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")
+    os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
+
 
 if __name__ == "__main__":
     app()

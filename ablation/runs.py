@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BytesIO
-from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,11 +48,12 @@ class RunStopped(RunFailed):
 class Run:
     """One configuration and its folder `<runs>/<dataset>/<readable-name>-<signature8>/`."""
 
+    _inode = 0  # of its lock, since this object has first met one
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.signature = config.signature
         self.folder = runs_root() / config.dataset_name / f"{config.name}-{self.signature[:8]}"
-        self._lock = 0  # the inode of its lock, since this object has first met one
 
     def __repr__(self) -> str:
         return f"Run({self.folder.name})"
@@ -68,15 +68,17 @@ class Run:
         result = self.result()
         return result is not None and result.source != source_hash()
 
-    def set_aside(self) -> None:
+    def archive(self) -> None:
         """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew.
 
         What was set aside there before stays: the folder then is `before-<hash of its code>-2/`, and so on.
         """
         result = self.result()
         name = f"before-{result.source if result else 'unknown'}"
-        names = chain([name], (f"{name}-{number}" for number in count(2)))
-        kept = next(path for name in names if not (path := self.folder / name).exists())
+        kept, number = self.folder / name, 1
+        while kept.exists():
+            number += 1
+            kept = self.folder / f"{name}-{number}"
         left = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         for path in sorted(left, key=lambda path: path.name != "result.json"):
             kept.mkdir(exist_ok=True)
@@ -128,7 +130,7 @@ class Run:
         """Say that the run waits, in this process or as a cluster's job, but not if it or that job runs already."""
         status = self.status()
         if status.state != "running" or (cluster == "slurm" and status.job_id != job_id):  # whose job has died
-            self.describe()
+            self.write_config()
             self._forget_requests(math.inf)
             host, pid = (socket.gethostname(), os.getpid()) if cluster == "local" else ("", 0)
             self.write_status(state="queued", host=host, pid=pid, job_id=job_id, cluster=cluster, error="")
@@ -139,7 +141,7 @@ class Run:
         if (status.state, status.host, status.pid) == ("queued", socket.gethostname(), os.getpid()):
             self.write_status(state="missing", pid=0)
 
-    def describe(self) -> None:
+    def write_config(self) -> None:
         """Write `config.json`."""
         self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
 
@@ -171,23 +173,31 @@ class Run:
             inode = 0
         except OSError:
             return False
-        self._lock = self._lock or inode
-        return inode != self._lock
+        self._inode = self._inode or inode
+        return inode != self._inode
 
     def _forget_requests(self, before: float) -> None:
         with suppress(OSError):
             if (request := self.folder / "stop").stat().st_mtime < before:
                 request.unlink()
 
-    def parts_of_notebooks(self) -> list[Path]:
+    def partial_notebooks(self) -> list[Path]:
         """What executions write their notebook to, the last one last; those of killed ones stay."""
         return sorted(self.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
 
-    def keep_notebook(self) -> None:
+    def recover_notebook(self) -> None:
         """Give a run that is done and whose job was killed after that the notebook that the job left. For its owner."""
         if self.result() is not None and not (self.folder / "run.ipynb").exists():
-            for part in self.parts_of_notebooks()[-1:]:
+            for part in self.partial_notebooks()[-1:]:
                 part.replace(self.folder / "run.ipynb")
+
+    def lock(self, timeout: float = -1) -> FileLock:
+        """What the owner of the run holds.
+
+        Args:
+            timeout: seconds to wait for it before `filelock.Timeout`; -1 is for ever.
+        """
+        return FileLock(self.folder / ".lock", timeout=timeout)
 
     @contextmanager
     def claim(self, cluster: str = "", job_id: str = "", since: float = math.inf) -> Iterator[bool]:
@@ -205,13 +215,13 @@ class Run:
             ConfigError: the file system has no locks.
         """
         require_locks(self.folder)
-        with FileLock(self.folder / ".lock"):
-            self._lock = (self.folder / ".lock").stat().st_ino
+        with self.lock():
+            self._inode = (self.folder / ".lock").stat().st_ino
             if self.result() is not None:
                 yield False
                 return
             self._forget_requests(since)
-            self.describe()
+            self.write_config()
             mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
             mine |= {"cluster": cluster, "job_id": job_id}
             self.write_status(attempts=self.status().attempts + 1, started=now(), error="", **mine)

@@ -46,7 +46,7 @@ from tqdm import tqdm
 from turns import Peaks, Plan, in_turns, peaks, ratios
 
 from ablation.config import ConfigError
-from ablation.options import speaks_plainly
+from ablation.console import plain_errors
 from ablation.paths import cores
 from ablation.runs import RunFailed
 from gamlib.files import write_whole
@@ -59,7 +59,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@speaks_plainly
+@plain_errors()
 def main(
     parts: Annotated[str, typer.Option(help="By default all: blocks,step,study,memory.")] = "",
     shapes: Annotated[

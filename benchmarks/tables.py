@@ -8,7 +8,7 @@ from typing import Any
 from blocks import GATES, KNOWN, Setting, missing
 from turns import Peaks
 
-from ablation.screen import out, print_frame
+from ablation.console import out, print_frame
 
 Row = dict[str, Any]
 STAGES = ("ResNet-18 ImageNet", "ResNet-18 CIFAR", "quick")  # those that means are taken over

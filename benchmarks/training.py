@@ -37,10 +37,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ablation.config import ConfigError
-from ablation.options import speaks_plainly
+from ablation.console import out, plain_errors, print_frame
 from ablation.paths import cores
 from ablation.runs import RunFailed
-from ablation.screen import err, out, print_frame
 from gamlib import build_model
 from gamlib.data.batches import FromMemory
 from gamlib.files import write_whole
@@ -54,7 +53,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@speaks_plainly
+@plain_errors()
 def main(
     networks: Annotated[str, typer.Option(help="By default resnet18,resnet50; resnet18 with --check or --quick.")] = "",
     attentions: Annotated[str, typer.Option(help="By default none,gam; gam with --quick.")] = "",
@@ -244,7 +243,7 @@ def _weights(model: nn.Module) -> Tensor:
 def _check(works: Sequence[Work]) -> None:
     failed = False
     for work in works:
-        err.print(f"{work.network} {work.attention}: {CHECKED} steps, six times", highlight=False)
+        typer.echo(f"{work.network} {work.attention}: {CHECKED} steps, six times", err=True)
         rows = []
         for lr, calm in ((0.01, True), (0.1, False)):
             one = compare(work, lr, calm=calm)

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from ablation import cli, reporting
+from ablation import cli
 from ablation.paths import ROOT
 from gamlib import GAM
 from gamlib.kernels import IMPLEMENTATIONS
@@ -260,7 +260,7 @@ def test_bad_options_of_gamlib_bench_are_refused_in_one_line(
 
 
 def test_gamlib_bench_says_that_it_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "ROOT", tmp_path)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
     done = CliRunner().invoke(cli.app, ["bench", "--quick"])
     assert done.exit_code == 2 and "benchmarks/gam.py: not there; gamlib bench needs" in done.output
 

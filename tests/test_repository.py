@@ -2,26 +2,33 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import typer
 import yaml
 
+from ablation.cli import app
 from ablation.config import RunConfig
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.results import typeset
+from ablation.study_files import read_studies
 
 FLOORS = {
     "gamlib": ["files", "signals", "attention", "kernels", "backbones", "data", "paper", "training"],
     "ablation": [
         *("config", "parameters", "paths", "provenance", "status", "runs"),
         *("catalogue", "arms", "widths", "studies", "study_files", "submitted"),
-        *("execution", "results", "gates", "screen", "options", "reporting", "cli"),
+        *("execution", "results", "gates", "console", "cli"),
     ],
 }
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"]
+)
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
@@ -108,8 +115,48 @@ def test_the_table_of_the_readme_is_the_exported_one(committed: Path) -> None:
         assert f"| {' | '.join(row)} |" in readme
 
 
-@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md"])
-def test_every_file_that_a_page_names_is_there(page: str, committed: Path) -> None:
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_heading_that_a_page_names_is_there(page: str, committed: Path) -> None:
     text = (committed / page).read_text()
-    for path in re.findall(r"\]\(([^)h#][^)]*)\)", text) + re.findall(r'src="([^"]+)"', text):
-        assert (committed / path).exists(), path
+    for link in re.findall(r"\]\(([^)]*)\)", text) + re.findall(r'src="([^"]+)"', text):
+        path, _, heading = link.partition("#")
+        if not path.startswith("http"):
+            there = (committed / page).parent / path if path else committed / page
+            assert there.exists(), link
+            assert not heading or heading in anchors(there), link
+
+
+def test_the_readme_is_read_in_five_minutes(committed: Path) -> None:
+    text = (committed / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 130 and len(text.split()) <= 1600 and max(map(len, lines)) <= 160
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_are_commands_with_such_options(page: str, committed: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"^gamlib (.+?)(?:   *.*)?$", (committed / page).read_text(), re.M):
+        name, *words = shlex.split(re.sub(r"[\[\]]", "", line))
+        commands[name].make_context(name, words)
+
+
+def test_the_yaml_and_papermill_lines_of_the_readme_are_sound(committed: Path, tmp_path: Path) -> None:
+    text = (committed / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "own.yaml").write_text(block)
+    (study,) = read_studies(tmp_path / "own.yaml")
+    assert len(study.plan().configs) == 3 * len(study.arms)
+    for line in re.findall(r"^papermill (.+)$", text, re.M):
+        words = shlex.split(line)
+        (notebook,) = (word for word in words if word.startswith("notebooks/"))
+        (cell,) = (
+            cell for cell in nbformat.read(ROOT / notebook, 4).cells if "parameters" in cell.metadata.get("tags", [])
+        )
+        given = [words[at + 1].rstrip(":") for at, word in enumerate(words) if word in ("-p", "-y")]
+        assert all(re.search(rf"(?m)^{name.partition(':')[0]} = ", cell.source) for name in given), line

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import submitit
 from filelock import FileLock
 
 from ablation.config import ConfigError
 from ablation.execution import slurm
-from ablation.execution.board import Board
-from ablation.execution.execute import execute
-from ablation.execution.stops import signals_ask
+from ablation.execution.execute import execute, this_job
+from ablation.execution.progress import Progress
+from ablation.execution.signals import forward_signals
 from ablation.paths import runs_root
 from ablation.runs import Run, RunStopped
 
@@ -28,7 +28,7 @@ FRUITLESS = 5  # attempts without a step before a run fails: SLURM's signal may 
 
 def submit(
     runs: Sequence[Run],
-    told: Mapping[str, Any],
+    parameters: Mapping[str, Any],
     environment: Mapping[str, str],
     accepted: Callable[[], object] = lambda: None,
 ) -> list[Run]:
@@ -39,7 +39,7 @@ def submit(
 
     Args:
         runs: none of them done.
-        told: what submitit's executor is told, see `slurm_options.options`.
+        parameters: of submitit's executor, see `slurm_options.parameters`.
         environment: variables for the kernels.
         accepted: called once, when SLURM has taken the first jobs or none were to be submitted.
 
@@ -47,28 +47,24 @@ def submit(
         ConfigError: more GPUs than a run has devices, SLURM does not say which runs have jobs, or sbatch refuses; what
             had been submitted before stays so.
     """
-    gpus = told.get("gpus_per_node") or 0
-    if (fewest := min(run.config.devices for run in runs)) < gpus and gpus > 1:
+    gpus = parameters.get("gpus_per_node")
+    if (fewest := min(run.config.devices for run in runs)) < (gpus or 0):
         raise ConfigError(f"gpus={gpus}: allowed: {fewest}, as many as the run has devices; see -p devices={gpus}")
-    folder = runs_root() / "submitit"
-    folder.mkdir(parents=True, exist_ok=True)
     submitted: list[Run] = []
-    with FileLock(folder / ".lock"):
+    with FileLock(_folder() / ".lock"):
         _cancel_killed_submissions()
-        known = slurm.statuses(runs, sure=True)
+        known = slurm.statuses(runs, must_know=True)
         todo = [run for run in runs if known[run].state not in ("queued", "running", "done")]
-        for devices in dict.fromkeys(run.config.devices for run in todo):
-            alike = [run for run in todo if run.config.devices == devices]
-            own = {"gpus_per_node": devices} if devices > 1 and told.get("gpus_per_node") != 0 else {}
-            for first in range(0, len(alike), slurm.max_array_size()):
-                array = alike[first : first + slurm.max_array_size()]
-                jobs = _submit(array, {**told, **own}, environment)
-                if not submitted:
-                    accepted()
-                with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # each write waits for the disk
-                    list(pool.map(Run.queue, array, jobs.ids, ["slurm"] * len(array)))
-                jobs.record.unlink()
-                submitted += array
+        for array in _arrays(todo):
+            devices = array[0].config.devices
+            own = {"gpus_per_node": devices} if devices > 1 and gpus != 0 else {}
+            job_ids, record = _submit(array, {**parameters, **own}, environment)
+            if not submitted:
+                accepted()
+            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # each write waits for the disk
+                list(pool.map(Run.queue, array, job_ids, ["slurm"] * len(array)))
+            record.unlink()
+            submitted += array
         if not submitted:
             accepted()
     return submitted
@@ -80,49 +76,55 @@ def cancel_killed_submissions() -> None:
     Raises:
         ConfigError: SLURM cannot be told.
     """
-    if (folder := runs_root() / "submitit").is_dir():
-        with FileLock(folder / ".lock"):
-            _cancel_killed_submissions()
+    with FileLock(_folder() / ".lock"):
+        _cancel_killed_submissions()
 
 
 def _cancel_killed_submissions() -> None:
-    for record in (runs_root() / "submitit").glob("*.submitting"):
+    for record in _folder().glob("*.submitting"):
         slurm.cancel(name=record.stem)
         record.unlink()
 
 
-class _Jobs(NamedTuple):
-    """Jobs of SLURM's that no run knows yet, and the record that says so."""
-
-    ids: list[str]
-    record: Path
-
-
-def _submit(array: Sequence[Run], told: Mapping[str, Any], environment: Mapping[str, str]) -> _Jobs:
+def _folder() -> Path:
     folder = runs_root() / "submitit"
-    record = folder / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _arrays(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs with the same number of devices together, and not more than SLURM takes as one array."""
+    most, found = slurm.max_array_size(), list[list[Run]]()
+    for devices in dict.fromkeys(run.config.devices for run in runs):
+        alike = [run for run in runs if run.config.devices == devices]
+        found += [alike[first : first + most] for first in range(0, len(alike), most)]
+    return found
+
+
+def _submit(
+    array: Sequence[Run], parameters: Mapping[str, Any], environment: Mapping[str, str]
+) -> tuple[list[str], Path]:
+    """The ids of new jobs, of which no run knows yet, and the file that says so."""
+    record = _folder() / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
     record.touch()  # as long as it is there, jobs of that name may be there of which no run knows
-    executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+    executor = submitit.AutoExecutor(folder=_folder(), cluster="slurm")
     try:
-        executor.update_parameters(name=record.stem, stderr_to_stdout=True, **told)
-        with slurm.as_told():
+        executor.update_parameters(name=record.stem, stderr_to_stdout=True, **parameters)
+        with slurm.without_overrides():
             jobs = executor.map_array(train_on_slurm, array, [environment] * len(array))
     except (NameError, TypeError, ValueError) as error:
         record.unlink()
         raise ConfigError(" ".join(str(error).split())) from None
     except submitit.core.utils.FailedJobError as error:
+        lines = [line for line in str(error).strip().splitlines() if line]
+        reason = lines[-1].removeprefix("sbatch: error: ") if lines else "no reason given"
         if not re.search(UNANSWERED, str(error), re.IGNORECASE):
             record.unlink()
-            raise ConfigError(f"sbatch refused: {_last(str(error))}") from None
+            raise ConfigError(f"sbatch refused: {reason}") from None
         with suppress(ConfigError):
             slurm.cancel(name=record.stem)  # and the record stays: SLURM may take in the job a little later
-        raise ConfigError(f"sbatch: {_last(str(error))}; what it has queued all the same is cancelled") from None
-    return _Jobs([job.job_id for job in jobs], record)
-
-
-def _last(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line]
-    return lines[-1].removeprefix("sbatch: error: ") if lines else "no reason given"
+        raise ConfigError(f"sbatch: {reason}; what it has queued all the same is cancelled") from None
+    return [job.job_id for job in jobs], record
 
 
 def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
@@ -137,11 +139,11 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: by another signal, or SLURM would not queue it again.
         RunFailed: see `execute`.
     """
-    before, (_, own) = run.status(), slurm.job()
+    before, (_, own) = run.status(), this_job()
     if before.cluster == "slurm" and before.job_id != own and slurm.live({before.job_id}):
         print(f"job {before.job_id} has this run, so this one ends", flush=True)
         return
-    with signals_ask(lambda by: None):  # while it is queued again
+    with forward_signals(lambda by: None):  # while it is queued again
         try:
             execute(run, environment)
         except RunStopped as stopped:
@@ -158,15 +160,14 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
                 raise
 
 
-def watch(runs: Sequence[Run], board: Board) -> None:
+def watch(runs: Sequence[Run], progress: Progress) -> None:
     """Wait until the jobs of some runs have ended, and tell of each."""
     left, began = list(runs), time.monotonic()
     while left:
         time.sleep(POLL_SECONDS)
         known = slurm.statuses(left)
-        board.tally.running = sum(known[run].state == "running" for run in left)
+        progress.show(sum(known[run].state == "running" for run in left))
         for run, status in known.items():
             if status.state not in ("queued", "running"):
                 left.remove(run)
-                board.ended(run, time.monotonic() - began, status.error)
-        board.refresh()
+                progress.ended(run, time.monotonic() - began, status.error)

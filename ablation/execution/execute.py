@@ -13,12 +13,22 @@ from typing import IO, Any
 
 import psutil
 
-from ablation.execution import slurm
-from ablation.execution.stops import signals_ask
+from ablation.execution.signals import forward_signals
 from ablation.paths import NOTEBOOKS
 from ablation.provenance import SOURCE, source_hash
 from ablation.runs import BATCH, JOB, REMOVED, Run, RunFailed, RunStopped
 from gamlib.signals import held_back
+
+
+def this_job() -> tuple[str, str]:
+    """The cluster and the id of the job that this process is, as submitit has them; two empty texts outside of one."""
+    import submitit  # late: a report has no need of it
+
+    try:
+        job = submitit.JobEnvironment()
+    except RuntimeError:
+        return "", ""
+    return job.cluster, job.job_id
 
 
 def execute(run: Run, environment: Mapping[str, str]) -> None:
@@ -32,7 +42,7 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
-    cluster, job_id = slurm.job()
+    cluster, job_id = this_job()
 
     def ask(by: str) -> None:
         owner = run.status()
@@ -41,26 +51,28 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         run.ask_to_stop(by)
 
     claimed = run.claim(cluster, job_id, since=psutil.Process().create_time())
-    with signals_ask(ask) as take_signals, claimed as mine:
-        run.keep_notebook()
-        for path in run.parts_of_notebooks():
+    with forward_signals(ask) as take_signals, claimed as mine:
+        run.recover_notebook()
+        for path in run.partial_notebooks():
             path.unlink()
         if not mine:
             return
         with (run.folder / "log.txt").open("a", buffering=1) as log:
-            print(
-                f"--- attempt {run.status().attempts}, {cluster} job {job_id or 'none'}, process {os.getpid()}",
-                file=log,
-            )
+            job = f"{cluster} job {job_id or 'none'}, process {os.getpid()}"
+            print(f"--- attempt {run.status().attempts}, {job}", file=log)
             try:
                 if environment.get(SOURCE, source_hash()) != source_hash():
                     run.write_status(error="its code is not the one that it was submitted with")
-                parameters = run.config.model_dump()
-                environment = {**environment, JOB: run.signature}
                 if by := run.asked_to_stop():
                     raise RunStopped(f"stopped by {by} before it began")
-                output = run.folder / "run.ipynb"
-                execute_notebook(NOTEBOOKS / "run.ipynb", output, parameters, log, environment, take_signals)
+                execute_notebook(
+                    NOTEBOOKS / "run.ipynb",
+                    run.folder / "run.ipynb",
+                    run.config.model_dump(),
+                    log,
+                    {**environment, JOB: run.signature},
+                    on_start=take_signals,
+                )
             except BaseException as error:
                 traceback.print_exc(file=log)
                 if run.removed():

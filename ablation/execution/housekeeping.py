@@ -23,7 +23,7 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     Raises:
         ConfigError: SLURM cannot be told.
     """
-    if slurm.here():
+    if slurm.available():
         arrays.cancel_killed_submissions()
     found = slurm.statuses(runs)
     stopped = {run: status for run, status in found.items() if status.state in ("queued", "running")}
@@ -31,7 +31,7 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
         if status.cluster != "slurm":
             run.ask_to_stop("gamlib cancel")
     jobs = {job_id for status in found.values() for job_id in status.slurm_jobs()}  # of runs that are done, too
-    slurm.cancel(slurm.live(jobs, unless_known=True))
+    slurm.cancel(slurm.live(jobs, or_unknown=True))
     for run, status in stopped.items():
         if status.state == "queued" and status.cluster == "slurm":
             before = "before it began" if status.attempts == 0 else "while it waited to go on"
@@ -67,9 +67,9 @@ def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
             if path.name != ".lock" and not {parts[0], "_".join(parts[:2])} & needed:
                 found.append(path)
     for run in runs:
-        with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # or its owner is at work
-            run.keep_notebook()
-            found += [*run.parts_of_notebooks(), *sorted(run.folder.glob(".*.part"))]
+        with suppress(Timeout), run.lock(timeout=0):  # or its owner is at work
+            run.recover_notebook()
+            found += [*run.partial_notebooks(), *sorted(run.folder.glob(".*.part"))]
     if failed:
         gone = [run for run, status in slurm.statuses(runs).items() if status.state == "failed"]
         found += [path for run in gone for path in sorted(run.folder.rglob("*")) if path.is_file()]

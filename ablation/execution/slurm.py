@@ -22,22 +22,23 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"
 RUNNING = {"CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "BOOT_FAIL", "DEADLINE"}
 ENDED |= {"PREEMPTED", "REVOKED"}
-OVERRIDES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")  # by which SLURM's commands do other than told
+OVERRIDES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")  # variables that change what SLURM's commands do
 PATIENCE, SILENCE = 15.0, 60.0  # seconds for an answer, and in which one that has not come is not asked for again
+JOBS_AT_ONCE = 500  # whose ids stand in one command
 LOG_BYTES = 2**18  # of a log's end that are searched for a cause
 MEMORY = "memory limit|oom.kill|out of memory"
 CAUSE = r"^[\w.]*(Error|Exception)\b|errno|no space left|no locks available|quota exceeded|permission denied"
 PAUSES = (1, 2, 4, 8, 15, 30, 60, 60)  # seconds, between attempts to have a job queued again
 REFUSAL = "disabled|invalid|denied|not permitted"  # in SLURM's words; all else may pass
+NO_SUCH_JOB = "Invalid job id"  # in squeue's words
 
 
 @cache
 def max_array_size() -> int:
     """Runs of one job array: SLURM's MaxArraySize less one, or its default where it does not say."""
-    answer = _asked("scontrol", "show", "config")
-    lines = answer.stdout.splitlines() if answer is not None else []
-    sizes = [line.partition("=")[2].strip() for line in lines if line.startswith("MaxArraySize")]
-    return max(1, int(sizes[0]) - 1) if sizes and sizes[0].isdecimal() else 1000
+    answer = _ask("scontrol", "show", "config")
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout if answer is not None else "", re.MULTILINE)
+    return max(1, int(size[1]) - 1) if size else 1000
 
 
 class Job(NamedTuple):
@@ -57,57 +58,56 @@ def states(job_ids: Collection[str]) -> dict[str, Job] | None:
 
     A job that is left out is one of which SLURM has said nothing. That is no evidence that it is gone.
     """
-    arrays = sorted({job_id.partition("_")[0] for job_id in job_ids})
     found: dict[str, Job] = {}
-    for some in _parts(arrays):
-        if (jobs := _queue(some)) is None:
+    for arrays in _parts(map(_array, job_ids)):
+        if (jobs := _queued(arrays)) is None:
             return None
         found |= jobs
-    listed = {job_id.partition("_")[0] for job_id in found}
-    for some in _parts(sorted({job_id.partition("_")[0] for job_id in job_ids if job_id not in found})):
-        for job_id, state in _accounted(some):
+    listed = set(map(_array, found))
+    for arrays in _parts(map(_array, set(job_ids) - found.keys())):
+        for job_id, state in _accounted(arrays):
             if state not in WAITING:  # a job that waits is one that squeue has
                 found.setdefault(job_id, Job(state))
     for job_id in sorted(set(job_ids) - found.keys()):
-        array = job_id.partition("_")[0]
-        if array in listed or _denied(array):  # squeue knows its other tasks, or says that there is none
+        if (array := _array(job_id)) in listed or _is_gone(array):  # squeue has other tasks of it, or denies it
             listed.add(array)
             found[job_id] = Job()
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
 
-def live(job_ids: Collection[str], unless_known: bool = False) -> set[str]:
+def live(job_ids: Collection[str], or_unknown: bool = False) -> set[str]:
     """Those of some jobs that wait or run; if asked, those too of which SLURM has said nothing."""
     known = states(job_ids) or {}
-    return {job_id for job_id in job_ids if (known[job_id].lives if job_id in known else unless_known)}
+    return {job_id for job_id in job_ids if (known[job_id].lives if job_id in known else or_unknown)}
 
 
-def _parts(ids: list[str]) -> list[list[str]]:
-    return [ids[first : first + 500] for first in range(0, len(ids), 500)]
+def _array(job_id: str) -> str:
+    return job_id.partition("_")[0]
 
 
-def _queue(arrays: list[str]) -> dict[str, Job] | None:
+def _parts(ids: Iterable[str]) -> list[list[str]]:
+    different = sorted(set(ids))
+    return [different[first : first + JOBS_AT_ONCE] for first in range(0, len(different), JOBS_AT_ONCE)]
+
+
+def _queued(arrays: list[str]) -> dict[str, Job] | None:
     """The jobs that squeue has of some arrays or single jobs; None if it cannot be asked."""
-    answer = _asked("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %r", "-j", ",".join(arrays))
-    if answer is None or (answer.returncode and not _denies(answer.stderr)):
+    answer = _ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %r", "-j", ",".join(arrays))
+    if answer is None or (answer.returncode and NO_SUCH_JOB not in answer.stderr):
         return None
     lines = [line.split(None, 2) for line in answer.stdout.splitlines()]
     return {words[0]: Job(words[1], *words[2:]) for words in lines if len(words) > 1}
 
 
-def _denied(array: str) -> bool:
+def _is_gone(array: str) -> bool:
     """Whether squeue says that there is no such job; asked for several, it only leaves out those that are not."""
-    answer = _asked("squeue", "-h", "-j", array)
-    return answer is not None and _denies(answer.stderr)
-
-
-def _denies(text: str) -> bool:
-    return "Invalid job id" in text
+    answer = _ask("squeue", "-h", "-j", array)
+    return answer is not None and NO_SUCH_JOB in answer.stderr
 
 
 def _accounted(arrays: list[str]) -> Iterator[tuple[str, str]]:
     """The jobs that sacct has, and their states."""
-    answer = _asked("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
+    answer = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
     for line in answer.stdout.splitlines() if answer is not None and answer.returncode == 0 else ():
         name, _, words = line.partition("|")
         array, _, tasks = name.partition("_")
@@ -119,50 +119,50 @@ def _accounted(arrays: list[str]) -> Iterator[tuple[str, str]]:
             yield from [(f"{array}_{number}", state) for number in numbers] or [(name, state)]
 
 
-def statuses(runs: Iterable[Run], sure: bool = False) -> dict[Run, Status]:
+def statuses(runs: Iterable[Run], must_know: bool = False) -> dict[Run, Status]:
     """What every run does: its folder's word first, and where a job of SLURM's has it, what SLURM knows better.
 
     A job that SLURM has ended, or says it does not have, has no running or waiting run. Where SLURM says nothing, the
     folders' word stands, with the age of their heartbeats.
 
     Args:
-        sure: a run has no job only if SLURM says so: who is about to give it one must know.
+        must_know: for who is about to submit runs: one of whose jobs SLURM says nothing counts as queued.
 
     Raises:
-        ConfigError: SLURM cannot be asked, and `sure` is wanted.
+        ConfigError: SLURM cannot be asked, and the caller must know.
     """
     found = {run: run.status() for run in runs}
-    asked = {run: status for run, status in found.items() if status.state not in ("done", "missing")}
-    known = states({job_id for status in asked.values() for job_id in status.slurm_jobs()})
-    if known is None and sure:
+    open_ = {run: status for run, status in found.items() if status.state not in ("done", "missing")}
+    known = states({job_id for status in open_.values() for job_id in status.slurm_jobs()})
+    if known is None and must_know:
         raise ConfigError("SLURM cannot be reached: squeue does not answer, and some of the runs may have jobs")
-    for run, status in asked.items():
+    for run, status in open_.items():
         jobs = {job_id: known[job_id] for job_id in status.slurm_jobs() if known and job_id in known}
         job_id = next((job_id for job_id, job in jobs.items() if job.lives), status.job_id)
         if job_id in jobs and (status.cluster == "slurm" or status.state != "running"):
             found[run] = _corrected(status.model_copy(update={"job_id": job_id}), jobs[job_id])
-        if sure and len(jobs) < len(status.slurm_jobs()):
+        if must_know and len(jobs) < len(status.slurm_jobs()):
             found[run] = status.model_copy(update={"state": "queued"})
     return found
 
 
 def _corrected(status: Status, job: Job) -> Status:
-    slurm = job.state
-    if slurm in WAITING:
+    """A run's status, by what SLURM knows of its job."""
+    if job.state in WAITING:
         why = "" if job.reason in ("", "None") else f"waits: {job.reason}"
         return status.model_copy(update={"state": "queued", "error": why})
-    if slurm in RUNNING:  # after the run's last word, too, until its job is over or in the queue again
+    if job.state in RUNNING:  # after the run's last word, too, until its job is over or in the queue again
         return status if status.state == "queued" else status.model_copy(update={"state": "running"})
-    if not slurm:
+    if not job.state:
         gone = {"state": "lost", "error": f"SLURM does not know its job {status.job_id} any more"}
         return status.model_copy(update=gone) if status.state in ("queued", "lost") else status
     if status.state in ("failed", "preempted"):  # it could say so itself
-        told = status.error if slurm in ("FAILED", "COMPLETED") else f"{slurm}: {status.error}"
-        return status.model_copy(update={"error": told})
-    if slurm not in ENDED:
-        return status.model_copy(update={"error": f"SLURM says {slurm}"})
+        own = status.error if job.state in ("FAILED", "COMPLETED") else f"{job.state}: {status.error}"
+        return status.model_copy(update={"error": own})
+    if job.state not in ENDED:
+        return status.model_copy(update={"error": f"SLURM says {job.state}"})
     why = why_it_ended(status.job_id) or "its job left no word"
-    return status.model_copy(update={"state": "failed", "error": f"{slurm}: {why}"})
+    return status.model_copy(update={"state": "failed", "error": f"{job.state}: {why}"})
 
 
 def log_of(job_id: str) -> Path:
@@ -182,14 +182,9 @@ def why_it_ended(job_id: str) -> str:
     except OSError:
         return ""
     own = [line for line in lines if not line.startswith("srun: ")]
-    for some in (_with(MEMORY, lines), _with(CAUSE, own), own, lines):
-        if some:
-            return some[-1].strip()
-    return ""
-
-
-def _with(pattern: str, lines: list[str]) -> list[str]:
-    return [line for line in lines if re.search(pattern, line, re.IGNORECASE)]
+    of_memory = [line for line in lines if re.search(MEMORY, line, re.IGNORECASE)]
+    causes = [line for line in own if re.search(CAUSE, line, re.IGNORECASE)]
+    return next((some[-1].strip() for some in (of_memory, causes, own, lines) if some), "")
 
 
 def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
@@ -198,9 +193,8 @@ def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
     Raises:
         ConfigError: SLURM cannot be told.
     """
-    calls = [["--name", name]] if name else []
-    for arguments in calls + _parts(sorted(job_ids)):
-        answer = _asked("scancel", "--quiet", *arguments)
+    for arguments in [["--name", name]] if name else _parts(job_ids):
+        answer = _ask("scancel", "--quiet", *arguments)
         if answer is None or answer.returncode:
             raise ConfigError("SLURM cannot be reached: scancel does not answer")
 
@@ -211,7 +205,7 @@ def requeue(job_id: str) -> bool:
     Where it does not answer, this asks again for some minutes, or until the job's time is up.
     """
     for pause in (*PAUSES, None):
-        answer = _answer("scontrol", "requeue", job_id)
+        answer = _run("scontrol", "requeue", job_id)
         if answer is not None and (answer.returncode == 0 or re.search(REFUSAL, answer.stderr, re.IGNORECASE)):
             return answer.returncode == 0
         if pause is not None:
@@ -219,22 +213,13 @@ def requeue(job_id: str) -> bool:
     return False
 
 
-def here() -> bool:
+def available() -> bool:
     """Whether this machine submits to a SLURM."""
     return shutil.which("sbatch") is not None
 
 
-def job() -> tuple[str, str]:
-    """The cluster and the id of the job that this process is, as submitit has them; two empty texts outside of one."""
-    cluster = os.environ.get("SUBMITIT_EXECUTOR", "")
-    if cluster == "local":
-        return cluster, os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID", ""), os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    return cluster, f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
-
-
 @contextmanager
-def as_told() -> Iterator[None]:
+def without_overrides() -> Iterator[None]:
     """While the block lasts, sbatch takes its options from what it is given, and not from the user's variables."""
     taken = {key: os.environ.pop(key) for key in list(os.environ) if key.startswith(OVERRIDES)}
     try:
@@ -246,19 +231,20 @@ def as_told() -> Iterator[None]:
 _unanswered = -math.inf  # when SLURM was last asked in vain
 
 
-def _asked(*command: str) -> "subprocess.CompletedProcess[str] | None":
+def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
     """What one of SLURM's commands says; None if there is none, or for some time after one has not answered."""
     global _unanswered
     if time.monotonic() < _unanswered + SILENCE:
         return None
     began = time.monotonic()
-    answer = _answer(*command)
+    answer = _run(*command)
     if answer is None and time.monotonic() > began + PATIENCE:
         _unanswered = time.monotonic()
     return answer
 
 
-def _answer(*command: str) -> "subprocess.CompletedProcess[str] | None":
+def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
+    """What a command of SLURM's says, without the user's variables; None if there is none, or no answer in time."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(OVERRIDES)}
     own |= {"SLURM_BITSTR_LEN": "0"}  # lists of tasks are not cut
     try:

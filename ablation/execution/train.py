@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ablation.execution.stops import signals_ask
+from ablation.execution.signals import forward_signals
 from ablation.paths import share_of_cores
 from ablation.provenance import processor, provenance
 from ablation.runs import BATCH, JOB, Run, RunFailed, RunStopped
@@ -49,7 +49,7 @@ def train(run: Run) -> Run:
         torch.set_num_threads(share_of_cores())
     with nullcontext(True) if owned else run.claim() as mine:
         if mine:
-            with signals_ask(_patiently(run)):
+            with forward_signals(_patiently(run)):
                 _train(run, quiet=BATCH in os.environ)
     return run
 
@@ -100,7 +100,7 @@ def _launched(run: Run) -> str:
 def _one_of_several(run: Run, threads: int) -> str:
     """What each process of a run on several devices does; why it was stopped, or nothing."""
     torch.set_num_threads(threads)
-    with signals_ask(run.ask_to_stop):
+    with forward_signals(run.ask_to_stop):
         return _fit(run, join())
 
 

@@ -1,1 +1,1 @@
-"""What attention gates look at: views of networks along training, their figures, the explorer."""
+"""Views of attention: the gates of networks, Grad-CAM, parts of their figures, and the explorer."""

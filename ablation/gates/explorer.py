@@ -1,102 +1,77 @@
-"""Widgets to look at the gates of finished runs: a run, a layer, a test image or a file of one's own."""
+"""Controls to look at the gates of finished runs: a run, a layer, a test image or a file of one's own."""
 
-from html import escape
-from io import BytesIO
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import ipywidgets as widgets
+import matplotlib.pyplot as plt
+from IPython.display import display
 from matplotlib.figure import Figure
-from torch import nn
 
-from ablation.gates import figures as gate_figures
-from ablation.gates import views as maps
-from ablation.gates.reading import read_gates
+from ablation.gates.explanation import Explanation, explain
+from ablation.gates.networks import finished_runs, load_networks
+from ablation.gates.reading import Gates, blocks, read_gates
+from ablation.gates.samples import Sample, image_count, load_sample
 from ablation.runs import Run, RunFailed
+from gamlib.backbones import build_model
 
-DOTS = 150  # an inch, on the screen
+Compare: TypeAlias = Callable[[Mapping[str, Explanation]], Figure]
+Follow: TypeAlias = Callable[[Mapping[str, Mapping[int, Gates]], Sample], Figure]
+DEFAULT_LAYER = ("the deepest whose map has 8x8 positions", "")
 
 
-class Explorer(widgets.VBox):
-    """Controls and two pictures, drawn anew whenever one of them changes; what cannot be drawn is said above them.
-
-    `run`, `layer`, `index` and `file` are the controls, `view` and `training` the pictures, `message` the line.
+def explore(compare: Compare, follow: Follow, dataset: str = "digits", image: int | str = 0) -> widgets.interactive:
+    """Two figures of what is chosen, drawn anew whenever that changes; what cannot be drawn is said in their place.
 
     Args:
+        compare: draws explanations by arm; here of one network.
+        follow: draws the gates of a block by arm and epoch, for a sample.
         dataset: whose finished runs can be chosen.
         image: index of the test image, or the path of the file, to begin with.
 
     Raises:
         RunFailed: none of its runs with attention is done.
     """
+    runs = finished_runs(dataset)
+    if not runs:
+        raise RunFailed(f"no run with attention on {dataset} is done and has its weights: `gamlib study` makes some")
+    networks_of = lru_cache(maxsize=1)(load_networks)
+    given = {"layout": widgets.Layout(width="98%"), "continuous_update": False}
+    named = [(run.folder.name, run) for run in runs]
+    first = next((run for run in runs if run.config.submodules == "ch+sp"), runs[0])
+    index, path = (int(image), "") if str(image).isdecimal() else (0, str(image))
+    controls: dict[str, Any] = {
+        "run": widgets.Dropdown(options=named, value=first, description="Run", layout=given["layout"]),
+        "layer": widgets.Dropdown(options=[DEFAULT_LAYER], description="Layer", layout=given["layout"]),
+        "index": widgets.IntSlider(index, 0, index, description="Image", **given),
+        "file": widgets.Text(path, placeholder="a file of your own, not a test image", description="File", **given),
+    }
 
-    def __init__(self, dataset: str = "digits", image: int | str = 0) -> None:
-        runs = maps.finished(dataset)
-        if not runs:
-            raise RunFailed(
-                f"no run with attention on {dataset} is done and has its weights: `gamlib study` makes some"
-            )
-        wide = widgets.Layout(width="98%")
-        whole = next((run for run in runs if run.config.submodules == "ch+sp"), runs[0])
-        named = [(run.folder.name, run) for run in runs]
-        self.run = widgets.Dropdown(options=named, value=whole, description="Run", layout=wide)
-        self.layer = widgets.Dropdown(description="Layer", layout=wide)
-        last = maps.test_size(runs[0].config) - 1
-        index = int(image) if str(image).isdecimal() else 0
-        self.index = widgets.IntSlider(index, 0, last, description="Image", continuous_update=False, layout=wide)
-        self.file = widgets.Text(
-            "" if str(image).isdecimal() else str(image),
-            placeholder="path of a file of your own, instead of a test image",
-            description="File",
-            continuous_update=False,
-            layout=wide,
-        )
-        self.message = widgets.HTML()
-        self.view, self.training = (widgets.Image(layout=widgets.Layout(max_width="100%")) for _ in range(2))
-        self._models: dict[int, nn.Module] = {}
-        super().__init__([self.run, self.layer, self.index, self.file, self.message, self.view, self.training])
-        self._choose()
-        self.run.observe(self._choose, "value")
-        for control in (self.layer, self.index, self.file):
-            control.observe(self._draw, "value")
-
-    def _choose(self, _: Any = None) -> None:
-        """Another run: its networks, and the layers that it has; the layer stays where it has that one too."""
-        run: Run = self.run.value
-        self._models = {}  # nothing is drawn while the layers change
+    def offer(_: Any = None) -> None:
+        """The layers and test images of the run that is chosen; the layer stays where the run has that one too."""
+        config, layer = controls["run"].value.config, controls["layer"].value
+        controls["index"].max = image_count(config) - 1
         try:
-            models = maps.networks(run)
-            self.index.max = maps.test_size(run.config) - 1
-            gates = read_gates(models[run.config.epochs], maps.picture(run.config, self.index.value).fed)
-        except (RunFailed, ValueError) as error:
-            self._say(error)
-            return
-        keep = self.layer.value if self.layer.value in gates else maps.default_layer(gates)
-        self.layer.options = [(layer.removesuffix(".attention"), layer) for layer in gates]
-        self.layer.value = keep
-        self._models = models
-        self._draw()
+            names = list(blocks(build_model(**config.architecture() | {"weights": None})))
+        except ValueError:
+            names = []  # `draw` says why
+        controls["layer"].options = [DEFAULT_LAYER, *((name.removesuffix(".attention"), name) for name in names)]
+        controls["layer"].value = layer if layer in names else ""
 
-    def _draw(self, _: Any = None) -> None:
-        run: Run = self.run.value
-        if not self._models:
-            return
+    def draw(run: Run, layer: str, index: int, file: str) -> None:
         try:
-            picture = maps.picture(run.config, self.file.value.strip() or self.index.value)
-            arm = " ".join(filter(None, (run.config.attention, run.config.submodules)))
-            view = maps.look(run, picture, self.layer.value, arm, self._models[run.config.epochs])
-            along = {arm: maps.history(self._models, picture, self.layer.value)}
+            networks, sample = networks_of(run), load_sample(run.config, file.strip() or index)
+            found = explain(networks[run.config.epochs], sample, layer or None)
+            history = {epoch: read_gates(network, sample.input)[found.layer] for epoch, network in networks.items()}
         except (RunFailed, ValueError) as error:
-            self._say(error)
+            print(error)
             return
-        self.message.value = ""
-        self.view.value = _png(gate_figures.side_by_side([view]))
-        self.training.value = _png(gate_figures.along_training(along, picture))
+        arm = " ".join(filter(None, (run.config.attention, run.config.submodules)))
+        for figure in (compare({arm: found}), follow({arm: history}, sample)):
+            display(figure)
+            plt.close(figure)
 
-    def _say(self, error: Exception) -> None:
-        self.message.value = f"<b>{escape(str(error))}</b>"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS)
-    return buffer.getvalue()
+    offer()
+    controls["run"].observe(offer, "value")  # before `interactive` draws
+    return widgets.interactive(draw, **controls)

@@ -1,7 +1,4 @@
-"""What attention blocks do to one image: their gates, read by forward hooks, and Grad-CAM on both sides of a block.
-
-Grad-CAM is Selvaraju et al. 2016, https://arxiv.org/abs/1610.02391, as the package grad-cam computes it.
-"""
+"""The gates of attention blocks for one image, read by forward hooks while the network computes."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +14,8 @@ from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention
 from gamlib.attention.gam_no_gate import UngatedGAM
 from gamlib.backbones.attention_branch import AttentionBranch
 
-Seen: TypeAlias = Mapping[str, list[Tensor]]  # what each child of a block put out, call by call, without the batch
+LEGIBLE = 8  # positions along a side from which a spatial gate can be read
+Outputs: TypeAlias = Mapping[str, list[Tensor]]  # of the children of a block, call by call, without the batch
 Parts: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor]
 
 
@@ -37,39 +35,39 @@ class Gates:
     factor: Tensor
 
 
-def _gam(seen: Seen) -> Parts:
-    channel, spatial = (seen[name][0] if name in seen else None for name in ("channel", "spatial"))
+def _gam(outputs: Outputs) -> Parts:
+    channel, spatial = (outputs[name][0] if name in outputs else None for name in ("channel", "spatial"))
     both = [gate for gate in (channel, spatial) if gate is not None]
     return channel, spatial, both[0] * both[1] if len(both) == 2 else both[0]
 
 
-def _se(seen: Seen) -> Parts:
-    channel = seen["mlp"][0].sigmoid()
+def _se(outputs: Outputs) -> Parts:
+    channel = outputs["mlp"][0].sigmoid()
     return channel, None, channel[:, None, None]
 
 
-def _cbam(seen: Seen) -> Parts:
-    channel, spatial = torch.stack(seen["mlp"]).sum(0).sigmoid(), seen["norm"][0].sigmoid()
+def _cbam(outputs: Outputs) -> Parts:
+    channel, spatial = torch.stack(outputs["mlp"]).sum(0).sigmoid(), outputs["norm"][0].sigmoid()
     return channel, spatial, channel[:, None, None] * spatial
 
 
-def _bam(seen: Seen) -> Parts:
-    channel, spatial = seen["mlp"][0], seen["convs"][0]
+def _bam(outputs: Outputs) -> Parts:
+    channel, spatial = outputs["mlp"][0], outputs["convs"][0]
     return channel.sigmoid(), spatial.sigmoid(), 1 + (channel[:, None, None] + spatial).sigmoid()
 
 
-def _tam(seen: Seen) -> Parts:
-    over_hc, over_cw = seen["over_hc"][0].permute(2, 1, 0), seen["over_cw"][0].permute(1, 0, 2)
-    channel, spatial = (over_hc + over_cw) / 2, seen["over_hw"][0]
+def _tam(outputs: Outputs) -> Parts:
+    over_hc, over_cw = outputs["over_hc"][0].permute(2, 1, 0), outputs["over_cw"][0].permute(1, 0, 2)
+    channel, spatial = (over_hc + over_cw) / 2, outputs["over_hw"][0]
     return channel, spatial, (over_hc + over_cw + spatial) / 3
 
 
-def _abn(seen: Seen) -> Parts:
-    spatial = seen["gate"][0].sigmoid()
+def _abn(outputs: Outputs) -> Parts:
+    spatial = outputs["gate"][0].sigmoid()
     return None, spatial, 1 + spatial
 
 
-READERS: dict[type[nn.Module], Callable[[Seen], Parts]] = {
+READERS: dict[type[nn.Module], Callable[[Outputs], Parts]] = {
     GAM: _gam,
     SE: _se,
     CBAM: _cbam,
@@ -83,7 +81,7 @@ def blocks(network: nn.Module) -> dict[str, nn.Module]:
     """The attention blocks of a network by their names, as `named_modules` has them.
 
     Raises:
-        ValueError: there is none, or one of a mechanism whose gates nobody can read yet.
+        ValueError: there is none, or one of a mechanism that no reader is written for.
     """
     kinds = (*READERS, *MECHANISMS.values())
     found = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
@@ -107,87 +105,57 @@ def read_gates(network: nn.Module, image: Tensor) -> dict[str, Gates]:
     Nothing of the network changes; of a block that is called several times the last call counts.
 
     Args:
-        image: [3, H, W] float, as the network is fed.
+        image: [3, H, W] float, as the network takes it.
 
     Raises:
         ValueError: another shape, or a network without attention blocks.
     """
-    batch, known, found = _batch(image), blocks(network), {}
-    shapes: dict[str, torch.Size] = {}
-    seen: dict[str, dict[str, list[Tensor]]] = {}
+    batch, known = batch_of(image), blocks(network)
+    outputs: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in known}
+    found: dict[str, Gates] = {}
 
-    def begin(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen[name], shapes[name] = defaultdict(list), inputs[0].shape[1:]
+    def keep(name: str, child: str, _: nn.Module, __: Any, output: Tensor) -> None:
+        outputs[name][child].append(output[0])
 
-    def see(name: str, child: str, _: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen[name][child].append(output[0].clone())
+    def read(name: str, block: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+        reader = next(reader for kind, reader in READERS.items() if isinstance(block, kind))
+        channel, spatial, factor = reader(outputs[name])
+        found[name] = Gates(channel, spatial, factor.expand(inputs[0].shape[1:]))
+        outputs[name].clear()
 
-    with _evaluating(network), ExitStack() as hooks:
+    with ExitStack() as hooks, evaluation_mode(network):
         for name, block in known.items():
-            hooks.callback(block.register_forward_pre_hook(partial(begin, name)).remove)
             for child, module in block.named_children():
-                hooks.callback(module.register_forward_hook(partial(see, name, child)).remove)
+                hooks.enter_context(module.register_forward_hook(partial(keep, name, child)))
+            hooks.enter_context(block.register_forward_hook(partial(read, name)))
         network(batch)
-        for name, block in known.items():
-            read = next(reader for kind, reader in READERS.items() if isinstance(block, kind))
-            if name in seen:
-                channel, spatial, factor = read(seen[name])
-                found[name] = Gates(channel, spatial, factor.expand(shapes[name]))
-    return found
+    return {name: found[name] for name in known if name in found}
 
 
-@torch.no_grad()
-def predict(network: nn.Module, image: Tensor) -> Tensor:
-    """The probabilities of the classes for one image [3, H, W], in evaluation mode: [num_classes]."""
-    with _evaluating(network):
-        return network(_batch(image))[0].softmax(0)
-
-
-def grad_cam(network: nn.Module, image: Tensor, layer: str, label: int) -> tuple[Tensor, Tensor]:
-    """Grad-CAM for a class before and after an attention block: two maps [H, W] of the image's size, from 0 to 1.
-
-    Each is stretched between its own least and greatest value; all zeros where nothing speaks for the class. The
-    gradients that the network's parameters hold are cleared.
-
-    Args:
-        image: [3, H, W] float, as the network is fed.
-        layer: name of a block, see `blocks`. It follows another module in a Sequential, as `attach` puts it.
-        label: the class whose score is explained.
+def choose_layer(gates: Mapping[str, Gates], layer: str | None = None) -> str:
+    """The name of a block: `layer`, or by default the deepest whose map has 8x8 positions, else the first largest.
 
     Raises:
-        ValueError: another shape, no such block, or one that follows no module (ABN's branch).
+        ValueError: there is no such block.
     """
-    if layer not in (known := blocks(network)):
-        raise ValueError(f"layer={layer!r}: allowed: {', '.join(known)}")
-    parent = network.get_submodule(layer.rpartition(".")[0])
-    siblings = list(parent.children())
-    place = siblings.index(known[layer])
-    if not isinstance(parent, nn.Sequential) or place == 0:
-        raise ValueError(f"layer={layer!r} follows no module in a Sequential: Grad-CAM has no place before it")
-    return _cam(network, image, siblings[place - 1], label), _cam(network, image, known[layer], label)
+    sides = {name: min(gate.factor.shape[1:]) for name, gate in gates.items()}
+    legible = [name for name, side in sides.items() if side >= LEGIBLE]
+    layer = layer or (legible[-1] if legible else max(sides, key=lambda name: sides[name]))
+    if layer not in gates:
+        raise ValueError(f"layer={layer!r}: allowed: {', '.join(gates)}")
+    return layer
 
 
-def _cam(network: nn.Module, image: Tensor, target: nn.Module, label: int) -> Tensor:
-    from pytorch_grad_cam import GradCAM  # late: with OpenCV and scikit-learn it takes seconds
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    batch = _batch(image).clone().requires_grad_()  # a frozen network has gradients too
-    # A copy of the map: residual blocks add to it in place, after grad-cam has seen it and before it is used.
-    with _evaluating(network), torch.enable_grad(), GradCAM(network, [target], reshape_transform=torch.clone) as cam:
-        found = cam(batch, [ClassifierOutputTarget(label)])[0]
-    network.zero_grad()
-    return torch.from_numpy(found / found.max() if found.any() else found)  # grad-cam does not quite where all is small
-
-
-def _batch(image: Tensor) -> Tensor:
+def batch_of(image: Tensor) -> Tensor:
+    """A batch of one image; a ValueError where that is not [3, H, W]."""
     if image.ndim != 3 or len(image) != 3:
         raise ValueError(f"image of shape {list(image.shape)}: allowed: [3, H, W]")
     return image[None]
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; afterwards every module has the mode it had."""
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of a block; afterwards every module has the mode it had."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:

@@ -170,7 +170,7 @@ def _restore(run: Run, of_run: dict[str, list[dict[str, Any]]], predictions: pd.
     here, there = run.status().state, outcome["state"]
     if here in ("done", *UNDER_WAY) or (there != "done" and here != "missing"):
         return False
-    run.set_aside()
+    run.archive()
     if there == "done":
         *earlier, last = [row | {"versions": json.loads(row["versions"])} for row in of_run["origins"]]
         result = Result.model_validate({"signature": run.signature, **outcome})
@@ -179,7 +179,7 @@ def _restore(run: Run, of_run: dict[str, list[dict[str, Any]]], predictions: pd.
         run.write_predictions(predictions["predicted"].to_numpy(), predictions["label"].to_numpy())
         run.write("result.json", result.model_dump_json(indent=2))
     told = {"heartbeat": outcome.get("ended", "")} | {key: outcome[key] for key in ("state", "attempts")}
-    run.describe()
+    run.write_config()
     run.write("status.json", Status(**told, error=outcome.get("error", "")).model_dump_json(indent=2))
     return True
 

@@ -1,6 +1,7 @@
 """Gates as the hooks read them, against what the blocks do; Grad-CAM against its equations written out."""
 
 from collections import OrderedDict
+from functools import partial
 from typing import Any
 
 import cv2
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation.gates import reading as gates
-from ablation.gates.reading import blocks, grad_cam, predict, read_gates
+from ablation.gates.explanation import explain, grad_cam
+from ablation.gates.reading import READERS, Gates, blocks, choose_layer, read_gates
+from ablation.gates.samples import Sample
 from gamlib import build_model
 from gamlib.attention import GAM, MECHANISMS
 
@@ -31,15 +33,18 @@ def image(size: int = 32) -> Tensor:
     return torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def sample(label: int | None = None) -> Sample:
+    return Sample(torch.zeros(3, 32, 32, dtype=torch.uint8), image(), label, "random")
+
+
 def passed(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """What goes into every attention block and what comes out of it, without the batch."""
+    """What goes into every module and what comes out of it, without the batch: a block with hooks inside is plain."""
     found: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = [
-        block.register_forward_hook(
-            lambda _, inputs, output, name=name: found.update({name: (inputs[0][0].clone(), output[0].clone())})
-        )
-        for name, block in blocks(model).items()
-    ]
+
+    def keep(name: str, _: nn.Module, inputs: Any, output: Any) -> None:
+        found[name] = inputs[0][0].clone(), output[0].clone()
+
+    handles = [module.register_forward_hook(partial(keep, name)) for name, module in model.named_modules()]
     with torch.no_grad():
         model.eval()(image()[None])
     for handle in handles:
@@ -52,7 +57,7 @@ def passed(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
 def test_the_input_times_the_factor_is_the_blocks_output(attention: str, backbone: str) -> None:
     model = network_of(attention, backbone=backbone)
     seen, through, varied = read_gates(model, image()), passed(model), 0
-    assert list(seen) == list(through) == list(blocks(model))
+    assert list(seen) == list(blocks(model))
     for name, gate in seen.items():
         x, y = through[name]
         assert gate.factor.shape == x.shape
@@ -64,11 +69,7 @@ def test_the_input_times_the_factor_is_the_blocks_output(attention: str, backbon
 
 
 def test_the_gates_times_the_input_are_the_very_bits_of_the_output() -> None:
-    model = network_of("gam")
-    for block in model.modules():
-        if isinstance(block, GAM):
-            block.implementation = "plain"  # which is what gates are read from
-    for name, gate in read_gates(model, image()).items():
+    for name, gate in read_gates(model := network_of("gam"), image()).items():
         x, y = passed(model)[name]
         assert gate.channel is not None and gate.spatial is not None
         assert gate.channel.shape == gate.spatial.shape == x.shape
@@ -103,25 +104,21 @@ def test_a_submodule_alone_has_one_gate() -> None:
 def test_the_branch_of_abn_is_read_too() -> None:
     model = network_of("abn")
     (found,) = read_gates(model, image()).values()
-    fed: list[Tensor] = []
-    model.get_submodule("perception_branch").register_forward_pre_hook(lambda _, inputs: fed.append(inputs[0][0]))
-    with torch.no_grad():
-        model.eval()(image()[None])
-        trunk = model.get_submodule("trunk")(image()[None])[0]
+    through = passed(model)
     assert found.channel is None and found.spatial is not None and found.spatial.shape[0] == 1
-    torch.testing.assert_close(found.factor * trunk, fed[0])
+    torch.testing.assert_close(found.factor * through["trunk"][1], through["perception_branch"][0])
     with pytest.raises(ValueError, match="layer='attention_branch' follows no module in a Sequential"):
         grad_cam(model, image(), "attention_branch", 0)
 
 
 def test_of_a_block_that_is_called_twice_the_last_call_counts() -> None:
-    block = GAM(4, reduction=2, implementation="plain")
+    block = GAM(4, reduction=2)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), block, nn.Tanh(), block)
     last = read_gates(model, image(8))["1"]
     with torch.no_grad():
         inside = model[:3](image(8)[None])
         assert block.channel is not None and last.channel is not None
-        assert torch.equal(last.channel, block.channel(inside)[0])
+        torch.testing.assert_close(last.channel, block.channel(inside)[0])
 
 
 def test_looking_changes_nothing() -> None:
@@ -130,7 +127,7 @@ def test_looking_changes_nothing() -> None:
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     read_gates(model, image())
-    predict(model, image())
+    explain(model, sample())
     grad_cam(model, image(), "layer1.0.bn2.attention", 3)
     with pytest.raises(RuntimeError):
         read_gates(model, image().double())
@@ -156,12 +153,30 @@ def test_what_has_no_gates_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
         read_gates(nn.Sequential(nn.Sequential(OrderedDict(attention=Novel()))), image())
 
 
-def test_probabilities_are_those_of_evaluation_mode() -> None:
+def test_an_explanation_is_of_the_known_class_or_else_of_the_predicted_one() -> None:
     model = network_of("gam").train()
-    found = predict(model, image())
+    unknown, known = explain(model, sample()), explain(model, sample(label=3), "layer2.0.bn2.attention")
     with torch.no_grad():
-        torch.testing.assert_close(found, model.eval()(image()[None])[0].softmax(0))
-    assert float(found.sum()) == pytest.approx(1)
+        probabilities = model.eval()(image()[None])[0].softmax(0)
+    assert unknown.label == unknown.predicted == known.predicted == int(probabilities.argmax())
+    assert unknown.confidence == pytest.approx(float(probabilities.max())) and unknown.layer == "layer3.1.bn2.attention"
+    assert known.label == 3 and known.gates.factor.shape == (32, 16, 16)
+    for found, label in ((unknown, unknown.predicted), (known, 3)):
+        assert found.before is not None and found.after is not None
+        before, after = grad_cam(model, image(), found.layer, label)
+        assert torch.equal(found.before, before) and torch.equal(found.after, after)
+    with pytest.raises(ValueError, match=r"layer='layer9': allowed: layer1.0.bn2.attention, "):
+        explain(model, sample(), "layer9")
+    abn = explain(network_of("abn"), sample())
+    assert (abn.layer, abn.before, abn.after) == ("attention_branch", None, None)
+
+
+def test_the_default_layer_is_the_deepest_legible_one() -> None:
+    def choose(**sides: int) -> str:
+        return choose_layer({name: Gates(None, None, torch.ones(2, side, side)) for name, side in sides.items()})
+
+    assert choose(a=32, b=8, c=4) == "b"
+    assert choose(a=2, b=4, c=4) == "b"
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -208,4 +223,4 @@ def test_grad_cam_of_nothing_is_nothing() -> None:
 
 def test_every_mechanism_has_a_reader() -> None:
     for name, kind in MECHANISMS.items():
-        assert issubclass(kind, tuple(gates.READERS)), name
+        assert issubclass(kind, tuple(READERS)), name

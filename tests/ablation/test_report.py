@@ -12,7 +12,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from ablation import screen
+from ablation import console
 from ablation.paths import figures_root
 from ablation.results import contrasts, figures, frontier, report, tables, typeset
 from ablation.runs import Run, RunFailed
@@ -137,7 +137,7 @@ def test_arms_whose_names_are_numbers_are_shown_by_their_names(
 ) -> None:
     own = Study(name="own", arms={"16": {"reduction": 16}, "0.10": {"reduction": 4}}).plan(seeds="0-1")
     finish_all(own, {"16": [5.0, 6.0], "0.10": [4.0, 5.5]})
-    screen.show_report(own, report.export(own))
+    console.show_report(own, report.export(own))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in lines if line and line[0] in ("16", "0.10")] == [
         ["16", "2"],

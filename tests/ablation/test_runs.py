@@ -6,14 +6,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from filelock import FileLock
 
 from ablation.config import RunConfig
+from ablation.execution import local
 from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import leftovers
+from ablation.execution.progress import Progress
 from ablation.runs import Run, RunFailed, RunStopped, all_runs
 from gamlib.files import write_whole
 
@@ -135,7 +139,7 @@ def test_what_is_set_aside_twice_is_kept_twice() -> None:
     run = Run(RunConfig())
     for text in ("first", "second", "third"):
         run.write("log.txt", text)
-        run.set_aside()
+        run.archive()
     kept = {path.parent.name: path.read_text() for path in run.folder.glob("*/log.txt")}
     assert kept == {"before-unknown": "first", "before-unknown-2": "second", "before-unknown-3": "third"}
 
@@ -199,10 +203,40 @@ def test_a_run_whose_job_was_killed_after_its_result_gets_the_notebook_that_was_
         part = run.folder / f".run.{number}.ipynb"
         part.write_text(text)
         os.utime(part, (number, number))
-    assert [path.name for path in run.parts_of_notebooks()] == [".run.0.ipynb", ".run.1.ipynb"]
+    assert [path.name for path in run.partial_notebooks()] == [".run.0.ipynb", ".run.1.ipynb"]
     with FileLock(run.folder / ".lock"):
         dispatch([run.config], "debug")
         assert not (run.folder / "run.ipynb").exists(), "its job may still be writing it"
     dispatch([run.config], "debug")
     assert (run.folder / "run.ipynb").read_text() == "last"
     assert leftovers(checkpoints=False) == [run.folder / ".run.0.ipynb"]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_every_end_of_a_run_is_a_line_and_somebody_who_watches_sees_a_bar(
+    terminal: bool, finish: Finish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, stopped, left = (Run(RunConfig(seed=seed)) for seed in range(3))
+    monkeypatch.setattr(sys, "stdout", output := StringIO())
+    monkeypatch.setattr(output, "isatty", lambda: terminal)
+    with Progress([done, stopped, left]) as progress:
+        progress.show(2)
+        finish(done.config, 5.0)
+        progress.ended(done, 3.2, "")
+        stopped.write_status(state="preempted")
+        progress.ended(stopped, 1, "why")
+    lines = [text.rpartition("\r")[2] for text in output.getvalue().split("\n")]
+    first, second = (line for line in lines if "top-1 error" in line or "STOPPED" in line)
+    assert first.startswith(f"{done.folder.name}  top-1 error 5.00 %  (3 s)  [1 of 3 runs done, 2 running, 0 failed, ")
+    assert second == f"{stopped.folder.name}  STOPPED: why  (1 s)  [1 of 3 runs done, 2 running, 1 failed, 0:00 left]"
+    assert ("0 of 3 runs done, 2 running, 0 failed " in output.getvalue()) == terminal
+    assert (len(progress.runs), progress.failed) == (3, {stopped: "why"})
+
+
+def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() -> None:
+    run, job = Run(RunConfig()), Mock(job_id="7")
+    job.done.return_value = True
+    run.write_status(state="running", job_id="7", host=os.uname().nodename, pid=os.getpid())
+    progress = Mock(write=Mock(side_effect=BrokenPipeError))
+    local._stop([local._Active(run, job, 0.0)], [], progress)
+    assert run.asked_to_stop() == "its dispatcher"

@@ -2,8 +2,10 @@
 
 import errno
 import fcntl
+import inspect
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -18,17 +20,19 @@ from typer.testing import CliRunner
 
 from ablation.cli import app
 from ablation.config import ConfigError, RunConfig
+from ablation.console import slurm_options as slurm_options_of_the_command
 from ablation.execution import arrays, dispatch, housekeeping, slurm, slurm_options
-from ablation.options import SLURM as COMMAND_OPTIONS
 from ablation.results import report
 from ablation.runs import Run, RunStopped
+from ablation.status import Status
 
 Finish = Callable[..., Run]
+Commands = Callable[[str, str], Path]
 GONE = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"  # of squeue, asked for one job
 
 
 @pytest.fixture
-def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Puts shell scripts before everything else on the PATH; each call's arguments are a line of the file it gives."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -50,7 +54,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 
 
 @pytest.fixture
-def sbatch(commands: Callable[[str, str], Path], tmp_path: Path) -> Path:
+def sbatch(commands: Commands, tmp_path: Path) -> Path:
     """Gives every submission the next number, from 1."""
     return commands("sbatch", f'n=$(cat {tmp_path}/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n > {tmp_path}/n\n'
                               'echo "Submitted batch job $n"')  # fmt: skip
@@ -60,75 +64,110 @@ def runs(number: int) -> list[Run]:
     return [Run(RunConfig(seed=seed)) for seed in range(number)]
 
 
-def test_the_command_line_goes_before_the_users_file_and_that_before_the_projects(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def submitted(job_id: str, **changes: Any) -> Run:
+    (run,) = runs(1)
+    run.queue(job_id, "slurm")
+    if changes:
+        run.write_status(**changes)
+    return run
+
+
+def submit(todo: list[Run], options: dict[str, Any] | None = None) -> list[Run]:
+    return arrays.submit(todo, slurm_options.parameters(options or {}), {})
+
+
+def status(run: Run) -> Status:
+    return slurm.statuses([run])[run]
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """The project's and the user's file of options, neither of them there yet."""
     monkeypatch.setattr(slurm_options, "ROOT", tmp_path)
     monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
-    project = (
-        '[tool.gamlib.slurm]\npartition = "p"\naccount = "p"\nqos = "p"\nslurm = {reservation = "p", comment = "p"}\n'
+    return tmp_path / "pyproject.toml", tmp_path / "gamlib.toml"
+
+
+def test_the_command_line_goes_before_the_users_file_and_that_before_the_projects(files: tuple[Path, Path]) -> None:
+    project, user = files
+    project.write_text(
+        '[tool.gamlib.slurm]\npartition = "p"\naccount = "p"\nqos = "p"\nslurm = {comment = "p", mail_user = "p"}\n'
     )
-    (tmp_path / "pyproject.toml").write_text(project)
-    (tmp_path / "gamlib.toml").write_text(
-        '[slurm]\naccount = "u"\nqos = "u"\ntimeout = 240\nmem = 8.5\nsetup = "module load x"\n'
-    )
-    told = slurm_options.options({"qos": "c", "gpus": None}, ["comment=c", "exclusive"])
-    assert told == {
+    user.write_text('[slurm]\naccount = "u"\nqos = "u"\ntimeout = 240\nmem = 8.5\nsetup = "module load x"\n')
+    options = {"gpus": None, "slurm": ["qos=c", "comment=c", "exclusive"]}
+    assert slurm_options.parameters(options) == {
         "slurm_partition": "p",
-        "slurm_account": "u",
-        "slurm_qos": "c",
         "timeout_min": 240,
         "mem_gb": 8.5,
         "slurm_setup": ["module load x"],
         "slurm_signal_delay_s": 120,
-        "slurm_additional_parameters": {"requeue": True, "reservation": "p", "comment": "c", "exclusive": True},
+        "slurm_additional_parameters": {
+            **{"requeue": True, "account": "u", "qos": "c", "comment": "c", "mail-user": "p", "exclusive": True}
+        },
+    }
+
+
+def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tuple[Path, Path]) -> None:
+    """And in whatever form they are given, they come after one another or in each other's place."""
+    former = {"account": "a", "qos": "b", "constraint": "c", "array_parallelism": 2, "setup": ["one", "two"]}
+    texts = ["account=a", "qos=b", "--constraint=c", "array-parallelism=2", "setup=one", "setup=two"]
+    found = slurm_options.parameters(former)
+    assert (found["slurm_array_parallelism"], found["slurm_setup"]) == (2, ["one", "two"])
+    for form in ({"slurm": texts}, {"slurm": former}, slurm_options.merged(former)):
+        assert slurm_options.parameters(form) == found
+    files[1].write_text('[slurm]\naccount = "a"\nqos = "b"\nslurm = {constraint = "c", array_parallelism = 2}\n')
+    assert slurm_options.parameters({"setup": ["one", "two"]}) == found
+    assert slurm_options.merged(former, {"mem": 2, "slurm": ["qos=x", "setup=three"]}) == {
+        "mem": 2,
+        "slurm": {"account": "a", "qos": "x", "constraint": "c", "array-parallelism": 2, "setup": ["three"]},
     }
 
 
 @pytest.mark.parametrize(
-    ("given", "extra", "message"),
+    ("given", "message"),
     [
-        ({"gpus": -1}, [], "gpus=-1: allowed: a whole number from 0"),
-        ({"cpus": 0}, [], "cpus=0: allowed: a whole number from 1"),
-        ({"cpus": True}, [], "cpus=True: allowed: a whole number from 1"),
-        ({"timeout": 1.5}, [], "timeout=1.5: allowed: a whole number from 1"),
-        ({"array_parallelism": 0}, [], "array_parallelism=0: allowed: a whole number from 1"),
-        ({"mem": 0.0}, [], "mem=0.0: allowed: a number above 0"),
-        ({"mem": float("inf")}, [], "mem=inf: allowed: a number above 0"),
-        ({"memory": 8}, [], "slurm.memory: allowed: partition"),
-        ({}, ["=3"], "slurm='=3': allowed: key=value"),
+        ({"gpus": -1}, "gpus=-1: allowed: a whole number from 0"),
+        ({"cpus": 0}, "cpus=0: allowed: a whole number from 1"),
+        ({"cpus": True}, "cpus=True: allowed: a whole number from 1"),
+        ({"timeout": 1.5}, "timeout=1.5: allowed: a whole number from 1"),
+        ({"array_parallelism": 0}, "array-parallelism=0: allowed: a whole number from 1"),
+        ({"slurm": ["array-parallelism=x"]}, "array-parallelism=x: allowed: a whole number from 1"),
+        ({"mem": 0.0}, "mem=0.0: allowed: a number above 0"),
+        ({"mem": float("inf")}, "mem=inf: allowed: a number above 0"),
+        ({"memory": 8}, "memory is not a parameter: did you mean mem? There are partition, gpus"),
+        ({"slurm": ["=3"]}, "slurm='=3': allowed: key=value"),
     ],
-)  # fmt: skip
-def test_impossible_options_are_refused(given: dict[str, Any], extra: list[str], message: str) -> None:
-    with pytest.raises(ConfigError) as refused:
-        slurm_options.options(given, extra)
-    assert message in str(refused.value)
+)
+def test_impossible_options_are_refused(given: dict[str, Any], message: str, files: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        slurm_options.parameters(given)
 
 
 def test_every_option_of_the_command_is_one_that_submission_knows() -> None:
-    assert set(COMMAND_OPTIONS) == {*slurm_options.NAMES, "slurm"}
+    def command(slurm: dict[str, Any]) -> None: ...
+
+    options = set(inspect.signature(slurm_options_of_the_command(command)).parameters)
+    assert options == {*slurm_options.SlurmOptions.model_fields, *slurm_options.FORMER}
 
 
 @pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])
-def test_a_file_of_defaults_that_is_wrong_is_named(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
-    (tmp_path / "gamlib.toml").write_text(text)
-    with pytest.raises(ConfigError) as refused:
-        slurm_options.options({})
-    assert str(tmp_path / "gamlib.toml") in str(refused.value)
+def test_a_file_of_defaults_that_is_wrong_is_named(text: str, files: tuple[Path, Path]) -> None:
+    files[1].write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(str(files[1]))):
+        slurm_options.parameters({})
 
 
 def test_what_a_node_takes_down_goes_on_unless_that_is_not_wanted() -> None:
-    assert slurm_options.options({})["slurm_additional_parameters"] == {"requeue": True}
-    assert slurm_options.options({}, ["no-requeue"])["slurm_additional_parameters"] == {"no-requeue": True}
+    assert slurm_options.parameters({})["slurm_additional_parameters"] == {"requeue": True}
+    assert slurm_options.parameters({"slurm": ["no-requeue"]})["slurm_additional_parameters"] == {"no-requeue": True}
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (14 * 24 * 60, 120)])
 def test_a_run_is_told_to_stop_in_time_and_not_much_earlier(minutes: int, seconds: int) -> None:
-    assert slurm_options.options({"timeout": minutes})["slurm_signal_delay_s"] == seconds
+    assert slurm_options.parameters({"timeout": minutes})["slurm_signal_delay_s"] == seconds
 
 
-def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Callable[[str, str], Path]) -> None:
+def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Commands) -> None:
     commands("squeue", "printf '7_0 RUNNING\\n7_1 PENDING\\n9 RUNNING\\n'")
     asked = commands("sacct", "printf '7_0|FAILED\\n7_2|CANCELLED by 1000\\n8|TIMEOUT\\n'")
     assert slurm.states({"7_0", "7_1", "7_2", "7_3", "8", "6"}) == {
@@ -141,43 +180,40 @@ def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Callable[[str, s
     assert "6,7,8" in asked.read_text()
 
 
-def test_a_slurm_that_does_not_answer_leaves_the_folders_word(commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+def test_a_slurm_that_does_not_answer_leaves_the_folders_word(commands: Commands) -> None:
+    run = submitted("7")
     commands("squeue", "exit 1")
     assert slurm.states({"7"}) is None
-    assert slurm.statuses([run])[run].state == "queued"
+    assert status(run).state == "queued"
 
 
 @pytest.mark.parametrize("state", sorted(slurm.WAITING))
-def test_a_job_waits_only_if_squeue_has_it(state: str, commands: Callable[[str, str], Path]) -> None:
+def test_a_job_waits_only_if_squeue_has_it(state: str, commands: Commands) -> None:
     """What was put back into the queue and then cancelled has such a state in the accounts for ever."""
-    (run,) = runs(1)
-    run.queue("7_0", "slurm")
+    run = submitted("7_0")
     commands("sacct", f"echo '7_0|{state}'")
     commands("squeue", GONE)
-    assert slurm.statuses([run])[run].state == "lost"
+    assert status(run).state == "lost"
     commands("squeue", f"echo '7_0 {state}'")
-    assert slurm.statuses([run])[run].state == "queued"
+    assert status(run).state == "queued"
 
 
 @pytest.mark.parametrize("answer", ["7_0", "7_0|", "|", "", "\\377\\376|\\377", "7_0 FAILED"])
-def test_an_answer_that_makes_no_sense_is_none(answer: str, commands: Callable[[str, str], Path]) -> None:
+def test_an_answer_that_makes_no_sense_is_none(answer: str, commands: Commands) -> None:
     commands("sacct", f"printf '{answer}\\n'")
     commands("squeue", "printf '\\377\\n'")
     assert slurm.states({"7_0"}) == {}
 
 
-def test_an_empty_answer_is_no_evidence_that_a_job_is_gone(commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
-    assert slurm.statuses([run])[run].state == "queued"
+def test_an_empty_answer_is_no_evidence_that_a_job_is_gone(commands: Commands) -> None:
+    run = submitted("7")
+    assert status(run).state == "queued"
     commands("squeue", GONE)
-    assert slurm.statuses([run])[run].state == "lost"
+    assert status(run).state == "lost"
 
 
 def test_squeue_is_asked_for_the_very_jobs_and_no_variable_changes_its_answer(
-    commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "other")
     monkeypatch.setenv("LOGNAME", "somebody")
@@ -186,7 +222,7 @@ def test_squeue_is_asked_for_the_very_jobs_and_no_variable_changes_its_answer(
     assert asked.read_text().endswith("-j 7\n") and "-u" not in asked.read_text().split()
 
 
-def test_tasks_that_never_began_are_one_line_of_sacct(commands: Callable[[str, str], Path]) -> None:
+def test_tasks_that_never_began_are_one_line_of_sacct(commands: Commands) -> None:
     commands("sacct", "printf '7_[1-3,5%%2]|CANCELLED by 0\n7_[8...]|FAILED\n'")
     known = slurm.states({f"7_{task}" for task in range(9)})
     assert known == {f"7_{task}": ("CANCELLED", "") for task in (1, 2, 3, 5)}
@@ -197,59 +233,56 @@ def test_tasks_that_never_began_are_one_line_of_sacct(commands: Callable[[str, s
     [("JobHeldUser", "waits: JobHeldUser"), ("launch failed requeued held", "waits: launch failed requeued held"),
      ("None", ""), ("", "")],
 )  # fmt: skip
-def test_a_run_that_waits_says_why(reason: str, error: str, commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+def test_a_run_that_waits_says_why(reason: str, error: str, commands: Commands) -> None:
+    run = submitted("7")
     commands("squeue", f"echo '7 PENDING {reason}'")
-    assert (slurm.statuses([run])[run].state, slurm.statuses([run])[run].error) == ("queued", error)
+    assert (status(run).state, status(run).error) == ("queued", error)
 
 
-def test_a_slurm_that_hangs_is_waited_for_once(
-    commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_slurm_that_hangs_is_waited_for_once(commands: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "PATIENCE", 0.2)
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+    run = submitted("7")
     hanging = [commands(name, "exec sleep 60") for name in ("squeue", "sacct", "scancel")]
     began = time.monotonic()
     for _ in range(5):
-        assert slurm.statuses([run])[run].state == "queued"
+        assert status(run).state == "queued"
     assert time.monotonic() < began + 30
     with pytest.raises(ConfigError, match="SLURM cannot be reached"):
         housekeeping.cancel([run])
     assert hanging[0].read_text().count("\n") == 1 and not hanging[1].exists() and not hanging[2].exists()
     monkeypatch.setattr(slurm, "SILENCE", 0.0)
     commands("squeue", GONE)
-    assert slurm.statuses([run])[run].state == "lost"
+    assert status(run).state == "lost"
 
 
 def test_the_shells_options_are_the_last_ones_and_its_others_none(
-    sbatch: Path, commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    sbatch: Path, commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for key, value in {"PARTITION": "shell", "ACCOUNT": "shell", "TIMELIMIT": "7", "NO_REQUEUE": "1"}.items():
         monkeypatch.setenv(f"SBATCH_{key}", value)
-    told = slurm_options.options({"partition": "mine"})
-    assert (told["slurm_partition"], told["slurm_account"], told["timeout_min"]) == ("mine", "shell", 1440)
+    options = slurm_options.parameters({"partition": "mine"})
+    assert (options["slurm_partition"], options["timeout_min"]) == ("mine", 1440)
+    assert options["slurm_additional_parameters"]["account"] == "shell"
     commands("sbatch", f'env > {tmp_path}/env; echo "Submitted batch job 1"')
-    arrays.submit(runs(1), told, {})
+    arrays.submit(runs(1), options, {})
     assert "SBATCH_" not in (tmp_path / "env").read_text()
     assert os.environ["SBATCH_TIMELIMIT"] == "7"
 
 
-def test_what_sbatch_has_queued_without_an_answer_is_cancelled(commands: Callable[[str, str], Path]) -> None:
-    told = commands("scancel", "")
+def test_what_sbatch_has_queued_without_an_answer_is_cancelled(commands: Commands) -> None:
+    cancelled = commands("scancel", "")
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Socket timed out on send/recv' >&2; exit 1")
     with pytest.raises(ConfigError, match="timed out"):
-        arrays.submit(runs(1), slurm_options.options({}), {})
+        submit(runs(1))
     (record,) = (runs(1)[0].folder.parents[1] / "submitit").glob("*.submitting")
-    assert told.read_text() == f"--quiet --name {record.stem}\n"
+    assert cancelled.read_text() == f"--quiet --name {record.stem}\n"
     arrays.cancel_killed_submissions()
-    assert told.read_text() == 2 * f"--quiet --name {record.stem}\n" and not record.exists()
+    assert cancelled.read_text() == 2 * f"--quiet --name {record.stem}\n" and not record.exists()
 
 
 def test_more_gpus_than_devices_are_refused_before_anything_is_submitted(sbatch: Path) -> None:
     with pytest.raises(ConfigError, match=r"gpus=2: allowed: 1, as many as the run has devices"):
-        arrays.submit([*runs(1), Run(RunConfig(devices=2))], slurm_options.options({"gpus": 2}), {})
+        submit([*runs(1), Run(RunConfig(devices=2))], {"gpus": 2})
     assert not sbatch.exists()
 
 
@@ -277,7 +310,7 @@ def test_without_the_notebooks_nothing_is_submitted_or_written(
 
 
 def test_what_was_submitted_in_parts_is_cancelled_and_tried_again_in_whole(
-    sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sbatch: Path, commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gamlib(*arguments: str) -> str:
         result = CliRunner().invoke(app, list(arguments))
@@ -294,20 +327,21 @@ def test_what_was_submitted_in_parts_is_cancelled_and_tried_again_in_whole(
     commands("sbatch", "echo 'sbatch: error: no' >&2; exit 1")
     assert CliRunner().invoke(app, ["study", str(study), "--seeds", "7", *options]).exit_code == 2
     assert "8 queued" in gamlib("status", str(study)), "a submission that was refused changes nothing"
-    told = commands("scancel", "")
-    commands("squeue", f"test -e {told} || for j in 1 2; do for t in 0 1 2 3; do echo ${{j}}_$t PENDING; done; done")
+    cancelled = commands("scancel", "")
+    commands(
+        "squeue", f"test -e {cancelled} || for j in 1 2; do for t in 0 1 2 3; do echo ${{j}}_$t PENDING; done; done"
+    )
     commands("sacct", "printf '1_[0-3]|CANCELLED by 0\n2_[0-3]|CANCELLED by 0\n'")
     assert "8 runs stopped" in gamlib("cancel", "two")
-    assert told.read_text() == "--quiet 1_0 1_1 1_2 1_3 2_0 2_1 2_2 2_3\n"
+    assert cancelled.read_text() == "--quiet 1_0 1_1 1_2 1_3 2_0 2_1 2_2 2_3\n"
     commands("sbatch", f'n=$(cat {tmp_path}/n); echo $((n + 1)) > {tmp_path}/n; echo "Submitted batch job $((n + 1))"')
     assert gamlib("retry", "two", "--no-wait").count("4 runs submitted") == 2
     texts = [path.read_text() for path in (tmp_path / "runs" / "submitit").glob("[34]_submission.sh")]
     assert sorted("--mem=8GB" in text for text in texts) == [False, True], "each with its own options"
 
 
-def test_runs_that_have_failed_are_removed_if_asked(commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+def test_runs_that_have_failed_are_removed_if_asked(commands: Commands) -> None:
+    run = submitted("7")
     (run.folder / ".lock").touch()
     (run.folder / ".run.4711.ipynb").touch()
     commands("sacct", "echo '7|FAILED'")
@@ -317,87 +351,64 @@ def test_runs_that_have_failed_are_removed_if_asked(commands: Callable[[str, str
     assert not run.folder.exists()
 
 
-def test_a_cancelled_run_that_has_trained_is_not_said_to_have_never_begun(
-    commands: Callable[[str, str], Path], tmp_path: Path
-) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
-    run.write_status(attempts=1)
-    commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '7 PENDING'")
-    commands("sacct", "echo '7|CANCELLED'")
-    assert housekeeping.cancel([run])[run].error == "CANCELLED: cancelled while it waited to go on"
-
-
-def test_a_state_that_is_not_known_is_shown_and_no_failure(commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+def test_a_state_that_is_not_known_is_shown_and_no_failure(commands: Commands) -> None:
+    run = submitted("7")
     commands("squeue", "echo '7 POWER_UP_NODE'")
-    status = slurm.statuses([run])[run]
-    assert (status.state, status.error) == ("queued", "SLURM says POWER_UP_NODE")
+    now = status(run)
+    assert (now.state, now.error) == ("queued", "SLURM says POWER_UP_NODE")
 
 
 def test_a_run_whose_job_died_without_a_word_gets_one_job_however_often_it_is_submitted(
-    sbatch: Path, commands: Callable[[str, str], Path]
+    sbatch: Path, commands: Commands
 ) -> None:
-    (run,) = runs(1)
-    run.queue("7_0", "slurm")
+    run = submitted("7_0")
     run.write_status(state="running", host="elsewhere", pid=1)  # killed a moment ago: its heartbeat is fresh
     commands("sacct", "echo '7_0|FAILED'")
-    assert arrays.submit([run], slurm_options.options({}), {}) == [run]
+    assert submit([run]) == [run]
     assert (run.status().state, run.status().job_id) == ("queued", "1")
     commands("squeue", "echo '1 PENDING'")
-    assert arrays.submit([run], slurm_options.options({}), {}) == []
+    assert submit([run]) == []
     assert len(sbatch.read_text().splitlines()) == 1
 
 
 def test_a_job_that_began_before_its_submission_was_written_down_goes_on() -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
-    run.write_status(state="running", host="elsewhere", pid=1)
+    run = submitted("7", state="running", host="elsewhere", pid=1)
     run.queue("7", "slurm")
     assert run.status().state == "running"
 
 
 @pytest.mark.parametrize("state", sorted(slurm.ENDED - {"COMPLETED"}))
 @pytest.mark.parametrize("said", ["queued", "running"])
-def test_every_end_of_slurms_is_told_with_the_last_line_of_the_log(
-    state: str, said: str, commands: Callable[[str, str], Path]
-) -> None:
-    (run,) = runs(1)
-    run.queue("7_0", "slurm")
+def test_every_end_of_slurms_is_told_with_the_last_line_of_the_log(state: str, said: str, commands: Commands) -> None:
+    run = submitted("7_0")
     if said == "running":
         run.write_status(state="running", host="elsewhere", pid=1)
     commands("sacct", f"echo '7_0|{state}'")
-    assert slurm.statuses([run])[run].error == f"{state}: its job left no word"
+    assert status(run).error == f"{state}: its job left no word"
     slurm.log_of("7_0").parent.mkdir(parents=True)
     slurm.log_of("7_0").write_text("first\nslurmstepd: error: what SLURM says\n\n")
-    status = slurm.statuses([run])[run]
-    assert (status.state, status.error) == ("failed", f"{state}: slurmstepd: error: what SLURM says")
+    now = status(run)
+    assert (now.state, now.error) == ("failed", f"{state}: slurmstepd: error: what SLURM says")
 
 
-@pytest.mark.parametrize("cause", ["OSError: [Errno 37] No locks available", "cp: error: No space left on device"])
-def test_a_cause_is_found_wherever_it_stands_in_a_log(cause: str, commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+@pytest.mark.parametrize(
+    ("cause", "after"),
+    [
+        ("OSError: [Errno 37] No locks available", "submitit INFO: line\n" * 1000),
+        ("cp: error: No space left on device", "submitit INFO: line\n" * 1000),
+        ("slurmstepd: error: Exceeded job memory limit", ""),  # without cgroups SLURM calls it FAILED
+        ("what it printed last", ""),
+        ("", ""),
+    ],
+)
+def test_a_cause_is_found_wherever_it_stands_in_a_log(cause: str, after: str, commands: Commands) -> None:
+    """srun's own lines come last, and are the cause only if there is nothing else."""
+    run = submitted("7")
     commands("sacct", "echo '7|FAILED'")
     slurm.log_of("7").parent.mkdir(parents=True)
-    noise = "submitit INFO: line\n" * 1000
-    slurm.log_of("7").write_text(f"{cause}\n{noise}srun: error: n0: task 0: Exited with exit code 1\n")
-    assert slurm.statuses([run])[run].error == f"FAILED: {cause}"
-    slurm.log_of("7").write_text("what it printed last\nsrun: error: n0: task 0: Exited with exit code 1\n")
-    assert slurm.statuses([run])[run].error == "FAILED: what it printed last"
-    slurm.log_of("7").write_text("srun: error: n0: task 0: Exited with exit code 1\n")
-    assert "exit code 1" in slurm.statuses([run])[run].error
-
-
-def test_what_was_killed_for_its_memory_says_so(commands: Callable[[str, str], Path]) -> None:
-    """Without cgroups SLURM calls it FAILED, and the last line says no more than that it was killed."""
-    (run,) = runs(1)
-    run.queue("7", "slurm")
-    commands("sacct", "echo '7|FAILED'")
-    slurm.log_of("7").parent.mkdir(parents=True)
-    slurm.log_of("7").write_text("x\nslurmstepd: error: Exceeded job memory limit\nsrun: error: n0: task 0: Killed\n")
-    assert slurm.statuses([run])[run].error == "FAILED: slurmstepd: error: Exceeded job memory limit"
+    of_srun = "srun: error: n0: task 0: Exited with exit code 1"
+    slurm.log_of("7").write_text(f"{cause}\n{after}{of_srun}\n")
+    assert status(run).error == f"FAILED: {cause or of_srun}"
 
 
 @pytest.mark.parametrize(
@@ -420,94 +431,89 @@ def test_what_was_killed_for_its_memory_says_so(commands: Callable[[str, str], P
     ],
 )  # fmt: skip
 def test_the_folder_speaks_first_and_slurm_where_it_knows_better(
-    said: str, known: str | None, state: str, error: str, commands: Callable[[str, str], Path]
+    said: str, known: str | None, state: str, error: str, commands: Commands
 ) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
+    run = submitted("7")
     why = "why" if said in ("failed", "preempted") else ""
     run.write_status(state=said, host="elsewhere", pid=1, error=why)
     commands("squeue", f"echo '7 {known}'" if known else GONE)
-    status = slurm.statuses([run])[run]
-    assert (status.state, status.error) == (state, error)
+    now = status(run)
+    assert (now.state, now.error) == (state, error)
 
 
-def test_a_job_that_is_gone_with_an_old_heartbeat_is_lost(commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
-    run.write_status(state="running", host="elsewhere", pid=1)
+def test_a_job_that_is_gone_with_an_old_heartbeat_is_lost(commands: Commands) -> None:
+    run = submitted("7", state="running", host="elsewhere", pid=1)
     text = (run.folder / "status.json").read_text()
     stamp = run.status().heartbeat
     (run.folder / "status.json").write_text(text.replace(stamp, "2026-01-01T00:00:00+00:00"))
-    assert slurm.statuses([run])[run].state == "lost"
+    assert status(run).state == "lost"
     commands("squeue", "echo '7 RUNNING'")
-    assert slurm.statuses([run])[run].state == "running", "SLURM knows that it runs: the file system may be slow"
+    assert status(run).state == "running", "SLURM knows that it runs: the file system may be slow"
 
 
-def test_runs_done_before_are_none_of_slurms_business(finish: Finish, commands: Callable[[str, str], Path]) -> None:
+def test_runs_done_before_are_none_of_slurms_business(finish: Finish, commands: Commands) -> None:
     run = finish(RunConfig(), 5.0)
     run.write_status(cluster="slurm", job_id="7")
     commands("squeue", "echo '7 PENDING'")
-    assert slurm.statuses([run])[run].state == "done"
+    assert status(run).state == "done"
 
 
-def test_a_study_is_one_array_split_where_slurm_wants_it(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
+def test_a_study_is_one_array_split_where_slurm_wants_it(sbatch: Path, commands: Commands) -> None:
     commands("scontrol", "echo 'MaxArraySize            = 4'")
     todo = runs(7)
-    submitted = arrays.submit(todo, slurm_options.options({"array_parallelism": 2}), {})
+    submitted = submit(todo, {"array_parallelism": 2})
     assert submitted == todo
     assert [run.status().job_id for run in todo] == ["1_0", "1_1", "1_2", "2_0", "2_1", "2_2", "3"]
     assert {run.status().state for run in todo} == {"queued"}
     assert not list((todo[0].folder.parents[1] / "submitit").glob("*.submitting"))
 
 
-def test_who_is_in_the_queue_is_not_submitted_again(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
+def test_who_is_in_the_queue_is_not_submitted_again(sbatch: Path, commands: Commands) -> None:
     todo = runs(3)
-    arrays.submit(todo[:2], slurm_options.options({}), {})
+    submit(todo[:2])
     commands("squeue", "printf '1_0 PENDING\\n1_1 RUNNING\\n'")
-    assert arrays.submit(todo, slurm_options.options({}), {}) == todo[2:]
+    assert submit(todo) == todo[2:]
     assert len(sbatch.read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("said", ["queued", "preempted", "failed"])
 def test_nothing_is_submitted_while_slurm_does_not_say_whether_a_run_has_a_job(
-    said: str, sbatch: Path, commands: Callable[[str, str], Path]
+    said: str, sbatch: Path, commands: Commands
 ) -> None:
     first, other = runs(2)
     first.queue("7", "slurm")
     first.write_status(state=said)
     commands("squeue", "exit 1")
     with pytest.raises(ConfigError, match="squeue does not answer"):
-        arrays.submit([first, other], slurm_options.options({}), {})
+        submit([first, other])
     assert not sbatch.exists()
     commands("squeue", "")
-    assert arrays.submit([first, other], slurm_options.options({}), {}) == [other], "an empty answer says nothing"
+    assert submit([first, other]) == [other], "an empty answer says nothing"
     commands("squeue", GONE)
-    assert arrays.submit([first], slurm_options.options({}), {}) == [first]
+    assert submit([first]) == [first]
 
 
-def test_a_refusal_leaves_nothing_and_says_why(commands: Callable[[str, str], Path]) -> None:
+def test_a_refusal_leaves_nothing_and_says_why(commands: Commands) -> None:
     commands("sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid qos specification' >&2; exit 1")
     with pytest.raises(ConfigError, match="sbatch refused: Batch job submission failed: Invalid qos specification"):
-        arrays.submit(runs(2), slurm_options.options({"qos": "gold"}), {})
+        submit(runs(2), {"slurm": ["qos=gold"]})
     assert [run.status().state for run in runs(2)] == ["missing", "missing"]
     assert not list((runs(1)[0].folder.parents[1] / "submitit").glob("*.submitting"))
 
 
-def test_jobs_of_a_submission_that_was_killed_are_cancelled_by_the_next(
-    sbatch: Path, commands: Callable[[str, str], Path]
-) -> None:
-    told = commands("scancel", "")
+def test_jobs_of_a_submission_that_was_killed_are_cancelled_by_the_next(sbatch: Path, commands: Commands) -> None:
+    cancelled = commands("scancel", "")
     folder = runs(1)[0].folder.parents[1] / "submitit"
     folder.mkdir(parents=True)
     (folder / "gamlib-0123456789ab.submitting").touch()
-    arrays.submit(runs(1), slurm_options.options({}), {})
-    assert "--name gamlib-0123456789ab" in told.read_text()
+    submit(runs(1))
+    assert "--name gamlib-0123456789ab" in cancelled.read_text()
     assert not list(folder.glob("*.submitting"))
 
 
-def test_runs_on_several_devices_ask_for_as_many_gpus(sbatch: Path, commands: Callable[[str, str], Path]) -> None:
+def test_runs_on_several_devices_ask_for_as_many_gpus(sbatch: Path, commands: Commands) -> None:
     several = Run(RunConfig(devices=4, batch_size=32))
-    arrays.submit([*runs(1), several], slurm_options.options({}), {})
+    submit([*runs(1), several])
     texts = [path.read_text() for path in (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")]
     assert sorted("--gpus-per-node=4" in text for text in texts) == [False, True]
 
@@ -517,13 +523,13 @@ def test_a_run_gets_as_many_gpus_as_it_has_devices_unless_it_is_to_have_none(
     gpus: int | None, asked: int, sbatch: Path
 ) -> None:
     several = Run(RunConfig(devices=4, batch_size=32))
-    arrays.submit([several], slurm_options.options({"gpus": gpus}), {})
+    submit([several], {"gpus": gpus})
     (path,) = (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")
     assert f"--gpus-per-node={asked}\n" in path.read_text()
 
 
 def test_retry_takes_the_options_of_the_submission_but_for_those_given(
-    sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path
+    sbatch: Path, commands: Commands, tmp_path: Path
 ) -> None:
     def gamlib(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, list(arguments))
@@ -546,45 +552,43 @@ def test_retry_takes_the_options_of_the_submission_but_for_those_given(
     assert all("--partition=gpu" in text and "--requeue" in text for text in texts)
     commands("squeue", "printf '1_0 PENDING\\n2 PENDING\\n'")
     assert "nothing to retry" in gamlib("retry", "two")[1]
-    told = commands("scancel", "")
+    cancelled = commands("scancel", "")
     commands("squeue", "")
     commands("sacct", "printf '1_0|CANCELLED\\n1_1|OUT_OF_MEMORY\\n2|CANCELLED\\n'")
     assert "nothing is queued or running" in gamlib("cancel", "two")[1]
-    assert not told.exists()
+    assert not cancelled.exists()
 
 
-def test_a_job_that_was_queued_again_by_hand_is_seen_and_cancelled(commands: Callable[[str, str], Path]) -> None:
-    (run,) = runs(1)
-    run.queue("1_0", "slurm")
+def test_a_job_that_was_queued_again_by_hand_is_seen_and_cancelled(commands: Commands) -> None:
+    run = submitted("1_0")
     run.queue("2", "slurm")  # in the place of the first, which had failed
     assert run.status().slurm_jobs() == ["2", "1_0"]
     commands("squeue", "printf '1_0 PENDING BeginTime\n2 FAILED None\n'")
-    now = slurm.statuses([run], sure=True)[run]
+    now = slurm.statuses([run], must_know=True)[run]
     assert (now.state, now.job_id, now.error) == ("queued", "1_0", "waits: BeginTime")
-    told = commands("scancel", "")
+    cancelled = commands("scancel", "")
     housekeeping.cancel([run])
-    assert told.read_text() == "--quiet 1_0\n"
+    assert cancelled.read_text() == "--quiet 1_0\n"
     run.write_status(job_id="1_0", state="running")
     assert run.status().slurm_jobs() == ["1_0", "2"]
     commands("squeue", "printf '1_0 FAILED\n2 FAILED\n'")
-    assert slurm.statuses([run], sure=True)[run].state == "failed"
+    assert slurm.statuses([run], must_know=True)[run].state == "failed"
 
 
-def test_a_job_of_a_run_that_is_done_is_cancelled_too(commands: Callable[[str, str], Path], finish: Finish) -> None:
+def test_a_job_of_a_run_that_is_done_is_cancelled_too(commands: Commands, finish: Finish) -> None:
     run = finish(RunConfig(), 5.0)
     run.write_status(job_id="3", cluster="slurm", state="done")
     commands("squeue", "echo '3 PENDING Resources'")
-    told = commands("scancel", "")
+    cancelled = commands("scancel", "")
     assert housekeeping.cancel([run]) == {}
-    assert told.read_text() == "--quiet 3\n"
+    assert cancelled.read_text() == "--quiet 3\n"
 
 
 @pytest.mark.parametrize(("of_the_other", "executed"), [("PENDING", 0), ("RUNNING", 0), ("FAILED", 1)])
 def test_a_job_ends_if_the_run_has_another_one(
-    of_the_other: str, executed: int, commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+    of_the_other: str, executed: int, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (run,) = runs(1)
-    run.queue("2", "slurm")
+    run = submitted("2")
     commands("squeue", f"printf '1 RUNNING\n2 {of_the_other}\n'")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
@@ -595,15 +599,13 @@ def test_a_job_ends_if_the_run_has_another_one(
     assert run.status().job_id == "2"
 
 
-def test_cancel_says_what_it_left(
-    sbatch: Path, commands: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (run,) = runs(1)
-    arrays.submit([run], slurm_options.options({}), {})
+@pytest.mark.parametrize(("attempts", "when"), [(0, "before it began"), (1, "while it waited to go on")])
+def test_cancel_says_what_it_left(attempts: int, when: str, commands: Commands, tmp_path: Path) -> None:
+    run = submitted("1", attempts=attempts)
     commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '1 PENDING'")
     commands("sacct", "echo '1|CANCELLED'")
     left = housekeeping.cancel([run])
-    assert (left[run].state, left[run].error) == ("preempted", "CANCELLED: cancelled before it began")
+    assert (left[run].state, left[run].error) == ("preempted", f"CANCELLED: cancelled {when}")
     assert (tmp_path / "scancel.calls").read_text() == "--quiet 1\n"
 
 
@@ -711,7 +713,7 @@ def test_while_a_local_run_waits_nothing_of_submitits_is_left_over(finish: Finis
     ],
 )
 def test_a_job_is_queued_again_as_soon_as_slurm_answers(
-    script: str, said: bool, times: int, commands: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+    script: str, said: bool, times: int, commands: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(slurm, "PAUSES", (0, 0, 0))
     calls = commands("scontrol", "")
@@ -721,12 +723,8 @@ def test_a_job_is_queued_again_as_soon_as_slurm_answers(
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(
-    number: int, commands: Callable[[str, str], Path]
-) -> None:
-    (run,) = runs(1)
-    run.queue("7", "slurm")
-    run.write_status(state="running", host="elsewhere", pid=1)
+def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(number: int, commands: Commands) -> None:
+    run = submitted("7", state="running", host="elsewhere", pid=1)
     before = (run.folder / "status.json").read_bytes()
     with (run.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -14,14 +14,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 @contextmanager
-def signals_ask(ask: Callable[[str], object]) -> Iterator[Callable[[], None]]:
-    """While the block lasts, SIGTERM, SIGUSR2 and SIGINT do nothing but call `ask` with their name.
+def forward_signals(to: Callable[[str], object]) -> Iterator[Callable[[], None]]:
+    """While the block lasts, SIGTERM, SIGUSR2 and SIGINT do nothing but call `to` with their name.
 
     Gives a function that takes the signals once more, for when a library has taken them for itself.
     """
 
     def handler(number: int, _: Any) -> None:
-        ask(signal.Signals(number).name)
+        to(signal.Signals(number).name)
 
     def take() -> None:
         for number in SIGNALS:
