@@ -1,10 +1,14 @@
 """Arms: what one line of an ablation's table is made of."""
 
-from typing import Any
+import sys
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ablation.config import ConfigError
+from ablation.config import ConfigError, translated
+from gamlib.names import ATTENTIONS, OPTIONS
+
+Values = Annotated[dict[str, Any], AfterValidator(translated)]  # of RunConfig
 
 
 class PaperRow(BaseModel):
@@ -25,20 +29,14 @@ class Arm(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    values: dict[str, Any] = Field(default={}, description="values of RunConfig that make this arm")
+    values: Values = Field(default={}, description="values of RunConfig that make this arm")
     paper: PaperRow | None = Field(default=None, description="the row of the paper: table, attention, variant")
     parameters_of: str | None = Field(default=None, description="an arm: `width` is then as many parameters ask for")
 
 
 def of_mechanism(values: dict[str, Any], own: set[str]) -> dict[str, Any]:
     """Without the options that the mechanism of these values lacks, but with all that the arm itself sets."""
-    from gamlib.backbones import OPTIONS, build_model
-
-    attention = values.get("attention", "gam")
-    try:
-        lacking = set(OPTIONS) - build_model.options(attention).keys()
-    except ValueError:
-        lacking = set()  # RunConfig refuses the name
+    lacking = set(OPTIONS).difference(ATTENTIONS.get(str(values.get("attention", "gam")), OPTIONS))
     return {key: value for key, value in values.items() if key in own or key not in lacking}
 
 
@@ -48,9 +46,7 @@ def of_this_package(attention: str) -> None:
     Raises:
         ConfigError: a job could not build it, and nothing would tell its results from those of its code before.
     """
-    from gamlib.attention import MECHANISMS
-
-    made = MECHANISMS.get(attention)
+    made = getattr(sys.modules.get("gamlib.attention"), "MECHANISMS", {}).get(attention)  # if anybody has imported it
     if made is not None and made.__module__.partition(".")[0] != "gamlib":
         raise ConfigError(
             f"attention={attention!r}: {made.__module__}.{made.__qualname__} is none of gamlib's own: no job could "

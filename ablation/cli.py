@@ -265,16 +265,17 @@ def audit(
     ] = False,
 ) -> None:
     """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
-    from gamlib.paper import audit as audits
+    from ablation.results import audits
+    from gamlib.paper.audit import audit as counted
 
-    frame = audits.audit()
-    console.show_audit(frame, json_)
+    rows = counted()
+    console.show_audit(rows, json_)
     if and_report:
         from ablation.results.report import complexity_report
 
         for path in complexity_report():
             print(os.path.relpath(path), file=sys.stderr)
-    if audits.differences(frame):
+    if audits.differences(rows):
         raise typer.Exit(console.FAILED)
 
 

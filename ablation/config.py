@@ -6,23 +6,27 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gamlib.data.datasets import DATASETS, NAMES, Dataset, describe, folder_name
-from gamlib.training.recipes import RECIPES, Recipe
+from ablation.dataset_names import folder_name
+from ablation.errors import ConfigError
+from ablation.networks import count_parameters
+from gamlib.data.datasets import DATASETS, NAMES, Dataset, describe
+from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
+from gamlib.training.recipes import RECIPES, TrainingConfig
+
+__all__ = ["ConfigError", "RunConfig", "count_parameters", "one_line", "split_hash", "translated", "unknown_name"]
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
-RECIPE_VALUES = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "label_smoothing", "drops", "drop_factor")
+RECIPE_VALUES = tuple(field.name for field in fields(TrainingConfig) if field.default is MISSING)
 DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
-
-
-class ConfigError(ValueError):
-    """A value that is refused; the message is one line that names it and what is allowed."""
+# Fields as the first version named them; so they stay in signatures, checkpoints and the names of folders.
+OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
 
 
 class RunConfig(BaseModel):
@@ -57,8 +61,8 @@ class RunConfig(BaseModel):
     momentum: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
     weight_decay: float = Field(RESOLVED, ge=0, description="a number from 0")
     label_smoothing: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
-    drops: list[float] = Field(RESOLVED, description="rising fractions of the epochs, such as 0.3,0.6,0.8")
-    drop_factor: float = Field(RESOLVED, gt=0, le=1, description="a number above 0, up to 1")
+    milestones: list[float] = Field(RESOLVED, description="rising fractions of the epochs, such as 0.3,0.6,0.8")
+    gamma: float = Field(RESOLVED, gt=0, le=1, description="a number above 0, up to 1")
     pad: int = Field(RESOLVED, ge=0, le=64, description="a whole number from 0 to 64")
     flip: bool = Field(RESOLVED, description="true, false")
     amp: bool = Field(False, description="true, false")
@@ -80,51 +84,48 @@ class RunConfig(BaseModel):
 
     @classmethod
     def trusted(cls, values: Mapping[str, Any]) -> Self:
-        """A configuration that was resolved and written by this code before, as it is; else one checked as usual."""
-        if values.keys() != cls.model_fields.keys():
+        """A configuration that was resolved and written by any version of this code, as it is; else one checked."""
+        if (values := translated(values)).keys() != cls.model_fields.keys():
             return cls(**values)
         return cls.model_construct(**values)
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> Self:
         """As any code wrote it, not checked: its images may be gone. What it lacks is at its default."""
+        values = translated(values)
         return cls.model_construct(**{key: values.get(key, field.default) for key, field in cls.model_fields.items()})
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Fill in what was left out. torch comes in here: who only reads configurations need not wait."""
-        from gamlib.backbones import OPTIONS, build_model
-
-        values = {key: value for key, value in given.items() if value is not None or key == "attention"}
+        """Fill in what was left out."""
+        values = {key: value for key, value in translated(given).items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
         name = str(values.get("dataset", "digits"))
         dataset = describe(name)
-        backbone = _known("backbone", values.get("backbone", "resnet18"), build_model.backbones())
+        backbone = _known("backbone", values.get("backbone", "resnet18"), BACKBONES)
         recipe = _known("recipe", values.get("recipe", _recipe_of(dataset, backbone)), RECIPES)
-        defaults = _usual(dataset, recipe)
         if values.setdefault("dataset_hash", dataset.hash) != dataset.hash:
             raise ValueError(
                 f"dataset_hash={values['dataset_hash']!r}: the files of {name} are others now, "
                 f"their hash is {dataset.hash}"
             )
-        attention = _known("attention", values.get("attention", "gam"), build_model.attentions())
-        options = build_model.options(attention)
+        attention = _known("attention", values.get("attention", "gam"), ATTENTIONS)
         if "weights" in values:
             values["weights"] = _resolved(values["weights"], backbone)
         for key in OPTIONS:
-            if key in values and key not in options:
-                having = [name for name in build_model.attentions() if key in build_model.options(name)]
+            if key in values and key not in ATTENTIONS[attention]:
+                having = [name for name, options in ATTENTIONS.items() if key in options]
                 raise ValueError(f"{key}={values[key]!r}: attention={attention} has none, only {', '.join(having)}")
-        return defaults | options | values
+        return _prescribed(dataset, recipe) | ATTENTIONS[attention] | values
 
     @field_validator("*", mode="before")
     @classmethod
     def _bool_is_no_number(cls, value: Any, info: Any) -> Any:
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
             raise ValueError("a bool is not a number or name")
-        if isinstance(value, str) and info.field_name == "drops":
+        if isinstance(value, str) and info.field_name == "milestones":
             return [part for part in value.strip("[]() ").split(",") if part.strip()]
         return value
 
@@ -136,21 +137,19 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        from gamlib.backbones import build_model
-
-        if not self.max_pool and not build_model.has_max_pool(self.backbone, self.stem):
+        if not self.max_pool and not has_max_pool(self.backbone, self.stem):
             raise ValueError(
                 f"max_pool=False: {self.backbone} with stem={self.stem} has no max-pooling to leave out; "
                 "the ResNets with stem=imagenet have"
             )
-        dataset = describe(self.dataset)
-        self._can_be_fed(dataset)
+        self._can_be_fed(describe(self.dataset))
         count_parameters(self.architecture(), self.weights)
         return self
 
     def _can_be_fed(self, dataset: Dataset) -> None:
-        if self.drops != sorted(set(self.drops)) or not all(0 < drop < 1 for drop in self.drops):
-            raise ValueError(f"drops={self.drops}: allowed: {type(self).model_fields['drops'].description}")
+        if self.milestones != sorted(set(self.milestones)) or not all(0 < when < 1 for when in self.milestones):
+            description = type(self).model_fields["milestones"].description
+            raise ValueError(f"milestones={self.milestones}: allowed: {description}")
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs=True: allowed with compile=true, whose network is captured")
         if dataset.in_memory and self.workers:
@@ -164,23 +163,25 @@ class RunConfig(BaseModel):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
-        from gamlib.backbones import OPTIONS
-
         keys = ("backbone", "attention", "stem", "max_pool", "width")
         chosen = {key: getattr(self, key) for key in OPTIONS if getattr(self, key) is not None}
         weights = self.weights and split_hash(self.weights)[0]
         rest = {"num_classes": describe(self.dataset).num_classes, "weights": weights}
         return {key: getattr(self, key) for key in keys} | chosen | rest
 
-    def training_recipe(self) -> Recipe:
-        """The recipe with the values of this run."""
-        values = {key: getattr(self, key) for key in RECIPE_VALUES} | {"drops": tuple(self.drops)}
-        return replace(RECIPES[self.recipe], **values)
+    def training(self) -> TrainingConfig:
+        """The part that the training loop takes."""
+        values = {field.name: getattr(self, field.name) for field in fields(TrainingConfig)}
+        return TrainingConfig(**values | {"milestones": tuple(self.milestones)})
+
+    def identity(self) -> dict[str, Any]:
+        """All values by the names that the first version gave them: what signatures and checkpoints are made of."""
+        return {OLD_NAMES.get(key, key): value for key, value in self.model_dump().items()}
 
     @property
     def signature(self) -> str:
         """Hash of all resolved values, 64 hexadecimal digits: two runs with one signature are one run."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
     @property
     def dataset_name(self) -> str:
@@ -192,14 +193,14 @@ class RunConfig(BaseModel):
         """Backbone, mechanism, what differs from their defaults, and the seed: "resnet18-gam-sp-s0"."""
         # A name must not depend on whether an image folder is still there, so for those it goes by the stem.
         like = self.dataset if self.dataset in DATASETS else "cifar10" if self.stem == "cifar" else "imagenet"
-        usual = _usual(DATASETS[like], self.recipe) | {"recipe": _recipe_of(DATASETS[like], self.backbone)}
+        usual = {key: field.default for key, field in type(self).model_fields.items()}
+        usual |= _prescribed(DATASETS[like], self.recipe) | {"recipe": _recipe_of(DATASETS[like], self.backbone)}
         usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
-        # As the mechanisms have it (a test compares); asking them would make every reader of names wait for torch.
-        usual |= {"submodules": "ch+sp", "reduction": 16, "groups": 1, "gate_max_pool": self.attention == "cbam"}
-        usual |= {key: field.default for key, field in type(self).model_fields.items() if key not in usual}
+        usual |= ATTENTIONS.get(self.attention, {})
         parts = [self.backbone, self.attention]
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
+                key = OLD_NAMES.get(key, key)
                 value = Path(split_hash(value)[0]).stem if key == "weights" else value
                 value = "_".join([key, *map(str, value)]) if isinstance(value, list) else value
                 value = f"{key}_{value}" if key == "recipe" else value  # `cifar` is the name of a stem too
@@ -208,11 +209,26 @@ class RunConfig(BaseModel):
         return "-".join(["-".join(parts)[:100], f"s{self.seed}"])
 
 
-def _usual(dataset: Dataset, recipe: str) -> dict[str, Any]:
+def translated(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the names of the fields, also those that are given by a name of the first version.
+
+    Raises:
+        ConfigError: a value is given by both.
+    """
+    found = dict(values)
+    for name, old in OLD_NAMES.items():
+        if (value := found.pop(old, None)) is not None:
+            if found.get(name) is not None:
+                raise ConfigError(f"{old}={value}: {name}={found[name]} is given too, which is the name of the same")
+            found[name] = value
+    return found
+
+
+def _prescribed(dataset: Dataset, recipe: str) -> dict[str, Any]:
     """What a data set and a recipe prescribe."""
-    prescribed = {key: getattr(RECIPES[recipe], key) for key in RECIPE_VALUES}
+    of_recipe = {key: getattr(RECIPES[recipe], key) for key in RECIPE_VALUES}
     of_dataset = {key: getattr(dataset, key) for key in DATASET_VALUES}
-    return {"recipe": recipe} | of_dataset | prescribed | {"drops": list(RECIPES[recipe].drops)}
+    return {"recipe": recipe} | of_dataset | of_recipe | {"milestones": list(RECIPES[recipe].milestones)}
 
 
 def _recipe_of(dataset: Dataset, backbone: str) -> str:
@@ -253,7 +269,7 @@ def split_hash(weights: str) -> tuple[str, str]:
 
 
 def _resolved(weights: Any, backbone: str) -> str:
-    """A file's whole path and behind # the hash of what is in it; or the one name that a member of torchvision's has.
+    """A file's absolute path, # and the hash of what is in it; or the one name that a member of torchvision's has.
 
     A file given with a hash, as a configuration that was written has it, must still hold what it held then.
     """
@@ -277,22 +293,3 @@ def _resolved(weights: Any, backbone: str) -> str:
 def _content_hash(file: Path, *_: int) -> str:
     """Of a file as it stands, by its time and size: the runs of a study share one, and it may be large."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
-def count_parameters(architecture: Mapping[str, Any], file: str | None = None) -> int:
-    """Parameters of the network that `build_model` makes of these arguments, built without memory and only once.
-
-    Raises:
-        ValueError: `build_model` says what does not fit. Another content of a file of weights is asked about anew.
-    """
-    return _count(json.dumps(architecture, sort_keys=True), file)
-
-
-@lru_cache(maxsize=1024)
-def _count(architecture: str, _: str | None) -> int:
-    import torch
-
-    from gamlib.backbones import build_model
-
-    with torch.device("meta"):
-        return sum(value.numel() for value in build_model(**json.loads(architecture)).parameters())

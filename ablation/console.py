@@ -270,17 +270,20 @@ def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
     show_paths(paths)
 
 
-def show_audit(frame: "pd.DataFrame", as_json: bool) -> None:
+def show_audit(rows: list[dict[str, Any]], as_json: bool) -> None:
     """The paper's rows beside ours, and what stands under them."""
-    from gamlib.paper import audit
+    import pandas as pd
+
+    from ablation.results import audits
+    from gamlib.paper.audit import COLUMNS
 
     if as_json:
-        print(frame[list(audit.COLUMNS)].to_json(orient="records", indent=2))
+        print(pd.DataFrame(rows)[list(COLUMNS)].to_json(orient="records", indent=2))
         return
-    print_frame(audit.for_reading(frame))
-    for number, note in enumerate(audit.notes(frame), 1):
+    print_frame(audits.for_reading(rows))
+    for number, note in enumerate(audits.notes(rows), 1):
         print(f"[{number}] {note}")
-    print(audit.verdict(frame))
+    print(audits.verdict(rows))
 
 
 def show_paths(paths: Sequence[Path]) -> None:

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping
 from symtable import symtable
 from typing import Any
 
-from ablation.config import ConfigError, RunConfig, unknown_name
+from ablation.config import OLD_NAMES, ConfigError, RunConfig, translated, unknown_name
 
 
 def key_values(texts: Iterable[str]) -> dict[str, str]:
     """`key=value` texts of a command line as a dictionary.
 
     Raises:
-        ConfigError: a text without "=", or one key twice.
+        ConfigError: a text without "=", or one key twice, if by its old and its new name.
     """
     pairs: dict[str, str] = {}
     for text in texts:
@@ -22,7 +22,7 @@ def key_values(texts: Iterable[str]) -> dict[str, str]:
         if key in pairs:
             raise ConfigError(f"-p {key}: given twice, as {pairs[key]} and as {value}")
         pairs[key] = value
-    return pairs
+    return translated(pairs)
 
 
 def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | None = None) -> dict[str, Any]:
@@ -39,6 +39,7 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
         ConfigError: an unknown name, or no such cell.
     """
     names = list(RunConfig.model_fields if known is None else known)
+    allowed = [*names, *(OLD_NAMES.values() if known is None else ())]
     latest: dict[str, str] = {}  # a cell that was corrected and run again stands in `In` twice
     for source in namespace.get("In", ()):
         heading = source.strip().partition("\n")[0].strip()
@@ -51,11 +52,11 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
         for symbol in symtable(source, "parameters", "exec").get_symbols():
             if not symbol.is_assigned():  # at the top of the cell, in a tuple or under an `if` too
                 continue
-            if symbol.get_name() not in names:
+            if symbol.get_name() not in allowed:
                 raise ConfigError(unknown_name(symbol.get_name(), names))
             if symbol.get_name() in namespace:  # an `if` may have been false
                 found[symbol.get_name()] = namespace[symbol.get_name()]
-    return found
+    return translated(found)
 
 
 def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from ablation.config import ConfigError
+from ablation.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"

@@ -11,15 +11,16 @@ from typing import Any, Self
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ablation.arms import Arm, of_mechanism, of_this_package
+from ablation.arms import Arm, Values, of_mechanism, of_this_package
 from ablation.catalogue import CATALOGUE
-from ablation.config import ConfigError, RunConfig, one_line, unknown_name
+from ablation.config import ConfigError, RunConfig, one_line, translated, unknown_name
+from ablation.dataset_names import folder_name
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
 from ablation.runs import Run
 from ablation.widths import widened
-from gamlib.data.datasets import DATASETS, folder_name
+from gamlib.data.datasets import DATASETS
 from gamlib.files import write_whole
 
 
@@ -36,7 +37,7 @@ class Study(BaseModel):
     question: str = Field("", description="a sentence")
     note: str = Field("", description="a sentence that stands under its tables")
     arms: dict[str, Arm] = Field(min_length=1, description="at least one arm: a name and its values")
-    base: dict[str, Any] = Field({}, description="values of RunConfig that hold for every arm")
+    base: Values = Field({}, description="values of RunConfig that hold for every arm")
     compare: list[tuple[str, str]] = Field(
         [], description="pairs of an arm and its reference; by default every arm and the first"
     )
@@ -121,7 +122,7 @@ class Study(BaseModel):
         """
         dataset = self.dataset if dataset is None else dataset
         numbers, chosen = parse_seeds(self.seeds if seeds is None else seeds), self.labels(arms)
-        overrides = {key: value for key, value in overrides.items() if value is not None}
+        overrides = {key: value for key, value in translated(overrides).items() if value is not None}
         for key, value in overrides.items():
             if key == "seed":
                 raise ConfigError(f"seed={value}: a study has several; give --seeds")

@@ -139,9 +139,9 @@ def _train(line: Line, work: Work, network: Network) -> None:
         loop.keep_memory = lambda: None  # type: ignore[attr-defined]
     pace = Pace(line, torch.device(work.device))
     batches = Given(lambda _: repeat((images, labels)), work.batch_size * 10_000)
-    recipe = replace(RECIPES["cifar"], lr=LR, batch_size=work.batch_size, epochs=1)
-    speed = loop.Speed(amp=work.device == "cuda", channels_last=network.loop)
-    for _ in loop.fit(model, batches, recipe, seed=0, speed=speed, on_step=pace.after_step):
+    config = replace(RECIPES["cifar"], lr=LR, batch_size=work.batch_size, epochs=1)
+    config = replace(config, amp=work.device == "cuda", channels_last=network.loop)
+    for _ in loop.fit(model, batches, config, on_step=pace.after_step):
         pass
 
 

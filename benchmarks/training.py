@@ -108,7 +108,7 @@ def _variants(work: Work, chosen: Sequence[str]) -> list[str]:
     """Those for a network; always the plain loop, which the others are compared with."""
     known = variants(work.device == "cuda")
     if work.width < 1:  # to see that it works needs no minutes of compiling
-        known = {name: one for name, one in known.items() if one.speed is None or not one.speed.compile}
+        known = {name: one for name, one in known.items() if one.config is None or not one.config.compile}
     elif work.device == "cpu" and work.network != "resnet18":
         known = {"gamlib": known["gamlib"]}
     return list(dict.fromkeys(["plain", *(chosen or known)]))
@@ -228,9 +228,10 @@ def compare(work: Work, lr: float, *, calm: bool) -> Compared:
         for weight in rounded.parameters():
             weight.mul_(1 + torch.finfo(weight.dtype).eps * torch.randint_like(weight, -1, 2))
     losses, again = (plain_loop.train(network, loader, device, lr) for network in (plain, rounded))
-    recipe = replace(RECIPES["cifar"], lr=lr, drops=(), batch_size=work.batch_size, epochs=CHECKED)
+    config = replace(RECIPES["cifar"], lr=lr, milestones=(), batch_size=work.batch_size, epochs=CHECKED)
+    config = replace(config, channels_last=True)
     single = Given(lambda epoch: [batches[epoch]], work.batch_size, batches[:1])  # fit tells the loss of an epoch
-    epochs = loop.fit(model.to(device), single, recipe, seed=0, speed=loop.Speed(channels_last=True))
+    epochs = loop.fit(model.to(device), single, config)
     differences = [abs(epoch["train_loss"] - loss) for epoch, loss in zip(epochs, losses, strict=True)]
     apart = float((_weights(model) - _weights(plain)).norm() / (_weights(plain) - start).norm())
     return Compared(losses, differences, [abs(a - b) for a, b in zip(again, losses, strict=True)], apart, inputs)

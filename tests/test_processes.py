@@ -176,7 +176,10 @@ def test_a_run_that_was_killed_or_stopped_ends_in_the_bits_of_one_that_was_not(
     )
 
 
-def test_a_run_on_two_devices_is_launched_from_its_notebook_and_leaves_no_process_when_killed() -> None:
+def test_a_run_on_two_devices_is_launched_from_its_notebook_and_leaves_no_process_when_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "training" / "on_cpu"))
     values = {"width": 0.25, "train_fraction": 0.2, "devices": 2}
     command = ["run", *(text for key, value in values.items() for text in ("-p", f"{key}={value}"))]
     process = start(*command, "-p", "epochs=100000")

@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from ablation.cli import app
+from ablation.dataset_names import title
 from ablation.paths import figures_root
 from ablation.results import publication
-from gamlib.data.datasets import title
 
 JPEG = "imagefolder:cifar10-jpeg"
 PICTURES = (".pdf", ".png")

@@ -19,9 +19,9 @@ from ablation.results import typeset
 from ablation.study_files import read_studies
 
 FLOORS = {
-    "gamlib": ["files", "signals", "attention", "kernels", "backbones", "data", "paper", "training"],
+    "gamlib": ["files", "signals", "names", "attention", "kernels", "backbones", "data", "paper", "training"],
     "ablation": [
-        *("config", "parameters", "paths", "provenance", "status", "runs"),
+        *("errors", "paths", "provenance", "networks", "dataset_names", "config", "parameters", "status", "runs"),
         *("catalogue", "arms", "widths", "studies", "study_files", "submitted"),
         *("execution", "results", "gates", "console", "cli"),
     ],

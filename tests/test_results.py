@@ -88,7 +88,7 @@ def known(text: str, figures: Path) -> set[str]:
     """The numbers of its tables and of the paper's; the ends of intervals, and p, behind those tables."""
     behind = [pd.read_csv(path) for path in figures.glob("*-differences.csv")] + [statistics.table(combined())]
     numbers = pd.concat([frame[["low", "high", "p"]].melt()["value"].abs() for frame in behind])
-    numbers = pd.concat([numbers, paper.table().select_dtypes("number").melt()["value"]]).dropna()
+    numbers = pd.concat([numbers, pd.DataFrame(paper.table()).select_dtypes("number").melt()["value"]]).dropna()
     there = {f"{number:.{digits}f}" for number in numbers for digits in (2, 3)}
     return there | {*re.findall(r"\d+\.\d+", "".join(shown(text).values()))}
 

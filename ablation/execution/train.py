@@ -2,10 +2,8 @@
 
 import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -24,8 +22,8 @@ from gamlib.kernels import native
 from gamlib.paper.complexity import complexity
 from gamlib.training import loop
 from gamlib.training.checkpoint import Checkpoints
+from gamlib.training.evaluation import predict
 from gamlib.training.parallel import Group, join, launch
-from gamlib.training.predictions import predict
 
 MINUTES = "GAM_CHECKPOINT_MINUTES"  # between two checkpoints within an epoch
 DEFAULT_MINUTES = 10.0
@@ -50,7 +48,7 @@ def train(run: Run) -> Run:
     with nullcontext(True) if owned else run.claim() as mine:
         if mine:
             with forward_signals(_patiently(run)):
-                _train(run, quiet=BATCH in os.environ)
+                _train(run)
     return run
 
 
@@ -65,36 +63,23 @@ def _patiently(run: Run) -> Any:
     return ask
 
 
-def _train(run: Run, quiet: bool) -> None:
+def _train(run: Run) -> None:
     devices, gpus = run.config.devices, torch.cuda.device_count()
-    if gpus and devices > gpus:
-        raise RunFailed(f"devices={devices}: this machine shows {gpus} GPU{'s' * (gpus > 1)}")
     began = time.perf_counter()
     if devices == 1:
-        steps = sizes(_training_size(run), run.config.batch_size)
-        with tqdm(total=run.config.epochs * len(steps), unit="step", disable=quiet, desc=run.config.name) as bar:
-            group = Group(torch.device("cuda" if gpus else "cpu"))
-            stopped = _fit(
-                run, group, lambda done: bar.update(done - bar.n), lambda metrics: _tell(run, metrics, bar, quiet)
-            )
+        stopped = _fit(run, Group(torch.device("cuda" if gpus else "cpu")))
+    elif devices > gpus:
+        raise RunFailed(f"devices={devices}: this machine shows {gpus or 'no'} GPU{'s' * (gpus > 1)}")
     else:
-        with (
-            tqdm(total=run.config.epochs, unit="epoch", disable=quiet, desc=run.config.name) as bar,
-            _following(run, bar, quiet),
-        ):
-            stopped = _launched(run)
+        threads = max(1, torch.get_num_threads() // devices)
+        try:
+            stopped = launch(_one_of_several, devices, run, threads)
+        except RuntimeError as error:
+            raise RunFailed(str(error)) from None
     if stopped:
         raise RunStopped(stopped)
-    if quiet:
+    if BATCH in os.environ:
         print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def _launched(run: Run) -> str:
-    threads = max(1, torch.get_num_threads() // run.config.devices)
-    try:
-        return str(launch(_one_of_several, run.config.devices, run, threads))
-    except RuntimeError as error:
-        raise RunFailed(str(error)) from None
 
 
 def _one_of_several(run: Run, threads: int) -> str:
@@ -104,61 +89,49 @@ def _one_of_several(run: Run, threads: int) -> str:
         return _fit(run, join())
 
 
-def _fit(
-    run: Run,
-    group: Group,
-    on_step: Callable[[int], object] = lambda done: None,
-    on_epoch: Callable[[dict[str, float]], object] = lambda metrics: None,
-) -> str:
+def _fit(run: Run, group: Group) -> str:
     """Train in a group of processes, of which the first one writes; why it was stopped, or nothing."""
-    config, first = run.config, group.rank == 0
+    config, training, first = run.config, run.config.training(), group.rank == 0
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     batches = _batches(run, group)
     torch.manual_seed(config.seed)
     model = build_model(**config.architecture()).to(group.device)
     report, keep = (print, kept_epochs(config.epochs)) if first else (lambda _: None, ())
-    checkpoints = Checkpoints(run.folder, config.model_dump(), report, keep)
+    checkpoints = Checkpoints(run.folder, config.identity(), report, keep)
     continued = checkpoints.path.exists() or checkpoints.previous.exists()
     source = _provenance(run, group, continued) if first else ""
-    speed = loop.Speed(config.amp, config.channels_last, config.compile, config.cuda_graphs, config.deterministic)
-    lines: list[str] = []
-    metrics: dict[str, float] = {}
-    try:
-        for metrics in loop.fit(
+    quiet, steps = BATCH in os.environ, config.epochs * len(sizes(batches.train_size, config.batch_size))
+    history: list[dict[str, float]] = []
+    with tqdm(total=steps, unit="step", disable=quiet or not first, desc=config.name) as bar:
+        epochs = loop.fit(
             model,
             batches,
-            config.training_recipe(),
-            seed=config.seed,
+            training,
             group=group,
-            speed=speed,
             checkpoints=checkpoints,
             save_seconds=60 * checkpoint_minutes(),
             stop=run.asked_to_stop,
-            on_step=on_step,
-        ):
-            lines.append(json.dumps(metrics))
-            if first and len(lines) >= checkpoints.epochs:  # those before the checkpoint are there already
-                run.write("metrics.jsonl", "\n".join(lines) + "\n")
-            if first and len(lines) > checkpoints.epochs:
-                on_epoch(metrics)
-    except loop.Stopped as stopped:
-        return str(stopped)
-    network = speed.compiled(model)
-    predicted, label = predict(network, batches, group, amp=config.amp, channels_last=config.channels_last)
+            on_step=lambda done: bar.update(done - bar.n),
+        )
+        try:
+            for metrics in epochs:
+                history.append(metrics)
+                if first and len(history) >= checkpoints.epochs:  # those before the checkpoint are there already
+                    run.write("metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
+                if first and len(history) > checkpoints.epochs:
+                    _show(metrics, config.epochs, bar, quiet)
+        except loop.Stopped as stopped:
+            return str(stopped)
+    predicted, label = predict(model, batches, group, training)
     if first:
         run.write_predictions(predicted.numpy(), label.numpy())
         width, height = describe(config.dataset).image_size
         costs = complexity(model, (1, 3, height, width))
-        result = Result(
-            signature=run.signature,
-            parameters=costs.parameters,
-            flops=costs.flops,
-            seconds=sum(json.loads(line)["seconds"] for line in lines),
-            source=source,
-            epochs=config.epochs,
-            **{key: metrics[key] for key in Result.model_fields.keys() & metrics.keys() - {"epochs", "seconds"}},
-        )
+        outcome: dict[str, Any] = {key: history[-1][key] for key in Result.model_fields.keys() & history[-1].keys()}
+        outcome |= {"epochs": config.epochs, "seconds": sum(epoch["seconds"] for epoch in history)}
+        outcome |= {"parameters": costs.parameters, "flops": costs.flops}
+        result = Result(signature=run.signature, source=source, **outcome)
         run.write("result.json", result.model_dump_json(indent=2))
         checkpoints.finish()
     return ""
@@ -191,10 +164,6 @@ def _batches(run: Run, group: Group) -> Batches:
     return FromFiles(images, group.device, workers=config.workers, **ranks)
 
 
-def _training_size(run: Run) -> int:
-    return describe(run.config.dataset).training_size(run.config.train_fraction, run.config.evaluate_on)
-
-
 def _provenance(run: Run, group: Group, continued: bool) -> str:
     """Write where this run comes from, and what a checkpoint that it goes on from came from; all codes' hashes."""
     name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else processor()
@@ -211,36 +180,11 @@ def _provenance(run: Run, group: Group, continued: bool) -> str:
     return "+".join(dict.fromkeys(one["source"] for one in [*earlier, now]))
 
 
-def _tell(run: Run, metrics: dict[str, float], bar: Any, quiet: bool) -> None:
+def _show(metrics: dict[str, float], epochs: int, bar: Any, quiet: bool) -> None:
     bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", error=f"{metrics['top1_error']:.2f} %")
     if quiet:
         print(
-            f"epoch {metrics['epoch']:3.0f}/{run.config.epochs}  loss {metrics['train_loss']:.4f}  "
+            f"epoch {metrics['epoch']:3.0f}/{epochs}  loss {metrics['train_loss']:.4f}  "
             f"top-1 error {metrics['top1_error']:.2f} %  {metrics['images_per_second']:.0f} images/s",
             flush=True,
         )
-
-
-@contextmanager
-def _following(run: Run, bar: Any, quiet: bool) -> Iterator[None]:
-    """Show the epochs that other processes write."""
-    ended, told = threading.Event(), len(run.metrics())
-
-    def follow() -> None:
-        nonlocal told
-        last = False
-        while not last:
-            last = ended.wait(1)
-            epochs = run.metrics().to_dict("records")
-            for metrics in epochs[told:]:
-                _tell(run, metrics, bar, quiet)  # type: ignore[arg-type]
-            told = max(told, len(epochs))
-            bar.update(len(epochs) - bar.n)
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        follower.join()

@@ -82,7 +82,7 @@ def load_network(run: Run, epoch: int | None = None) -> nn.Module:
         return network
     try:
         state = read(path)
-        if state["identity"] != config.model_dump() or state["epoch"] != epoch:
+        if state["identity"] != config.identity() or state["epoch"] != epoch:
             raise ValueError("it is of another run or epoch")
         network.load_state_dict(state["model"])
     except (OSError, ValueError, RuntimeError) as error:

@@ -106,16 +106,20 @@ def report(plan: Plan, force: bool = False) -> list[Path]:
     return _exported(plan)
 
 
-def export_complexity(frame: "pd.DataFrame") -> list[Path]:
+def export_complexity(rows: "list[dict[str, Any]]") -> list[Path]:
     """Write the figure of the paper's networks and the table of an audit; the paths that were written."""
-    from ablation.results import figures, frontier, typeset
-    from gamlib.paper import audit
+    import pandas as pd
 
-    paths = figures.export(frontier.cost_against_error(audit.benchmark(frame)), "complexity")
+    from ablation.results import audits, figures, frontier, typeset
+
+    paths = figures.export(frontier.cost_against_error(audits.benchmark(rows)), "complexity")
     title = "Parameters and FLOPs of the paper's networks, counted and as printed."
-    about = " ".join(f"[{number}] {note}." for number, note in enumerate(audit.notes(frame), 1))
-    table = audit.for_reading(frame).replace("✓", "yes")
-    texts = {"csv": frame.to_csv(index=False), "tex": typeset.to_latex(table, title, "complexity", "lllrrlrrl", about)}
+    about = " ".join(f"[{number}] {note}." for number, note in enumerate(audits.notes(rows), 1))
+    table = audits.for_reading(rows).replace("✓", "yes")
+    texts = {
+        "csv": pd.DataFrame(rows).to_csv(index=False),
+        "tex": typeset.to_latex(table, title, "complexity", "lllrrlrrl", about),
+    }
     return paths + _write("complexity", texts)
 
 

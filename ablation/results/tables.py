@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from ablation.dataset_names import title
 from ablation.provenance import source_hash
 from ablation.results import evidence
 from ablation.results.statistics import ALPHA, Comparison, compare, mean_interval, table
@@ -14,7 +15,6 @@ from ablation.runs import Run, unique
 from ablation.status import Result
 from ablation.studies import Plan
 from gamlib import paper
-from gamlib.data.datasets import title
 
 SPEEDS = ("images_per_second", "peak_memory_mib")  # of training, as metrics have them
 
@@ -90,12 +90,12 @@ def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     return table(comparisons(plan, frame))
 
 
-def _printed(plan: Plan) -> "tuple[str, dict[str, pd.Series[Any]]]":
+def _printed(plan: Plan) -> tuple[str, dict[str, dict[str, Any]]]:
     """The data set of the paper's numbers, and the printed row of every arm that has one with its backbone.
 
     ImageNet, or CIFAR-100 where the study runs on it and Table 1 has any of its arms; never some of each.
     """
-    found: dict[str, pd.Series[Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for source in ("cifar100", "imagenet") if plan.dataset == "cifar100" else ("imagenet",):
         for label, configs in plan.arms.items():
             if (row := plan.study.arms[label].paper) is not None:

@@ -38,11 +38,9 @@ class Batches(Protocol):
 
     def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """The training batches of an epoch from the `first` on, counted from 0."""
-        ...
 
     def test(self) -> Stream:
         """The test images, each once, in their order."""
-        ...
 
 
 def seed_of(*numbers: int) -> int:
@@ -78,33 +76,27 @@ class FromMemory:
         self.mean, self.std = (value.to(device) for value in mean_and_std(images.train))
         self.images = F.pad(images.train, (pad,) * 4).permute(0, 2, 3, 1).contiguous().to(device)
         self.labels = images.train_labels.to(device)
-        self.test_images, self.test_labels = images.test[rank::world].to(device), images.test_labels[rank::world]
-        self.test_labels = self.test_labels.to(device)
+        self.test_images = images.test[rank::world].to(device)
+        self.test_labels = images.test_labels[rank::world].to(device)
 
     def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """See `Batches`."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, epoch))
         order = torch.randperm(self.train_size, generator=generator)
         offsets = torch.randint(0, 2 * self.pad + 1, (2, self.train_size), generator=generator)
-        flips = torch.rand(self.train_size, generator=generator) < 0.5
-        if not self.flip:
-            flips = torch.zeros_like(flips)
+        flips = (torch.rand(self.train_size, generator=generator) < 0.5) & self.flip
         order, offsets, flips = (drawn.to(self.device) for drawn in (order, offsets, flips))
         begin = first * batch_size
         for size in sizes(self.train_size, batch_size)[first:]:
             share = slice(begin + self.rank, begin + size, self.world)
-            picked = order[share]
-            yield (
-                self._normalised(crop(self.images, picked, offsets[:, share], flips[share], self.pad)),
-                self.labels[picked],
-            )
+            images = crop(self.images, order[share], offsets[:, share], flips[share], self.pad)
+            yield self._normalised(images), self.labels[order[share]]
             begin += size
 
     def test(self) -> Stream:
         """See `Batches`."""
-        for images, labels in zip(
-            self.test_images.split(EVALUATION_BATCH), self.test_labels.split(EVALUATION_BATCH), strict=True
-        ):
+        parts = (part.split(EVALUATION_BATCH) for part in (self.test_images, self.test_labels))
+        for images, labels in zip(*parts, strict=True):
             yield self._normalised(images), labels
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ with PATH absolute or under `$GAM_DATA`. This module knows no torch, so that a c
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -28,20 +28,20 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """What holds of a data set, and the defaults that a run on it gets."""
+    """What holds of a data set, and the defaults that a run on it gets: those of CIFAR unless it says otherwise."""
 
     num_classes: int
     train_size: int
     validation_size: int
-    held_out: bool  # the validation images are taken from the training images, only for those who ask for them
-    in_memory: bool  # kept whole on the training device; else read by workers, cropped to 224x224
-    recipe: str
-    stem: str
-    width: float
-    pad: int  # pixels of zero padding for random crops in training; 0 for none
-    flip: bool  # random horizontal flips in training
-    workers: int  # processes that read images
-    image_size: tuple[int, int]  # width and height in pixels, as a network gets it
+    held_out: bool = True  # the validation images are taken from the training images, only for those who ask for them
+    in_memory: bool = True  # all lie on the training device; else workers read them, cropped to 224x224
+    recipe: str = "cifar"
+    stem: str = "cifar"
+    width: float = 1.0
+    pad: int = 4  # pixels of zero padding for random crops in training; 0 for none
+    flip: bool = True  # random horizontal flips in training
+    workers: int = 0  # processes that read images
+    image_size: tuple[int, int] = (32, 32)  # width and height in pixels, as a network gets it
     hash: str | None = None  # of the names and sizes of an image folder's files
 
     def training_size(self, train_fraction: float, evaluate_on: str) -> int:
@@ -59,55 +59,34 @@ class Dataset:
         return kept
 
 
-def _cifar(num_classes: int) -> Dataset:
-    return Dataset(
-        num_classes=num_classes,
-        train_size=50_000,
-        validation_size=5_000,
-        held_out=True,
-        in_memory=True,
-        recipe="cifar",
-        stem="cifar",
-        width=1.0,
-        pad=4,
-        flip=True,
-        workers=0,
-        image_size=(32, 32),
-    )
-
-
-_STREAMED = {"in_memory": False, "recipe": "imagenet", "stem": "imagenet", "width": 1.0, "pad": 0, "flip": True}
-
+_DIGITS = Dataset(
+    num_classes=10,
+    train_size=200,  # with more the baseline is at a ceiling
+    validation_size=699,
+    held_out=False,
+    recipe="digits",
+    stem="imagenet",
+    width=0.5,  # a run takes half a minute on one core
+    pad=2,
+    flip=False,
+)
+_IMAGENET = Dataset(
+    num_classes=1000,
+    train_size=1_281_167,
+    validation_size=50_000,
+    in_memory=False,
+    recipe="imagenet",
+    stem="imagenet",
+    pad=0,
+    workers=8,
+    image_size=(224, 224),
+)
 DATASETS = {
-    # 200 training images: with more the baseline is at a ceiling. Half width: a run takes half a minute on one core.
-    "digits": Dataset(
-        num_classes=10,
-        train_size=200,
-        validation_size=699,
-        held_out=False,
-        in_memory=True,
-        recipe="digits",
-        stem="imagenet",
-        width=0.5,
-        pad=2,
-        flip=False,
-        workers=0,
-        image_size=(32, 32),
-    ),
-    "cifar10": _cifar(10),
-    "cifar100": _cifar(100),
-    "imagenet": Dataset(
-        num_classes=1000,
-        train_size=1_281_167,
-        validation_size=50_000,
-        held_out=True,
-        workers=8,
-        image_size=(224, 224),
-        **_STREAMED,  # type: ignore[arg-type]
-    ),
+    "digits": _DIGITS,
+    "cifar10": Dataset(num_classes=10, train_size=50_000, validation_size=5_000),
+    "cifar100": Dataset(num_classes=100, train_size=50_000, validation_size=5_000),
+    "imagenet": _IMAGENET,
 }
-# Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
-TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
 NAMES = f"{', '.join(DATASETS)}, {FOLDER}PATH"
 
 
@@ -125,37 +104,12 @@ def describe(name: str) -> Dataset:
     if name in DATASETS:
         return DATASETS[name]
     tree = scan(name)
-    width, height = tree.image_size
-    small = max(width, height) <= SMALL
-    counts = {
-        "num_classes": len(tree.classes),
-        "train_size": len(tree.train),
-        "validation_size": max(len(tree.classes), round(len(tree.train) / 10)),
-    }
-    if small:
-        own = {"pad": max(1, min(width, height) // 8), "image_size": tree.image_size}
-        style = {**vars(DATASETS["cifar10"]), **own}
-    else:
-        style = {**vars(DATASETS["imagenet"])}
-    return Dataset(**{**style, **counts, "hash": tree.hash})
-
-
-def title(name: str) -> str:
-    """A data set's name as figures and tables say it: its own, or that by which an image folder is known."""
-    return TITLES.get(Path(name.removeprefix(FOLDER)).name, name) if name.startswith(FOLDER) else name
-
-
-def folder_name(name: str) -> str:
-    """A data set's name as that of a folder or a figure, another one for each.
-
-    `imagefolder:a` is `imagefolder-a`; a path of several parts, which may read like another one, ends in a hash.
-    """
-    parts = name.replace(":", "/").split("/")
-    plain = "-".join(part for part in parts if part not in ("", ".", "..", "~"))
-    path = name.removeprefix(FOLDER)
-    if path == name or plain == f"{FOLDER[:-1]}-{path}":
-        return plain
-    return f"{plain}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    classes, size = len(tree.classes), len(tree.train)
+    known: dict[str, Any] = {"num_classes": classes, "train_size": size, "hash": tree.hash}
+    known["validation_size"] = max(classes, round(size / 10))
+    if max(tree.image_size) > SMALL:
+        return replace(_IMAGENET, **known)
+    return Dataset(**known, pad=max(1, min(tree.image_size) // 8), image_size=tree.image_size)
 
 
 @dataclass(frozen=True)
@@ -195,19 +149,18 @@ def scan(name: str) -> Tree:
 @lru_cache(maxsize=8)
 def _scan(name: str, root: Path, test: Path, _: tuple[int, ...]) -> Tree:
     """Once a process for a folder as it stands: a study asks for every run."""
-    parts = {part: [folder.name for folder in _class_folders(part)] for part in (root / "train", test)}
-    classes, of_test = parts.values()
+    classes, of_test = ([folder.name for folder in _class_folders(part)] for part in (root / "train", test))
     if classes != of_test:
-        only = {part.name: set(these) - ({*classes} & {*of_test}) for part, these in parts.items()}
+        only = {"train": {*classes} - {*of_test}, test.name: {*of_test} - {*classes}}
         odd = "; ".join(f"only in {part}/: {', '.join(sorted(labels))}" for part, labels in only.items() if labels)
         raise DatasetError(f"dataset={name!r}: training and test must have the same classes; {odd}")
     if len(classes) < 2:
         raise DatasetError(f"dataset={name!r}: {root / 'train'} holds {len(classes)} class folders; allowed: 2 or more")
     names, times = hashlib.sha256(), hashlib.sha256()
-    found: dict[Path, list[tuple[Path, int]]] = {part: [] for part in parts}
-    for part in parts:
+    found: dict[Path, list[tuple[Path, int]]] = {root / "train": [], test: []}
+    for part, labelled in found.items():
         for index, label in enumerate(classes):
-            files = sorted(_images(part / label))
+            files = _images(part / label)
             if not files:
                 raise DatasetError(f"dataset={name!r}: no image in {part / label}; allowed: {' '.join(ENDINGS)}")
             for file in files:
@@ -215,7 +168,7 @@ def _scan(name: str, root: Path, test: Path, _: tuple[int, ...]) -> Tree:
                 line = f"{part.name}/{file.relative_to(part)}\0{status.st_size}\n".encode("utf-8", "surrogateescape")
                 names.update(line)
                 times.update(line + str(status.st_mtime_ns).encode())
-                found[part].append((file, index))
+                labelled.append((file, index))
     train, tested = (tuple(files) for files in found.values())
     return Tree(root, tuple(classes), train, tested, _size(train[0][0]), names.hexdigest()[:16], times.hexdigest()[:16])
 
@@ -224,11 +177,10 @@ def _class_folders(part: Path) -> list[Path]:
     return sorted(folder for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    for base, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.lower().endswith(ENDINGS) and not name.startswith("."):
-                yield Path(base) / name
+def _images(folder: Path) -> list[Path]:
+    """In the order of their paths and without hidden ones, unlike torchvision's `make_dataset`, which needs torch."""
+    paths = (Path(base) / name for base, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in paths if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."))
 
 
 def _size(file: Path) -> tuple[int, int]:

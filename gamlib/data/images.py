@@ -1,4 +1,4 @@
-"""The images of a data set: small ones whole in memory, as uint8; large ones as files that workers read.
+"""The images of a data set: small ones all in memory, as uint8; large ones as files that workers read.
 
 `digits` is the UCI test set of handwritten digits as it comes inside scikit-learn: 1,797 real grey images of 8x8, each
 0 to 16. It needs no download, and with few training images it is hard enough for an ablation to say something.
@@ -9,7 +9,7 @@ of other modes become RGB as torchvision does it: grey is repeated, transparency
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from gamlib.data.datasets import DATASETS, UNREADABLE, Dataset, DatasetError, Tree, data_root, describe, scan
-from gamlib.files import remove_parts, whole
+from gamlib.files import locked, remove_parts, replacing
 
 CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # PIL's modes of 8 bits a channel
 
@@ -61,14 +60,21 @@ def load(name: str, train_fraction: float = 1.0, evaluate_on: str = "test") -> I
     """
     dataset = describe(name)
     kept = dataset.training_size(train_fraction, evaluate_on)
+    images: Images | Files
     if name == "digits":
-        return _without_rest(_digits(evaluate_on), kept)
-    images = _cifar(name) if name.startswith("cifar") else _imagenet(dataset) if name == "imagenet" else _folder(name)
-    if evaluate_on == "validation":
-        labels = images.train_labels
+        images = _digits(evaluate_on)
+    elif name.startswith("cifar"):
+        images = _cifar(name)
+    else:
+        images = _imagenet(dataset) if name == "imagenet" else _folder(name)
+    labels = images.train_labels
+    if dataset.held_out and evaluate_on == "validation":
         held_out, rest = stratified(labels, dataset.validation_size)
         images = type(images)(_pick(images.train, rest), labels[rest], _pick(images.train, held_out), labels[held_out])
-    return _without_rest(images, kept)
+    if kept < len(images.train):
+        part, _ = stratified(images.train_labels, kept)
+        images = replace(images, train=_pick(images.train, part), train_labels=images.train_labels[part])
+    return images
 
 
 def prepare(name: str) -> None:
@@ -88,21 +94,12 @@ def _pick(images: Any, indices: Tensor) -> Any:
     return images[indices] if isinstance(images, Tensor) else [images[index] for index in indices.tolist()]
 
 
-def _without_rest(images: Any, kept: int) -> Any:
-    if kept == len(images.train):
-        return images
-    indices, _ = stratified(images.train_labels, kept)
-    train, labels = _pick(images.train, indices), images.train_labels[indices]
-    return type(images)(train, labels, images.test, images.test_labels)
-
-
 def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Indices of a stratified part of `size` images, and of the others; always the same ones.
 
     Every class gives one image at least and its share, the largest one more where shares do not come out even.
     """
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(labels), generator=generator)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     rank = torch.empty(len(labels))
     for label in labels.unique():
         members = order[labels[order] == label]
@@ -118,8 +115,11 @@ def _digits(evaluate_on: str) -> Images:
     With so few the baseline errs on several per cent; at a ceiling no ablation could say anything.
     """
     # The file that sklearn.datasets.load_digits reads; importing that would cost every run three seconds.
-    (package,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
-    table = np.loadtxt(Path(package) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.int64)
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise DatasetError("dataset='digits': the images lie inside scikit-learn: pip install scikit-learn")
+    file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",", dtype=np.int64)
     small = torch.from_numpy(table[:, :64]).reshape(-1, 8, 8).float() * (255 / 16)
     large = F.interpolate(small[:, None], size=(32, 32), mode="bilinear", align_corners=False)
     images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
@@ -135,18 +135,17 @@ def _cifar(name: str) -> Images:
 
     kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     root = data_root()
-    refused = DatasetError(
-        f"dataset={name!r}: no whole copy in {root}, and it could not be downloaded; the folder should hold "
-        f"{kind.base_folder}/ or {kind.filename} (MD5 {kind.tgz_md5}), from www.cs.toronto.edu/~kriz/cifar.html"
-    )
     with ExitStack() as stack:
         with suppress(OSError):  # a folder that others have filled may be read-only
             root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(root / f".{name}.lock"))
+            stack.enter_context(locked(root / f".{name}.lock"))
         try:
             train, test = (kind(str(root), train=part, download=True) for part in (True, False))
         except (URLError, OSError, RuntimeError, EOFError) as error:
-            raise refused from error
+            raise DatasetError(
+                f"dataset={name!r}: no whole copy in {root}, and it could not be downloaded; the folder should hold "
+                f"{kind.base_folder}/ or {kind.filename} (MD5 {kind.tgz_md5}), from www.cs.toronto.edu/~kriz/cifar.html"
+            ) from error
     parts = []
     for part in (train, test):
         parts += [torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(part.targets)]
@@ -167,7 +166,7 @@ def _imagenet_root() -> Path:
     from torchvision.datasets import ImageNet
 
     try:
-        with FileLock(root / ".lock"):
+        with locked(root / ".lock"):
             for split in ("train", "val"):
                 ImageNet(str(root), split=split)
     except (OSError, RuntimeError) as error:
@@ -203,12 +202,12 @@ def _imagenet(dataset: Dataset) -> Files:
 
 def _folder(name: str) -> Images | Files:
     tree = scan(name)
-    labels = [torch.tensor([label for _, label in part]) for part in (tree.train, tree.test)]
-    files = [[path for path, _ in part] for part in (tree.train, tree.test)]
+    train, test = ([path for path, _ in part] for part in (tree.train, tree.test))
+    train_labels, test_labels = (torch.tensor([label for _, label in part]) for part in (tree.train, tree.test))
     if not describe(name).in_memory:
-        return Files(files[0], labels[0], files[1], labels[1])
-    train, test = _decoded(tree, files[0] + files[1]).split([len(part) for part in files])
-    return Images(train, labels[0], test, labels[1])
+        return Files(train, train_labels, test, test_labels)
+    images = _decoded(tree, train + test)
+    return Images(images[: len(train)], train_labels, images[len(train) :], test_labels)
 
 
 def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
@@ -219,14 +218,14 @@ def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
     kept = tree.root / f".decoded-{tree.stamp}.npz"
     with ExitStack() as stack:
         with suppress(OSError):
-            stack.enter_context(FileLock(tree.root / ".decoded.lock"))
-        if (found := _kept(kept, tree, len(files))) is not None:
+            stack.enter_context(locked(tree.root / ".decoded.lock"))
+        if (found := _kept(kept, (len(files), 3, *tree.image_size[::-1]))) is not None:
             return found
         with ThreadPoolExecutor() as pool:  # PIL lets go of the interpreter while it decodes
             images = np.stack(list(pool.map(lambda file: _small(file, tree.image_size), files)))
         try:
             remove_parts(kept)
-            with whole(kept) as file:
+            with replacing(kept) as file:
                 np.savez(file, images=images)
             for old in set(tree.root.glob(".decoded-*.npz")) - {kept}:
                 old.unlink()
@@ -235,14 +234,12 @@ def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
     return torch.from_numpy(images)
 
 
-def _kept(file: Path, tree: Tree, number: int) -> Tensor | None:
-    width, height = tree.image_size
+def _kept(file: Path, shape: tuple[int, ...]) -> Tensor | None:
     try:
         images = np.load(file, allow_pickle=False)["images"]  # an archive with checksums
     except Exception:  # numpy and zipfile raise many kinds for what is damaged
         return None
-    whole_one = images.dtype == np.uint8 and images.shape == (number, 3, height, width)
-    return torch.from_numpy(images) if whole_one else None
+    return torch.from_numpy(images) if images.dtype == np.uint8 and images.shape == shape else None
 
 
 def _small(file: Path, size: tuple[int, int]) -> "np.ndarray[Any, Any]":

@@ -1,5 +1,8 @@
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +11,15 @@ import torch
 import yaml
 from PIL import Image
 
-from ablation.config import ConfigError, RunConfig
+from ablation import networks
+from ablation.config import ConfigError, RunConfig, count_parameters
 from ablation.parameters import key_values, notebook_parameters
-from gamlib import build_model
-from gamlib.backbones import OPTIONS
+from ablation.paths import ROOT
+from ablation.provenance import source_hash
+from ablation.runs import Run
+from ablation.studies import Study
+from gamlib import backbones, build_model
+from gamlib.names import OPTIONS
 
 
 def test_everything_is_resolved_and_survives_json() -> None:
@@ -30,7 +38,7 @@ def test_everything_is_resolved_and_survives_json() -> None:
         ("lr", "1e-3", 0.001),
         ("epochs", "7", 7),
         ("weights", "none", None),
-        ("drops", "[0.25,0.5]", [0.25, 0.5]),
+        ("milestones", "[0.25,0.5]", [0.25, 0.5]),
         ("flip", "true", True),
         ("devices", "2", 2),
     ],
@@ -76,10 +84,14 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"dataset": "imagefolder:none"}, "dataset='imagefolder:none': no folder "),
         ({"dataset_hash": "0123"}, "dataset_hash='0123': the files of digits are others now, their hash is None"),
         ({"recipe": "adam"}, "recipe='adam': allowed: cifar, imagenet, mobilenet, digits"),
-        ({"drops": "0.8,0.5"}, "drops=[0.8, 0.5]: allowed: rising fractions of the epochs, such as 0.3,0.6,0.8"),
-        ({"drops": [0.5, 1]}, "drops=[0.5, 1.0]: allowed: rising fractions"),
-        ({"drops": "early"}, "drops="),
-        ({"drop_factor": 0}, "drop_factor=0: allowed: a number above 0, up to 1"),
+        (
+            {"milestones": "0.8,0.5"},
+            "milestones=[0.8, 0.5]: allowed: rising fractions of the epochs, such as 0.3,0.6,0.8",
+        ),
+        ({"milestones": [0.5, 1]}, "milestones=[0.5, 1.0]: allowed: rising fractions"),
+        ({"drops": "early"}, "milestones="),
+        ({"gamma": 0}, "gamma=0: allowed: a number above 0, up to 1"),
+        ({"drop_factor": 0.5, "gamma": 0.2}, "drop_factor=0.5: gamma=0.2 is given too, which is the name of the same"),
         ({"pad": 65}, "pad=65: allowed: a whole number from 0 to 64"),
         ({"dataset": "imagenet", "pad": 4}, "pad=4: allowed: 0, since imagenet is cropped to 224x224 at random"),
         ({"workers": 2}, "workers=2: allowed: 0, since the images of digits lie in memory"),
@@ -126,7 +138,7 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
         "width": 1, "epochs": 3, "batch_size": 8, "lr": 1, "momentum": 0.5, "weight_decay": 1, "label_smoothing": 0.1,
         "amp": True, "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5,
         "evaluate_on": "validation", "backbone": "resnet34", "gate_max_pool": True, "weights": str(weights),
-        "recipe": "cifar", "drops": [0.4], "drop_factor": 0.5, "pad": 1, "flip": True, "deterministic": True,
+        "recipe": "cifar", "milestones": [0.4], "gamma": 0.5, "pad": 1, "flip": True, "deterministic": True,
         "devices": 2,
     }  # fmt: skip
     tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs"}
@@ -144,7 +156,7 @@ def test_a_data_set_and_a_backbone_bring_the_papers_recipe() -> None:
     assert imagenet.name == "mobilenet_v2-none-s0"
     cifar = RunConfig(dataset="cifar100", epochs=20)
     assert (cifar.recipe, cifar.stem, cifar.pad, cifar.batch_size, cifar.lr) == ("cifar", "cifar", 4, 128, 0.1)
-    assert [cifar.training_recipe().lr_at(epoch) for epoch in (5, 6, 12, 16)] == pytest.approx([0.1, 0.02, 4e-3, 8e-4])
+    assert [cifar.training().lr_at(epoch) for epoch in (5, 6, 12, 16)] == pytest.approx([0.1, 0.02, 4e-3, 8e-4])
     assert cifar.architecture()["num_classes"] == 100
 
 
@@ -274,3 +286,95 @@ def test_parameters_are_found_in_whatever_form_a_cell_assigns_them(cell: str) ->
 def test_an_unknown_name_in_a_tuple_is_refused() -> None:
     with pytest.raises(ConfigError, match="epoch is not a parameter: did you mean epochs"):
         notebook_parameters({"In": ["# parameters\nepoch, lr = 3, 0.5"], "epoch": 3, "lr": 0.5})
+
+
+# As the first version wrote it, with the folder that it lay in.
+FIRST = json.loads("""{
+  "dataset": "digits", "dataset_hash": null, "backbone": "resnet18", "attention": "gam", "submodules": "ch+sp",
+  "reduction": 16, "groups": 1, "gate_max_pool": false, "max_pool": true, "stem": "imagenet", "width": 0.5,
+  "weights": null, "recipe": "digits", "epochs": 3, "batch_size": 32, "lr": 0.01, "momentum": 0.9,
+  "weight_decay": 0.0005, "label_smoothing": 0.0, "drops": [0.25, 0.5], "drop_factor": 0.2, "pad": 2, "flip": false,
+  "amp": false, "compile": false, "cuda_graphs": false, "channels_last": true, "deterministic": false, "devices": 1,
+  "seed": 1, "train_fraction": 1.0, "workers": 0, "evaluate_on": "test"
+}""")
+FOLDER = "resnet18-gam-epochs3-drops_0.25_0.5-drop_factor0.2-s1-58958474"
+SIGNATURE = "58958474b79e1d02b6c25624f296523fd79440af60cfda758ea5ffc3c41dcfa7"
+
+
+@pytest.mark.parametrize("read", [RunConfig.trusted, RunConfig.recorded, lambda values: RunConfig(**values)])
+def test_what_the_first_version_wrote_is_the_same_run(read: Callable[[dict[str, Any]], RunConfig]) -> None:
+    config = read(FIRST)
+    assert (config.milestones, config.gamma) == ([0.25, 0.5], 0.2)
+    assert config == RunConfig(epochs=3, milestones=[0.25, 0.5], gamma=0.2, seed=1)
+    assert (config.signature, Run(config).folder.name) == (SIGNATURE, FOLDER)
+    assert config.identity() == FIRST
+
+
+def test_old_names_are_read_wherever_a_value_comes_in() -> None:
+    config = RunConfig(milestones=[0.5], gamma=0.5)
+    assert (
+        RunConfig(drops=[0.5], drop_factor=0.5) == RunConfig(**key_values(["drops=0.5", "drop_factor=0.5"])) == config
+    )
+    namespace = {"In": ["# parameters\ndrops, gamma, milestones = [0.5], 0.5, None"], "drops": [0.5], "gamma": 0.5}
+    assert RunConfig(**notebook_parameters(namespace | {"milestones": None})) == config
+    study = Study(name="old", base={"drops": [0.5]}, arms={"one": {"drop_factor": 0.5}})
+    assert study.plan(seeds=0, attention="gam").arms["one"] == [config]
+    assert study.plan(seeds=0, drops=[0.4]).arms["one"][0].milestones == [0.4]
+    with pytest.raises(ConfigError, match=r"drops=0.5: milestones=0.4 is given too"):
+        key_values(["milestones=0.4", "drops=0.5"])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures" / "data").glob("*.json")), ids=lambda path: path.stem)
+def test_published_configurations_are_read_by_the_names_of_today(path: Path) -> None:
+    plan = json.loads(path.read_text())
+    for run in (run for runs in plan["arms"].values() for run in runs):
+        config = RunConfig.recorded(run)
+        written = {key: run[key] for key in config.identity() if key in run}
+        assert {key: config.identity()[key] for key in written} == written
+        assert "drops" not in run or config.milestones == run["drops"]
+
+
+def test_the_training_part_has_every_value_of_the_configuration() -> None:
+    config = RunConfig(amp=True, seed=3, lr=0.5)
+    training = vars(config.training())
+    assert training.keys() < RunConfig.model_fields.keys()
+    assert training | {"milestones": list(config.training().milestones)} == config.model_dump(include=set(training))
+
+
+def test_a_network_is_asked_for_once(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And anew where the line that has the answer was cut short, or is of other code."""
+    asked: list[int] = []
+
+    def built(**arguments: Any) -> Any:
+        asked.append(arguments["reduction"])
+        return build_model(**arguments)
+
+    def ask(*reductions: int) -> list[int]:
+        asked.clear()
+        for reduction in reductions:
+            networks._count.cache_clear()  # as another process
+            assert count_parameters(RunConfig(reduction=reduction).architecture()) > 0
+        return asked
+
+    (places / "runs").mkdir()
+    monkeypatch.setattr(backbones, "build_model", built)
+    kept = places / "runs" / ".parameters.jsonl"
+    assert ask(16, 8, 16, 8) == [16, 8]
+    kept.write_text(kept.read_text()[:-5])
+    assert ask(16, 8, 16, 8) == [8]
+    kept.write_text(kept.read_text().replace(source_hash(), "0" * 16))
+    assert ask(16, 8) == [16, 8]
+
+
+def test_a_configuration_whose_network_is_known_is_resolved_without_torch(places: Path) -> None:
+    (places / "runs").mkdir()
+    networks._count.cache_clear()
+    expected = RunConfig(lr=0.5, groups=2).signature
+    code = "import sys; from ablation.config import RunConfig; print(RunConfig(lr=0.5, groups=2).signature); "
+    done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], capture_output=True)
+    assert (done.returncode, done.stdout.decode().strip()) == (0, expected), done.stderr
+
+
+def test_without_a_folder_of_runs_asking_leaves_nothing(places: Path) -> None:
+    count_parameters(RunConfig().architecture() | {"num_classes": 17})
+    assert not (places / "runs").exists()

@@ -292,8 +292,7 @@ def test_a_label_is_itself_before_it_is_a_pattern() -> None:
 
 def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
     plan = STUDIES["benchmark"].plan(seeds=0, width=1)
-    printed = paper.table()
-    wanted = {paper.name(row): row for _, row in printed[printed["table"] <= 2].iterrows()}
+    wanted = {paper.name(row): row for row in paper.table() if row["table"] <= 2}
     renamed = {label.replace("-", " ").replace("MobileNetV2", "MobileNet V2"): label for label in plan.arms}
     assert renamed.keys() == wanted.keys() and len(renamed) == 20
     for name, label in renamed.items():
@@ -345,9 +344,13 @@ def test_a_mechanism_that_no_job_could_build_is_refused(monkeypatch: pytest.Monk
     class ECA(SE):
         pass
 
-    monkeypatch.setitem(MECHANISMS, "eca", ECA)
-    with pytest.raises(ConfigError, match=r"^attention='eca': .*ECA is none of gamlib's own: no job could build it"):
-        Study(name="own", arms={"plain": {"attention": "none"}, "eca": {"attention": "eca"}}).plan(seeds=0)
+    for name, message in (
+        ("se", "se': .*ECA is none of gamlib's own: no job could build it"),
+        ("eca", "eca': allowed"),
+    ):
+        monkeypatch.setitem(MECHANISMS, name, ECA)
+        with pytest.raises(ConfigError, match=f"^attention='{message}"):
+            Study(name="own", arms={"plain": {"attention": "none"}, "other": {"attention": name}}).plan(seeds=0)
 
 
 def test_a_file_with_arms_of_its_own_is_compared_as_its_arms_allow(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name() -> None:
 
 
 def test_a_divergence_fails_the_run_and_names_the_last_good_checkpoint() -> None:
-    run = run_of(drops=[0.5], drop_factor=1.0, lr=1e18)
+    run = run_of(milestones=[0.5], gamma=1.0, lr=1e18)
     with pytest.raises(FloatingPointError):
         train(run)
     assert run.status().state == "failed"
@@ -180,3 +180,21 @@ def test_predictions_are_those_of_the_compiled_network_as_the_errors_are(monkeyp
     result = run.result()
     assert result is not None and result.top1_error == pytest.approx(100 * (label != predicted).mean())
     assert result.top1_error > 90, "the best class of this test's compiled network is the other one's worst"
+
+
+def test_a_checkpoint_of_the_first_version_goes_on() -> None:
+    """Which knew the milestones by another name."""
+    run, values = run_of(epochs=2), run_of(epochs=2).config.model_dump()
+    old = {{"milestones": "drops", "gamma": "drop_factor"}.get(key, key): value for key, value in values.items()}
+    answers = iter(["", "", "a test"])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RunStopped):
+        patch.setattr(Run, "asked_to_stop", lambda self: next(answers))
+        train(run)
+    assert torch.load(run.folder / "checkpoint.pt", weights_only=True)["identity"] == old
+    assert train(run).status().attempts == 2
+
+
+def test_more_devices_than_the_machine_has_are_refused() -> None:
+    gpus = torch.cuda.device_count()
+    with pytest.raises(RunFailed, match=rf"^devices=10: this machine shows {gpus or 'no'} GPU"):
+        train(run_of(devices=10))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gamlib.attention import MECHANISMS, build_attention, options, slot
+from gamlib.attention import MECHANISMS, build_attention, options
 
 C, K = 64, 4  # channels, and the hidden ones that the usual reduction leaves
 MLP = 2 * C * K + K + C
@@ -119,9 +119,8 @@ def test_an_option_has_one_default_everywhere() -> None:
 
 
 def test_bam_alone_stands_behind_a_stage() -> None:
-    assert {attention: slot(attention) for attention in MECHANISMS} == dict.fromkeys(MECHANISMS, "block") | {
-        "bam": "stage"
-    }
+    slots = {attention: getattr(mechanism, "slot", "block") for attention, mechanism in MECHANISMS.items()}
+    assert slots == dict.fromkeys(MECHANISMS, "block") | {"bam": "stage"}
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ablation.dataset_names import folder_name
 from gamlib.data import datasets
-from gamlib.data.datasets import DATASETS, DatasetError, describe, folder_name, scan
+from gamlib.data.datasets import DATASETS, DatasetError, describe, scan
 from gamlib.training.recipes import RECIPES
 
 CLASSES = [f"{part}/{label}/0.png" for part in ("train", "test") for label in "ab"]

@@ -269,9 +269,9 @@ def test_a_folder_that_cannot_be_written_to_is_loaded_and_said_so(
     def read_only(_: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(data, "whole", full)
+    monkeypatch.setattr(data, "replacing", full)
     if locked:
-        monkeypatch.setattr(data, "FileLock", read_only)
+        monkeypatch.setattr(data, "locked", read_only)
     for _ in range(2):
         assert np.array_equal(whole(load()), expected())
         (line,) = capsys.readouterr().out.splitlines()

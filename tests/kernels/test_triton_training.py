@@ -17,9 +17,8 @@ from gamlib.data import batches
 from gamlib.data import images as data
 from gamlib.kernels import conditions
 from gamlib.training import loop
-from gamlib.training.loop import Speed
 from gamlib.training.parallel import Group
-from gamlib.training.recipes import RECIPES
+from gamlib.training.recipes import RECIPES, TrainingConfig
 
 STUDIES = ("submodules", "max_pooling")
 ARMS = {
@@ -30,7 +29,7 @@ ARMS = {
 }
 SIZE = {"width": 0.25, "reduction": 8}
 CPU = torch.device("cpu")
-RECIPE = replace(RECIPES["digits"], epochs=1, batch_size=16, lr=0.05)
+CONFIG = replace(RECIPES["digits"], epochs=1, batch_size=16, lr=0.05)
 
 
 def by_kernels(architecture: dict[str, Any]) -> bool:
@@ -74,7 +73,9 @@ def calls(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return given
 
 
-def trained(architecture: dict[str, Any], speed: Speed, plain: bool) -> tuple[dict[str, float], dict[str, Tensor]]:
+def trained(
+    architecture: dict[str, Any], config: TrainingConfig, plain: bool
+) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics and weights after one step."""
     torch.manual_seed(0)
     model: nn.Module = build_model(**architecture | SIZE)
@@ -92,16 +93,16 @@ def trained(architecture: dict[str, Any], speed: Speed, plain: bool) -> tuple[di
         test_labels=images.test_labels[:16],
     )
     feed = batches.FromMemory(few, CPU, seed=0, pad=1)
-    (metrics,) = loop.fit(model, feed, RECIPE, seed=0, group=Group(CPU), speed=speed)
+    (metrics,) = loop.fit(model, feed, config, group=Group(CPU))
     return metrics, model.state_dict()
 
 
 @pytest.mark.parametrize(("study", "arm"), ARMS)
 def test_an_arm_trains_through_the_kernels_as_through_the_plain_block(calls: list[str], study: str, arm: str) -> None:
     architecture = ARMS[study, arm]
-    wanted, weights = trained(architecture, Speed(), plain=True)
+    wanted, weights = trained(architecture, CONFIG, plain=True)
     assert not calls
-    found, ours = trained(architecture, Speed(), plain=False)
+    found, ours = trained(architecture, CONFIG, plain=False)
     assert calls == 16 * by_kernels(architecture) * ["torch.float32"], "eight blocks, in training and in the test"
     torch.manual_seed(0)
     before = build_model(**architecture | SIZE).state_dict()
@@ -113,9 +114,9 @@ def test_an_arm_trains_through_the_kernels_as_through_the_plain_block(calls: lis
 
 @pytest.mark.parametrize(("study", "arm"), [key for key, architecture in ARMS.items() if by_kernels(architecture)])
 def test_an_arm_trains_through_the_kernels_in_bfloat16(calls: list[str], study: str, arm: str) -> None:
-    speed = Speed(amp=True, channels_last=True)
-    wanted, _ = trained(ARMS[study, arm], speed, plain=True)
-    found, ours = trained(ARMS[study, arm], speed, plain=False)
+    config = replace(CONFIG, amp=True, channels_last=True)
+    wanted, _ = trained(ARMS[study, arm], config, plain=True)
+    found, ours = trained(ARMS[study, arm], config, plain=False)
     assert calls == 16 * ["torch.bfloat16"]
     assert found["train_loss"] == pytest.approx(wanted["train_loss"], rel=2e-2)
     assert all(value.isfinite().all() for name, value in ours.items() if ".attention." in name)

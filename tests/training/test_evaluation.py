@@ -1,14 +1,15 @@
 """Predictions and the errors of a run speak of the same classes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gamlib.training.loop import evaluate
+from gamlib.training.evaluation import evaluate, forward, predict, ranked
 from gamlib.training.parallel import Group
-from gamlib.training.predictions import forward, predict, ranked
+from gamlib.training.recipes import RECIPES
 
 
 class Ties(nn.Module):
@@ -39,13 +40,14 @@ class Batches:
 @pytest.mark.parametrize("amp", [False, True])
 def test_the_error_of_a_run_is_that_of_its_predictions(amp: bool, channels_last: bool) -> None:
     model, batches, group = Ties(), Batches(), Group(torch.device("cpu"))
+    config = replace(RECIPES["digits"], amp=amp, channels_last=channels_last)
 
     def scores(images: Tensor) -> Tensor:
-        found: Tensor = forward(model, images, amp=amp, channels_last=channels_last)
+        found: Tensor = forward(model, images, config)
         return found
 
     _, top1_error, top5_error = evaluate(scores, batches.test(), group)
-    predicted, labels = predict(model, batches, group, amp=amp, channels_last=channels_last)  # type: ignore[arg-type]
+    predicted, labels = predict(model, batches, group, config)  # type: ignore[arg-type]
     assert top1_error == 100 * float((predicted != labels).double().mean())
     assert predicted.unique().tolist() == [3 if channels_last else 0] and top5_error == 0
 
