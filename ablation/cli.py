@@ -69,7 +69,6 @@ def study(
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from ablation.execution.dispatch import dispatch
-    from ablation.results import report as reports
     from ablation.runs import RunFailed
     from ablation.studies import Plan
     from ablation.study_files import find_studies
@@ -99,8 +98,7 @@ def study(
         print(f"see `gamlib report {names}`")
     for plan in plans if and_report else ():
         try:
-            asked = Plan.load(plan.study.name, plan.dataset)  # with the arms asked for before
-            console.show_report(asked, reports.report(asked))
+            console.report_study(Plan.load(plan.study.name, plan.dataset))  # with the arms asked for before
         except RunFailed as error:  # the other studies are reported all the same
             console.complain(str(error))
     console.exit_if_failed(progress)
@@ -202,17 +200,16 @@ def gc(
 def report(
     studies: Annotated[list[str] | None, Argument(metavar="STUDY...", help="Names of studies.")] = None,
     dataset: console.LastDataset = None,
-    force: Annotated[bool, Option("--force", help="Even if nothing has changed since the last report.")] = False,
+    force: Annotated[bool, Option("--force", help="Has no effect any more: every report is made anew.")] = False,
     published: Annotated[
         bool, Option("--published", help="Of the published runs in figures/data, by default of all studies.")
     ] = False,
 ) -> None:
-    """Execute the notebook of a study, and write its figures and tables to figures/. Nothing is trained.
+    """Execute the notebook of a study, which writes its figures and tables to figures/. Nothing is trained.
 
-    With [bold]--published[/bold] the figures and tables alone, from figures/data: neither runs nor images are needed.
+    With [bold]--published[/bold] from figures/data: neither runs nor images are needed.
     """
     from ablation.results import publication
-    from ablation.results import report as reports
     from ablation.studies import Plan
     from ablation.study_files import study_name
 
@@ -220,15 +217,14 @@ def report(
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
     if not published:
         for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
-            console.show_report(plan, reports.report(plan, force))
+            console.report_study(plan)
         return
     named = publication.published(studies or ())
     if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
         there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
         raise ConfigError(f"dataset={dataset!r}: published on {there}")
     for plan in plans:
-        with publication.unpacked(publication.published([plan.study.name])):  # on all data sets: a figure has them
-            console.show_report(plan, reports.export(plan))
+        console.report_study(plan, publication.data_folder())
 
 
 @app.command()

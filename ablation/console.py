@@ -241,31 +241,33 @@ def _statuses(rows: Sequence[dict[str, Any]]) -> Group:
     return Group(table, ", ".join(f"{number} {state}" for state, number in counts.items() if number) + more)
 
 
-def show_report(plan: "Plan", paths: Sequence[Path]) -> None:
-    """The tables that a report wrote among these files, what stands under them, and what of the runs is damaged."""
-    import pandas as pd
+def report_study(plan: "Plan", folder: "Path | None" = None) -> None:
+    """Execute the notebook of a study; then show its tables, their note, what was damaged, and what was written.
 
-    from ablation.results import evidence
-    from ablation.results.tables import note, outcomes, outdated
-    from ablation.results.typeset import comparisons, for_reading
+    Args:
+        plan: the study.
+        folder: of published results; by default the runs are reported as they stand now.
 
-    texts = dict.fromkeys(("arm", "reference", "verdict"), str)
-    frames = {
-        path.stem: pd.read_csv(path, keep_default_na=False, na_values="", dtype=texts)  # an arm may be called 16
-        for path in paths
-        if path.suffix == ".csv"
-    }
+    Raises:
+        RunFailed, ConfigError: as `results.report.report` and `results.load`.
+    """
+    from ablation import results
+    from ablation.results import tables, typeset
+    from ablation.results.report import report
+
+    results.load(plan, folder)  # what is published is found whole before its notebook starts
+    paths = report(plan, folder)
+    found = results.load(plan, folder)
     typer.secho(f"\n{plan.name}: {plan.study.question}", bold=True)
-    if plan.name in frames:  # a notebook may export figures alone
-        print_frame(for_reading(frames[plan.name]))
-        if not (compared := frames[f"{plan.name}-differences"]).empty:
+    if any(path.name == f"{plan.name}.csv" for path in paths):  # a notebook may export figures alone
+        print_frame(typeset.for_reading(tables.summary(found)))
+        if not (compared := tables.differences(found)).empty:
             print()
-            print_frame(comparisons(compared))
-        frame = outcomes(plan)
-        print(f"\n{note(plan, frame)}")
-        if said := outdated(frame):
+            print_frame(typeset.comparisons(compared))
+        print(f"\n{tables.note(found)}")
+        if said := tables.outdated(found):
             print(said)
-    for problem in evidence.problems(plan):
+    for problem in found.problems:
         complain(problem)
     show_paths(paths)
 

@@ -25,14 +25,23 @@ def figures_root() -> Path:
 
 
 def require_notebook(name: str) -> Path:
-    """The path of one of the project's notebooks.
+    """The path of one of the project's notebooks; see `require`."""
+    return require(NOTEBOOKS / name, "notebooks")
+
+
+def require(path: Path, kind: str) -> Path:
+    """A path within the project's repository.
+
+    Args:
+        path: of one of the notebooks, or of the files of studies.
+        kind: what it is one of.
 
     Raises:
         ConfigError: it is not there: the package was installed without its repository.
     """
-    if not (path := NOTEBOOKS / name).exists():
+    if not path.exists():
         raise ConfigError(
-            f"{path}: not there; this needs the notebooks of gamlib's repository: install it from a clone, with "
+            f"{path}: not there; this needs the {kind} of gamlib's repository: install it from a clone, with "
             "pip install -e"
         )
     return path

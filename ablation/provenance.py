@@ -28,12 +28,18 @@ def source_hash() -> str:
     return digest.hexdigest()[:16]
 
 
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of this checkout, and whether what trains is as it was committed; None outside a git checkout."""
+    changed = _git("status", "--porcelain", "--", "gamlib", "notebooks")
+    return _git("rev-parse", "HEAD"), None if changed is None else not changed
+
+
 def provenance(device: str, threads: int) -> dict[str, Any]:
     """What `provenance.json` holds, as of this process; `commit` is None outside a git checkout."""
-    changed = _git("status", "--porcelain", "--", "gamlib", "notebooks")
+    made, clean = commit()
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": None if changed is None else not changed,
+        "commit": made,
+        "clean": clean,
         "source": source_hash(),
         "submitted_source": os.environ.get(SOURCE) or source_hash(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},

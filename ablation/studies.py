@@ -1,4 +1,4 @@
-"""Studies: arms times seeds, with a name. Three are the paper's; others are YAML files or a few lines of Python."""
+"""Studies: arms times seeds, with a name. They are YAML files (see `study_files`), or a few lines of Python."""
 
 import hashlib
 import json
@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ablation.arms import Arm, Values, of_mechanism, of_this_package
-from ablation.catalogue import CATALOGUE
 from ablation.config import ConfigError, RunConfig, one_line, translated, unknown_name
 from ablation.dataset_names import folder_name
 from ablation.parameters import parse_seeds
@@ -20,7 +20,6 @@ from ablation.paths import runs_root
 from ablation.provenance import source_hash
 from ablation.runs import Run
 from ablation.widths import widened
-from gamlib.data.datasets import DATASETS
 from gamlib.files import write_whole
 
 
@@ -85,6 +84,14 @@ class Study(BaseModel):
                 raise ValueError(f"arm {label!r}: width={arm.values['width']!r}: parameters_of decides it")
         return self
 
+    def as_yaml(self) -> str:
+        """As a YAML file would say it, without what is at its default."""
+        values = {
+            **self.model_dump(mode="json", exclude_defaults=True),
+            "compare": [list(pair) for pair in self.compare],
+        }
+        return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
+
     def labels(self, arms: Iterable[str] | str = ()) -> list[str]:
         """Names of the arms that are meant, in the study's order.
 
@@ -130,8 +137,6 @@ class Study(BaseModel):
                 raise ConfigError(unknown_name(key, RunConfig.model_fields))
             if any(key in self.arms[label].values for label in chosen):
                 raise ConfigError(f"{key}={value}: the arms of {self.name} set {key} themselves")
-        if (checked := Plan.checked(self, dataset, numbers, chosen, overrides)) is not None:
-            return checked
         references = {self.arms[label].parameters_of for label in chosen}
         needed = {label: arm for label, arm in self.arms.items() if label in references.union(chosen)}
         runs: dict[str, list[RunConfig]] = {}
@@ -253,21 +258,6 @@ class Plan(BaseModel):
         raise ConfigError(f"study {study!r}{f' on {dataset}' if dataset else ''}: {there}")
 
     @classmethod
-    def checked(
-        cls, study: Study, dataset: str, seeds: list[int], arms: list[str], overrides: dict[str, Any]
-    ) -> Self | None:
-        """The same plan, or part of it, as last submitted, if this very code checked it: that spares torch's import."""
-        if dataset not in DATASETS:  # an image folder may hold other files by now
-            return None
-        plan = cls.read(_plans() / f"{study.name}-{dataset}.json")
-        wanted = (study, dataset, seeds, overrides)
-        if plan is None or plan._asked() != wanted or plan.source != source_hash() or not plan.arms.keys() >= set(arms):
-            return None
-        if any(config.weights for config in plan.configs):  # and a file of weights other ones
-            return None
-        return plan.model_copy(update={"arms": {label: plan.arms[label] for label in arms}})
-
-    @classmethod
     def read(cls, path: Path) -> Self | None:
         """The plan that was written to a file; None where it is not whole."""
         try:
@@ -286,6 +276,3 @@ def _plans() -> Path:
 def kept_plans(name: str) -> list[Path]:
     """The files of plans that were asked for before the last one of a name, see `Plan.save`."""
     return sorted((_plans() / "earlier").glob(f"{name}-????????.json"))
-
-
-STUDIES = {name: Study(name=name, **given) for name, given in CATALOGUE.items()}

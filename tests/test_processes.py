@@ -17,7 +17,7 @@ import pytest
 from ablation.config import RunConfig
 from ablation.execution.train import train
 from ablation.paths import share_of_cores
-from ablation.results.evidence import read_predictions
+from ablation.results.frames import read_predictions
 from ablation.runs import Run
 from gamlib.files import write_whole
 from gamlib.training.loop import MEASURED

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ablation.results import publication, statistics, typeset
+from ablation.results import load, publication, statistics, typeset
 from gamlib import paper
 
 TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
@@ -39,7 +39,8 @@ def computed() -> pd.DataFrame:
     """What was computed of each published study: runs and how they ended, time, code, machine."""
     rows = []
     for plan in publication.published():
-        runs, origins = (publication.read(plan, name) for name in ("runs", "origins"))
+        found = load(plan, publication.data_folder())
+        runs, origins = found.runs, found.origins
         ended = runs.loc[runs["state"] != "done", "state"].value_counts()
         rows.append(
             {
@@ -59,7 +60,7 @@ def computed() -> pd.DataFrame:
 def combined() -> list[statistics.Comparison]:
     """How the submodules combine, from the published runs."""
     (plan,) = publication.published(["submodules-cpu"])
-    return statistics.combination(publication.read(plan, "runs"), "ch+sp", ("ch", "sp"), "baseline")
+    return statistics.combination(load(plan, publication.data_folder()).runs, "ch+sp", ("ch", "sp"), "baseline")
 
 
 def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from ablation.runs import Run, RunFailed, all_runs
-from ablation.studies import STUDIES, Plan
+from ablation.studies import Plan
+from ablation.study_files import PAPER_STUDIES
 from gamlib.backbones import build_model
 from gamlib.training.checkpoint import kept, read
 
@@ -43,7 +44,7 @@ def runs_by_arm(plan: Plan) -> dict[str, Run]:
             except RunFailed as error:
                 warnings.warn(f"not shown: {error}", stacklevel=2)
     if not found:
-        name = plan.study.name if plan.study.name in STUDIES else f"studies/{plan.study.name}.yaml"
+        name = plan.study.name if plan.study.name in PAPER_STUDIES else f"studies/{plan.study.name}.yaml"
         chosen = "".join(f" -p {key}={value}" for key, value in plan.overrides.items())
         command = f"gamlib study {name} --dataset {plan.dataset} --seeds {','.join(map(str, plan.seeds))}{chosen}"
         raise RunFailed(f"no run with attention of {plan.name} is done: `{command}` makes them")

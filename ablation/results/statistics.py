@@ -5,6 +5,7 @@ Sources: Student, "The probable error of a mean" (1908); Holm, "A simple sequent
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,26 @@ ALPHA = 0.05
 POWER = 0.8
 
 
-def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval by Student's t, which is NaN with fewer than two values."""
-    clean = values.dropna().to_numpy(dtype=float)
-    if len(clean) < 2:
-        return (float(clean[0]) if len(clean) else math.nan), math.nan
-    from scipy import stats  # late: a report that is current is shown without
+def ci95(values: "Sequence[float] | pd.Series[float]") -> tuple[float, float]:
+    """The 95 % interval of a mean by Student's t; NaN with fewer than two values, which may be NaN themselves.
 
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(clean) - 1) * stats.sem(clean)
-    return float(clean.mean()), float(half)
+    seaborn takes it as an `errorbar`.
+    """
+    known = pd.Series(values, dtype=float).dropna()
+    if len(known) < 2:
+        return math.nan, math.nan
+    from scipy import stats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of equal values scipy says that they are equal
+        interval = stats.ttest_1samp(known, 0).confidence_interval(CONFIDENCE)
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(values: "pd.Series[float]") -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval, which is NaN with fewer than two values."""
+    mean = float(values.astype(float).mean())
+    return mean, ci95(values)[1] - mean
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,14 @@ class Comparison:
 
     Attributes:
         gaps: the difference of every seed that both arms have finished.
-        corrected: p of the paired t-test, corrected by Holm for all comparisons of the study; NaN where p is.
+        p_holm: p of the paired t-test, corrected by Holm for all comparisons of the study; NaN where p is.
         among: how many those are, this one counted.
     """
 
     arm: str
     reference: str
     gaps: tuple[float, ...]
-    corrected: float
+    p_holm: float
     among: int
 
     @property
@@ -56,31 +68,9 @@ class Comparison:
         return float(np.mean(self.gaps)) if self.gaps else math.nan
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def ci95(self) -> tuple[float, float]:
         """The 95 % interval by Student's t, of this comparison by itself (not corrected); NaN below two seeds."""
-        mean, half = mean_interval(pd.Series(self.gaps, dtype=float))
-        return mean - half, mean + half
-
-    @property
-    def bootstrap(self) -> tuple[float, float]:
-        """The 95 % interval by the percentile bootstrap; NaN below two seeds. It is too narrow for few seeds.
-
-        With two or three seeds it is the range from the lowest difference to the highest, which holds the true one in
-        50 and 75 % of studies; with five it does so in 83 %, with ten in 90 %. Trust `interval`, unless seeds are many
-        and their differences far from normal. The resamples are the same every time.
-        """
-        if self.seeds < 2:
-            return math.nan, math.nan
-        from scipy import stats
-
-        found = stats.bootstrap(
-            (np.array(self.gaps),),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            method="percentile",
-            rng=np.random.default_rng(0),
-        ).confidence_interval
-        return float(found.low), float(found.high)
+        return ci95(self.gaps)
 
     @property
     def p(self) -> float:
@@ -88,7 +78,7 @@ class Comparison:
         return paired_p(self.gaps)
 
     @property
-    def smallest(self) -> float:
+    def minimum_detectable_effect(self) -> float:
         """The smallest true difference, in points, that a test with so many seeds finds in 80 % of studies.
 
         For one two-sided test at 5 %, without Holm's correction, which asks for more. It takes the spread that was
@@ -97,21 +87,24 @@ class Comparison:
         """
         if self.seeds < 2 or _equal(self.gaps):
             return math.nan
-        from scipy import optimize, stats
+        from scipy import optimize
+        from statsmodels.stats.power import TTestPower
 
-        freedom = self.seeds - 1
-        critical = stats.t.ppf(1 - ALPHA / 2, freedom)
-        shift = optimize.brentq(lambda shift: stats.nct.sf(critical, freedom, shift) - POWER, 0, 50)
-        return float(shift * np.std(self.gaps, ddof=1) / math.sqrt(self.seeds))
+        def missed(effect: float) -> float:
+            # A test that finds the difference with the wrong sign has not found it: the larger side alone.
+            return POWER - TTestPower().power(effect, self.seeds, ALPHA / 2, alternative="larger")
+
+        effect = optimize.brentq(missed, 0, 50)  # its own solve_power is good to seven digits
+        return float(effect * np.std(self.gaps, ddof=1))
 
     @property
     def verdict(self) -> str:
         """ "better" or "worse" if the corrected p is below 5 %, otherwise why nothing is said."""
         if self.seeds < 2:
             return "nothing can be said of one seed" if self.seeds else "not measured"
-        if math.isnan(self.corrected):
+        if math.isnan(self.p_holm):
             return f"equal in all {self.seeds} seeds, not tested"
-        if self.corrected < ALPHA:
+        if self.p_holm < ALPHA:
             return "better" if self.mean < 0 else "worse"
         return f"not told apart by {self.seeds} seeds"
 
@@ -120,47 +113,47 @@ class Comparison:
         if self.seeds:
             text += f"{self.mean:+.2f} points"
         if self.seeds > 1:
-            low, high = self.interval
-            tested = "" if math.isnan(self.p) else f", {_p(self.p)}, corrected {_p(self.corrected)}"
+            low, high = self.ci95
+            tested = "" if math.isnan(self.p) else f", {_p(self.p)}, corrected {_p(self.p_holm)}"
             text += f" (95 % interval {low:+.2f} to {high:+.2f}{tested})"
         text += f"{', ' * bool(self.seeds)}{self.verdict}"
-        if self.verdict.startswith("not told apart") and not math.isnan(self.smallest):
-            text += f", which uncorrected could have shown {self.smallest:.2f} points"
+        if self.verdict.startswith("not told apart") and not math.isnan(self.minimum_detectable_effect):
+            text += f", which uncorrected could have shown {self.minimum_detectable_effect:.2f} points"
         return text
 
 
-def compare(frame: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> list[Comparison]:
+def compare(runs: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Compare the arms of a study, each on the seeds that both arms of a pair have finished.
 
     Args:
-        frame: of `tables.outcomes`; an arm that it lacks is not measured.
+        runs: of `frames.Results`; an arm that it lacks is not measured.
         comparisons: all (arm, reference) pairs of the study, since Holm's correction is for their number, whether all
             of them are measured yet or not.
     """
-    errors = _errors(frame, *(arm for pair in comparisons for arm in pair))
+    errors = _errors(runs, *(arm for pair in comparisons for arm in pair))
     return judge(comparisons, [(errors[arm] - errors[reference]).dropna().to_numpy() for arm, reference in comparisons])
 
 
-def combination(frame: pd.DataFrame, both: str, parts: tuple[str, str], neither: str) -> list[Comparison]:
+def combination(runs: pd.DataFrame, both: str, parts: tuple[str, str], neither: str) -> list[Comparison]:
     """What each of two parts adds to the other, and both against their gains added up.
 
     The last is the interaction of a 2x2 design: above 0, the parts share what they gain. Corrected for these three, on
     the seeds that all four arms have finished.
 
     Args:
-        frame: of `tables.outcomes`; where it lacks an arm nothing is measured.
+        runs: of `frames.Results`; where it lacks an arm nothing is measured.
         both, parts, neither: arms.
     """
-    errors, (first, second) = _errors(frame, both, *parts, neither).dropna(), parts
+    errors, (first, second) = _errors(runs, both, *parts, neither).dropna(), parts
     added_up = errors[first] + errors[second] - errors[neither]
     references = {second: errors[second], first: errors[first], f"{first} and {second} added up": added_up}
     gaps = [(errors[both] - reference).to_numpy() for reference in references.values()]
     return judge([(both, name) for name in references], gaps)
 
 
-def _errors(frame: pd.DataFrame, *arms: str) -> pd.DataFrame:
+def _errors(runs: pd.DataFrame, *arms: str) -> pd.DataFrame:
     """Top-1 errors in percent, [seeds, arms]; NaN where a run is not done."""
-    errors = frame.dropna(subset="top1_error").pivot(index="seed", columns="arm", values="top1_error").astype(float)
+    errors = runs.dropna(subset="top1_error").pivot(index="seed", columns="arm", values="top1_error").astype(float)
     return errors.reindex(columns=list(dict.fromkeys(arms)))
 
 
@@ -184,18 +177,18 @@ def paired_p(gaps: Sequence[float]) -> float:
         return math.nan if gaps[0] else 1.0
     from scipy import stats
 
-    error = np.std(gaps, ddof=1) / math.sqrt(len(gaps))
-    return float(2 * stats.t.sf(abs(np.mean(gaps)) / error, len(gaps) - 1))
+    return float(stats.ttest_1samp(gaps, 0).pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Holm's adjusted p values, in the order given; NaN stays NaN, and counts as a test that is still to come."""
+    if not ps:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
     values = np.array(ps, dtype=float)
-    order = np.argsort(values)  # NaN last
-    steps = len(values) - np.arange(len(values))
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * steps), 1)
-    return [float(p) for p in adjusted]
+    adjusted = multipletests(np.nan_to_num(values, nan=1.0), method="holm")[1]
+    return np.where(np.isnan(values), np.nan, adjusted).tolist()
 
 
 def _equal(gaps: Sequence[float]) -> bool:
@@ -210,16 +203,23 @@ def table(compared: Sequence[Comparison]) -> pd.DataFrame:
     """One row a comparison.
 
     Columns: arm, reference, seeds (that both have finished), difference (of top-1 errors, in points), low and high
-    (its 95 % interval, not corrected), bootstrap_low and _high (another, see there), p, p_corrected (by Holm, over the
-    study's comparisons), smallest (that these seeds could have shown), verdict.
+    (its 95 % interval, not corrected), p, p_corrected (by Holm, over the study's comparisons), smallest (the minimum
+    detectable effect of so many seeds), verdict.
     """
-    columns = ["arm", "reference", "seeds", "difference", "low", "high", "bootstrap_low", "bootstrap_high"]
-    columns += ["p", "p_corrected", "smallest", "verdict"]
+    columns = ["arm", "reference", "seeds", "difference", "low", "high", "p", "p_corrected", "smallest"]
+    columns += ["verdict"]
     rows = []
     for of in compared:
-        measured = [of.seeds, of.mean, *of.interval, *of.bootstrap, of.p, of.corrected, of.smallest]
+        measured = [of.seeds, of.mean, *of.ci95, of.p, of.p_holm, of.minimum_detectable_effect]
         rows.append([of.arm, of.reference, *measured, of.verdict])
     return pd.DataFrame(rows, columns=columns)
+
+
+def heading(compared: Sequence[Comparison]) -> str:
+    """By which test the verdicts of some comparisons are."""
+    among = compared[0].among
+    corrected = f"Verdicts: paired t-test, corrected for {among} by Holm"
+    return corrected if among > 1 else "Verdict: paired t-test"
 
 
 def listed(compared: Sequence[Comparison]) -> str:
@@ -227,10 +227,10 @@ def listed(compared: Sequence[Comparison]) -> str:
     return "\n".join(f"- {comparison}." for comparison in compared)
 
 
-def reading(frame: pd.DataFrame, compared: Sequence[Comparison]) -> str:
+def reading(runs: pd.DataFrame, compared: Sequence[Comparison]) -> str:
     """The best arm, every comparison, and what the numbers cannot bear, in Markdown. Computed, never typed."""
-    done = frame.dropna(subset="top1_error")
-    parts = [f"{len(done)} of {len(frame)} runs are done."]
+    done = runs.dropna(subset="top1_error")
+    parts = [f"{len(done)} of {len(runs)} runs are done."]
     if len(done):
         means = done.groupby("arm")["top1_error"].mean()
         parts[0] += f" The lowest mean top-1 error is that of {means.idxmin()}, {means.min():.2f} %."

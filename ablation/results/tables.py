@@ -1,4 +1,4 @@
-"""Tables as frames of numbers: the runs of a study, its arms with the paper's numbers beside them, its comparisons."""
+"""Tables as frames of numbers: the arms of a study with the paper's numbers beside them, its comparisons; its notes."""
 
 import math
 from collections.abc import Sequence
@@ -8,45 +8,17 @@ from typing import Any
 import pandas as pd
 
 from ablation.dataset_names import title
-from ablation.provenance import source_hash
-from ablation.results import evidence
-from ablation.results.statistics import ALPHA, Comparison, compare, mean_interval, table
-from ablation.runs import Run, unique
-from ablation.status import Result
+from ablation.provenance import commit, source_hash
+from ablation.results.frames import SPEEDS, Results, predicted_by
+from ablation.results.statistics import ALPHA, Comparison, compare, mcnemar, mean_interval, table
 from ablation.studies import Plan
 from gamlib import paper
 
-SPEEDS = ("images_per_second", "peak_memory_mib")  # of training, as metrics have them
+COSTS = {"parameters": "Parameters", "flops": "FLOPs"}
+UNITS = ((1e9, "10⁹"), (1e6, "10⁶"), (0, "10³"))  # a cost from that size on has the unit
 
 
-def outcomes(plan: Plan) -> pd.DataFrame:
-    """The runs of a study, one row each: arm, seed, state, and the fields of `Result`, NaN where a run is not done."""
-    rows = []
-    for arm, configs in plan.arms.items():
-        for run in map(Run, configs):
-            result = run.result()
-            row = {"arm": arm, "seed": run.config.seed, "state": "done" if result else run.status().state}
-            rows.append(row | (result.model_dump() if result else {}))
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "state", *Result.model_fields])
-    return frame.assign(flops=pd.to_numeric(frame["flops"]))
-
-
-def histories(plan: Plan) -> pd.DataFrame:
-    """The epochs of the finished runs of a study: arm, seed, and the columns of `metrics.jsonl`.
-
-    A run whose file cannot be used is left out; `evidence.problems` names it.
-    """
-    rows = []
-    for arm, configs in plan.arms.items():
-        for run in map(Run, configs):
-            with suppress(evidence.DamagedError):
-                rows += [{"arm": arm, "seed": run.config.seed, **epoch} for epoch in evidence.epochs(run)]
-    columns = ["arm", "seed", "epoch", "top1_error", *SPEEDS]
-    frame = pd.DataFrame(rows)
-    return frame.reindex(columns=list(dict.fromkeys([*columns, *frame.columns])))
-
-
-def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
+def summary(results: Results) -> pd.DataFrame:
     """One row an arm: its costs, errors in percent as mean and half of the 95 % interval over seeds, and the paper's.
 
     Columns: arm, done and runs (numbers of runs), parameters, flops (of one test image, by `gamlib.paper.complexity`),
@@ -55,10 +27,10 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     paper_cifar100_... on CIFAR-100 where Table 1 has some of the arms. NaN where nothing is known.
     """
     rows = []
-    source, printed = _printed(plan)
-    speeds = histories(plan).groupby("arm")[list(SPEEDS)].median()
-    for label in plan.arms:
-        of_arm = frame[frame["arm"] == label]
+    source, printed = _printed(results.plan)
+    speeds = results.epochs.groupby("arm")[list(SPEEDS)].median()
+    for label in results.plan.arms:
+        of_arm = results.runs[results.runs["arm"] == label]
         top1, top1_half = mean_interval(of_arm["top1_error"])
         top5, top5_half = mean_interval(of_arm["top5_error"])
         done = int(of_arm["top1_error"].notna().sum())
@@ -80,14 +52,56 @@ def summary(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def comparisons(plan: Plan, frame: pd.DataFrame) -> list[Comparison]:
+def costs(results: Results) -> pd.DataFrame:
+    """What the arms with a run cost and how they err, a row an arm and cost; none if all have the same size.
+
+    Columns: cost (with its unit), value, arm, top1_error and top1_half in percent, lowest: whether no arm that costs
+    less, or as much, has as low a mean.
+    """
+    known = summary(results).dropna(subset="top1_error")
+    if known["parameters"].nunique() < 2 and known["flops"].nunique() < 2:
+        return pd.DataFrame(columns=["cost", "value", "lowest"])
+    values = {"Training time (ms per image)": 1e3 / known["images_per_second"]}
+    for key, name in reversed(COSTS.items()):
+        unit, power = next(of for of in UNITS if known[key].max() >= of[0] or not of[0])
+        values = {f"{name} ({power})": known[key] / (unit or 1e3), **values}
+    rows = []
+    for cost, value in values.items():
+        of_it = known[["arm", "top1_error", "top1_half"]].assign(cost=cost, value=value).dropna(subset="value")
+        by_cost = of_it.sort_values(["value", "top1_error"], kind="stable")["top1_error"]
+        rows.append(of_it.assign(lowest=by_cost < by_cost.cummin().shift(fill_value=math.inf)))
+    return pd.concat(rows, ignore_index=True)
+
+
+def comparisons(results: Results) -> list[Comparison]:
     """Those between the plan's arms, corrected for all comparisons of the study, whichever arms were asked for."""
-    return [of for of in compare(frame, plan.study.compare) if (of.arm, of.reference) in plan.compare]
+    compared = compare(results.runs, results.plan.study.compare)
+    return [of for of in compared if (of.arm, of.reference) in results.plan.compare]
 
 
-def differences(plan: Plan, frame: pd.DataFrame) -> pd.DataFrame:
+def differences(results: Results) -> pd.DataFrame:
     """The table of those comparisons, as `statistics.table` has it."""
-    return table(comparisons(plan, frame))
+    return table(comparisons(results))
+
+
+def by_image(results: Results) -> pd.DataFrame:
+    """McNemar's test of every comparison of a study, seed by seed, on the test images.
+
+    Columns: arm, reference, seed, images, only_arm and only_reference (images that one of the two alone got right), p
+    (exact, two-sided, not corrected). It asks whether these two trained networks differ on these images, and not, as
+    `statistics.compare` does, whether the arms do whatever the seed. Runs without usable predictions are left out.
+    """
+    right = results.predictions.drop(columns="label").eq(results.predictions["label"], axis=0)
+    rows = []
+    for arm, reference in results.plan.compare:
+        for seed in results.plan.seeds:
+            pair = [predicted_by(label, seed) for label in (arm, reference)]
+            if set(pair) <= set(right):
+                test = mcnemar(*(right[name].to_numpy() for name in pair))
+                row = {"arm": arm, "reference": reference, "seed": seed, "images": test.images}
+                rows.append(row | {"only_arm": test.only_arm, "only_reference": test.only_reference, "p": test.p})
+    columns = ["arm", "reference", "seed", "images", "only_arm", "only_reference", "p"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _printed(plan: Plan) -> tuple[str, dict[str, dict[str, Any]]]:
@@ -107,9 +121,9 @@ def _printed(plan: Plan) -> tuple[str, dict[str, dict[str, Any]]]:
     return source, found
 
 
-def note(plan: Plan, frame: pd.DataFrame) -> str:
+def note(results: Results) -> str:
     """The lines under a table: what was run, how much of it is done, what made the numbers, and how to read them."""
-    configs = plan.configs
+    plan, configs = results.plan, results.plan.configs
     found = {arm: runs[0].width for arm, runs in plan.arms.items() if plan.study.arms[arm].parameters_of is not None}
     usual = [runs[0] for arm, runs in plan.arms.items() if arm not in found] or [runs[0] for runs in plan.arms.values()]
 
@@ -117,17 +131,17 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
         values = dict.fromkeys(getattr(config, key) for config in usual)
         return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
-    sources = sorted(frame["source"].dropna().unique())
+    sources = sorted(results.done["source"].unique())
     code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
-    commits, machines = _origins(plan)
+    machines = ", ".join(sorted(results.origins["device"].fillna("an unknown device").unique()))
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
-    partly = f"; {part} runs are done ({_ends(frame)})" if (part := missing(frame)) else ""
+    partly = f"; {part} runs are done ({_ends(results)})" if (part := missing(results)) else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     made = (
         f"{title(plan.dataset)}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
         f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
-        f"gamlib at commit {commits}, code {code}."
+        f"gamlib at commit {_commits(results)}, code {code}."
     )
     measured = f"Images/s and peak memory are those of training, medians over epochs, on {machines}." * bool(machines)
     references = {reference for _, reference in plan.compare}
@@ -135,16 +149,18 @@ def note(plan: Plan, frame: pd.DataFrame) -> str:
         f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
         "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
         f"{len(plan.study.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
-    ) * any(of.seeds > 1 for of in comparisons(plan, frame))
+    ) * any(of.seeds > 1 for of in comparisons(results))
     source, printed = _printed(plan)
     said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
     return " ".join(filter(None, (made, measured, compared, said, plan.study.note)))
 
 
-def outdated(frame: pd.DataFrame) -> str:
+def outdated(results: Results) -> str:
     """A line that says so if other code than the present made some of the results, else nothing."""
-    others = set(frame["source"].dropna()) - {source_hash()}
-    return f"Other code made these numbers than the present, which is {source_hash()}." if others else ""
+    if not set(results.done["source"]) - {source_hash()}:
+        return ""
+    made = f"Other code made these numbers, at commit {_commits(results)},"
+    return f"{made} than the present, which is {source_hash()} at commit {_short(*commit())}."
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -158,37 +174,40 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
-def _origins(plan: Plan) -> tuple[str, str]:
-    """Commits and devices of the finished runs, as texts; of a run without a whole `provenance.json`, "unknown"."""
-    commits, devices = set(), set()
-    for run in unique(plan.configs):
-        if run.result() is None:
-            continue
-        try:
-            for made in evidence.origins(run):
-                changed = "" if made.get("clean") else " with changes"
-                commits.add(f"{made['commit'][:7]}{changed}" if made.get("commit") else "unknown")
-                devices.add(str(made.get("device", "an unknown device")))
-        except evidence.DamagedError:
-            commits.add("unknown")
-    return ", ".join(sorted(commits)) or "none", ", ".join(sorted(devices))
+def _commits(results: Results) -> str:
+    """The commits of the finished runs; of a run without a whole `provenance.json`, "unknown"."""
+    known = zip(results.origins["commit"], results.origins["clean"], strict=True)
+    found = {_short(commit, clean) for commit, clean in known}
+    of_runs, with_origins = (
+        set(zip(frame["arm"], frame["seed"], strict=True)) for frame in (results.done, results.origins)
+    )
+    found |= {"unknown"} if of_runs - with_origins else set()
+    return ", ".join(sorted(found)) or "none"
 
 
-def missing(frame: pd.DataFrame) -> str:
+def _short(commit: Any, clean: Any) -> str:
+    """A commit as people write it, and whether files had changed since."""
+    if pd.isna(commit):
+        return "unknown"
+    return f"{commit[:7]}{'' if clean is True else ' with changes'}"
+
+
+def missing(results: Results) -> str:
     """ "n of N" if not all runs are done, else nothing."""
-    done = int(frame["top1_error"].notna().sum())
-    return "" if done == len(frame) else f"{done} of {len(frame)}"
+    done, runs = len(results.done), len(results.runs)
+    return "" if done == runs else f"{done} of {runs}"
 
 
-def _ends(frame: pd.DataFrame) -> str:
+def _ends(results: Results) -> str:
     """How the runs that are not done stand: "2 missing, 1 failed", most first."""
-    states = frame.loc[frame["top1_error"].isna(), "state"].value_counts()
+    states = results.runs.loc[results.runs["state"] != "done", "state"].value_counts()
     return ", ".join(f"{number} {state}" for state, number in states.items())
 
 
-def label(plan: Plan, frame: pd.DataFrame) -> str:
+def about(results: Results) -> str:
     """What stands under the axis of a figure: data set and part, number of seeds, overrides, and what is missing."""
-    partly = f", {part} runs" if (part := missing(frame)) else ""
+    plan = results.plan
+    partly = f", {part} runs" if (part := missing(results)) else ""
     images = next(iter(plan.arms.values()))[0].evaluate_on
     own = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on")
     return f"{title(plan.dataset)}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{own}{partly}"

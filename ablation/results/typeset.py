@@ -2,35 +2,24 @@
 
 import html
 import math
-import unicodedata
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
-from ablation.results import evidence, tables
+from ablation.results import tables
+from ablation.results.frames import Results
 from ablation.studies import Plan
 
 NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
 WORDS = ("Arm", "Reference", "Verdict")  # columns set to the left
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
-GREEK = "αβγδεζηθικλμνξπρστυφχψω"
 # What TeX reads otherwise than people do, and what its fonts lack.
 _TEX = str.maketrans(
     {mark: f"\\{mark}" for mark in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
-    | {letter: f"$\\{unicodedata.name(letter).split()[-1].lower().replace('lamda', 'lambda')}$" for letter in GREEK}
-    | {
-        "<": "$<$",
-        ">": "$>$",
-        "±": r"$\pm$",
-        "−": "$-$",
-        "×": r"$\times$",
-        "≤": r"$\leq$",
-        "≥": r"$\geq$",
-        "≠": r"$\neq$",
-        "–": "--",
-    }
+    | {"<": "$<$", ">": "$>$", "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "–": "--"}
+    | {"≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$"}
 )
 
 
@@ -82,7 +71,7 @@ def comparisons(compared: pd.DataFrame) -> pd.DataFrame:
             "Arm": compared["arm"],
             "Reference": compared["reference"],
             "Difference": [_plus_minus(_number(mean, 2, "+"), half) for mean, half in intervals],
-            "p (Holm)": ["< 0.001" if p < 0.001 else _number(p, 3) for p in compared["p_corrected"]],
+            "p (Holm)": [_p(p) for p in compared["p_corrected"]],
             "Verdict": compared["verdict"],
         }
     )
@@ -101,23 +90,18 @@ def _number(value: float, digits: int, sign: str = "") -> str:
     return NOTHING if math.isnan(value) else f"{value:{sign}.{digits}f}".replace("-", "−")
 
 
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else _number(value, 3)
+
+
 def _plus_minus(mean: str, half: float) -> str:
     return mean if math.isnan(half) else f"{mean} ± {half:.2f}"
 
 
-def styled(plan: Plan, frame: pd.DataFrame) -> Styler:
-    """The table of a study for a notebook; under it what made it, and the files in `runs/` that it could not use.
-
-    Args:
-        plan: the study.
-        frame: of `tables.outcomes`.
-    """
-    texts = for_reading(tables.summary(plan, frame), tables.differences(plan, frame))
-    lines = [
-        tables.note(plan, frame),
-        tables.outdated(frame),
-        *(f"Not used: {problem}." for problem in evidence.problems(plan)),
-    ]
+def styled(results: Results) -> Styler:
+    """The table of a study for a notebook; under it what made it, and the files that it could not use."""
+    texts = for_reading(tables.summary(results), tables.differences(results))
+    lines = [tables.note(results), tables.outdated(results), *(f"Not used: {line}." for line in results.problems)]
     return _shown(texts, list(filter(None, lines))).apply(lambda _: _bold(texts), axis=None)
 
 
@@ -129,24 +113,29 @@ def values(plan: Plan) -> Styler:
     return _shown(texts, ["All arms: " + ", ".join(f"{key}={value}" for key, value in shared.items())])
 
 
-def runs(frame: pd.DataFrame) -> Styler:
+def runs(results: Results) -> Styler:
     """The runs of a study for a notebook, a row a run, those that are not done with their state."""
+
+    def column(key: str, digits: int) -> list[str]:
+        return [_number(float(value), digits) for value in results.runs[key]]
+
     texts = pd.DataFrame(
         {
-            "Arm": frame["arm"],
-            "Seed": frame["seed"].map(str),
-            "State": frame["state"],
-            "Top-1 error": frame["top1_error"].astype(float).map(lambda value: _number(value, 2)),
-            "Top-5 error": frame["top5_error"].astype(float).map(lambda value: _number(value, 2)),
-            "Seconds": frame["seconds"].astype(float).map(lambda value: _number(value, 0)),
+            "Arm": results.runs["arm"],
+            "Seed": results.runs["seed"].map(str),
+            "State": results.runs["state"],
+            "Top-1 error": column("top1_error", 2),
+            "Top-5 error": column("top5_error", 2),
+            "Seconds": column("seconds", 0),
         }
     )
     texts.loc[texts["Arm"].duplicated(), "Arm"] = ""
     return _shown(texts, ["Errors in percent, of the last epoch"])
 
 
-def by_image(tests: pd.DataFrame) -> Styler:
-    """McNemar's tests of `by_image.by_image` for a notebook, a row a seed."""
+def by_image(results: Results) -> Styler:
+    """McNemar's tests of `tables.by_image` for a notebook, a row a seed."""
+    tests = tables.by_image(results)
     texts = pd.DataFrame(
         {
             "Arm": tests["arm"],
@@ -155,7 +144,7 @@ def by_image(tests: pd.DataFrame) -> Styler:
             "Images": tests["images"].map(str),
             "Right with the arm only": tests["only_arm"].map(str),
             "With the reference only": tests["only_reference"].map(str),
-            "p": ["< 0.001" if p < 0.001 else _number(p, 3) for p in tests["p"]],
+            "p": [_p(p) for p in tests["p"]],
         }
     )
     texts.loc[texts.duplicated(["Arm", "Reference"]), ["Arm", "Reference"]] = ""
@@ -183,9 +172,11 @@ def _bold(texts: pd.DataFrame) -> pd.DataFrame:
     return styles
 
 
-def latex(table: pd.DataFrame, compared: pd.DataFrame, caption: str, note: str, label: str) -> str:
+def latex(results: Results) -> str:
     """A study's tables as one of LaTeX, the note below it; bold is what `for_reading` calls better."""
-    return to_latex(for_reading(table, compared), caption, label, note=note)
+    texts = for_reading(tables.summary(results), tables.differences(results))
+    plan = results.plan
+    return to_latex(texts, plan.study.question, plan.name, note=tables.note(results))
 
 
 def _cell(text: str) -> str:
@@ -195,6 +186,8 @@ def _cell(text: str) -> str:
 
 def to_latex(texts: pd.DataFrame, caption: str, label: str, columns: str = "", note: str = "") -> str:
     """A frame of texts as a LaTeX table over both columns (packages booktabs and graphicx), no wider than they are.
+
+    Letters beyond Latin need LuaLaTeX or XeLaTeX.
 
     Args:
         texts: the cells; its column names stand in two lines, broken at their first space.

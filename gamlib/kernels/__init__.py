@@ -1,111 +1,87 @@
-"""Which of several exact ways computes a GAM block for a map: by shape, type, device, and what else is going on."""
+"""GAM computed faster: `accelerate` is the door, and everything behind it gives the numbers of `gamlib.attention.gam`.
 
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+| asks the model | of an accelerated one it sees |
+|---|---|
+| hooks on a block | the block, computed fast |
+| hooks on its layers, replaced or pruned layers and methods | the equations |
+| `torch.compile`, `torch.export`, ONNX, `torch.jit.trace` | the equations |
+| `torch.func`, forward-mode derivatives | the equations |
+| function modes, tensor subclasses, other devices and types, autocast on a CPU | the equations |
+| derivatives of derivatives, batched gradients | the equations, from the backward pass on |
+| `FlopCounterMode` | `gamlib::gam`, counted as the equations |
+| profilers, other dispatch modes, `make_fx` | the operators `gamlib::gam` and `gamlib::gam_backward` |
+| `gamlib.paper.complexity`, which counts on the meta device | the equations |
 
-import torch
-from torch import Tensor
+Who wants the equations in any case takes the model before, or has them back by `accelerate(model, backend="plain")`.
+"""
 
-from gamlib.kernels import native
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from gamlib.attention.gam import GAM
+from gamlib.kernels.backends import BACKENDS, CHOICES, choose
 from gamlib.kernels.conditions import Weights, usable_weights
-from gamlib.kernels.dense import LARGEST, Dense, Whole
-from gamlib.kernels.dense import attend as whole
-from gamlib.kernels.direct import Direct
-from gamlib.kernels.fourier import Fourier, length
-from gamlib.kernels.fused import Engine, Fused, apart, attend
+from gamlib.kernels.operators import compute, needs_gradients
 
-if TYPE_CHECKING:
-    from gamlib.attention.gam import GAM
+__all__ = ["BACKENDS", "CHOICES", "FastGAM", "accelerate"]
 
-ENGINES: dict[str, Engine] = {"direct": Direct(), "fourier": Fourier(), "dense": Dense()}
-WITHOUT_GRADIENTS = ENGINES | {"fourier": Fourier(keeps=True)}
-IMPLEMENTATIONS = ("auto", "plain", *ENGINES, "triton")
-
-DENSE_UP_TO = 2  # H and W, where each step of it is a call
-CALLS = 3e8  # products that could be computed while the calls of the other engines are made, measured
-# How many times as fast torch's convolution multiplies as `native.products`, or as torch's matrix product, measured
-ADVANTAGE = {("AVX512", True): 1.5, ("AVX512", False): 3.5, ("AVX2", True): 1.2, ("AVX2", False): 1.5}
+Module = TypeVar("Module", bound=nn.Module)
 
 
-def choose(block: "GAM", x: Tensor) -> str:
-    """One of `IMPLEMENTATIONS` but "auto": the one that was asked for, or the fastest; "plain" where that cannot be."""
-    return _chosen(block, x)[0]
+class FastGAM(GAM):
+    """GAM in the hands of `accelerate`, by the backend that it names. [N, C, H, W] -> [N, C, H, W]."""
+
+    backend: str
+
+    def backend_for(self, x: Tensor) -> str:
+        """What computes a map x [N, C, H, W]: a name of `BACKENDS`, or "plain", which is the equations."""
+        return self._choice(x)[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        backend, weights = self._choice(x)
+        if backend == "plain":
+            return super().forward(x)
+        try:
+            return compute(backend, x, weights)
+        except RuntimeError as error:
+            if "functorch" not in str(error):
+                raise
+            # within a transformation of torch.func in which none of these tensors takes part
+            return super().forward(x)
+
+    def _choice(self, x: Tensor) -> tuple[str, Weights]:
+        weights = usable_weights(self, x)
+        if weights is None:
+            return "plain", ()
+        return choose(self.backend, x, weights, needs_gradients(x, weights)), weights
 
 
-def compute(block: "GAM", x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N, C, H, W], by what `choose` says."""
-    way, weights = _chosen(block, x)
-    return block.plain(x) if weights is None else _computed(way, x, weights)
+def accelerate(model: Module, backend: str = "auto") -> Module:
+    """Have the GAM blocks of a network computed faster, in place; the same network is given back.
 
+    Numbers stay the same but for rounding: for every output and gradient the error against float64 is at most twice
+    that of the equations in the same type. A block changes its class and nothing else, so its parameters and their
+    names, its hooks and its mode stay, an optimiser keeps what it holds, and a bare block can be accelerated, too: a
+    new module in the block's place would need a place. Variants of GAM and other mechanisms stay as they are. What a
+    block may not be computed fast for is decided in every call, by `conditions.usable_weights`; then its equations run.
 
-def _chosen(block: "GAM", x: Tensor) -> tuple[str, Weights | None]:
-    """The way, and the weights that it needs unless it is "plain"."""
-    wanted = block.implementation
-    weights = None if wanted == "plain" else usable_weights(block, x)
-    if weights is None:
-        return "plain", None
-    if x.device.type == "cuda":  # never by itself: what has not run on a kind of device is not its default
-        return ("triton", weights) if wanted == "triton" and _triton_can(x.device) else ("plain", None)
-    if wanted == "triton" or (wanted == "dense" and max(x.shape[2:]) > LARGEST):
-        return "plain", None
-    if wanted != "auto":
-        return wanted, weights
-    hidden = 0 if weights[4] is None else len(weights[4])
-    return fastest(*x.shape, hidden, _with_gradients(weights, x), native.fits(x)), weights
+    Args:
+        model: a network, or a block.
+        backend: "auto" takes the fastest by the map's shape, type and device; on a GPU that is the equations, since
+            "triton" has never run on one. "direct", "fourier", "dense" (maps up to 4x4) and "triton" are taken where
+            they can be, for tests and benchmarks. "plain" takes acceleration back.
 
-
-def _computed(way: str, x: Tensor, weights: Weights) -> Tensor:
-    if way == "triton":
-        from gamlib.kernels.gpu import OnGPU
-
-        return OnGPU.apply(x, *weights)
-    differentiates = _with_gradients(weights, x)
-    if way == "dense" and weights[4] is not None and native.fits(x):
-        return Whole.apply(x, *weights) if differentiates else whole(x, weights, differentiates=False)[0]
-    if differentiates:
-        return Fused.apply(ENGINES[way], x, *weights)
-    return attend(WITHOUT_GRADIENTS[way], x, *apart(weights))[0]
-
-
-@lru_cache(maxsize=256)
-def fastest(
-    batch: int, channels: int, height: int, width: int, hidden: int, gradients: bool, in_one_call: bool = False
-) -> str:
-    """The engine for maps [N, C, H, W] and C/r hidden channels, by what it multiplies and how fast that goes here.
-
-    `in_one_call` says whether `dense` is one call for the whole block.
+    Raises:
+        ValueError: an unknown backend; the message lists the known ones.
     """
-    if not hidden:
-        return "direct"
-    if max(height, width) <= DENSE_UP_TO:
-        return "dense"
-    rows, columns = length(height), length(width)
-    along = rows * height * width + 2 * rows * columns * width  # of one channel of one map, there or back
-    of_weights = rows * columns * 49
-    maps, weights = (4, 4) if gradients else (2, 0)  # transformed; a weight's is kept where no gradient is asked for
-    convolutions = 6 if gradients else 2
-    directly = convolutions * 49 * batch * height * width * channels * hidden
-    transforms = maps * batch * (channels + hidden) * along + weights * channels * hidden * of_weights
-    by_fourier = transforms + convolutions * 2 * rows * columns * batch * channels * hidden
-    if in_one_call and max(height, width) <= LARGEST:
-        densely = convolutions * (height * width) ** 2 * batch * channels * hidden
-        if densely < CALLS + min(by_fourier, directly):
-            return "dense"
-    kind = torch.backends.cpu.get_cpu_capability(), native.library() is not None
-    return "fourier" if by_fourier * ADVANTAGE.get(kind, min(ADVANTAGE.values())) < directly else "direct"
-
-
-def _with_gradients(weights: Weights, x: Tensor) -> bool:
-    if not torch.is_grad_enabled():
-        return False
-    return x.requires_grad or any(value is not None and value.requires_grad for value in weights)
-
-
-@cache
-def _triton_can(device: torch.device) -> bool:
-    """Whether Triton is installed, and has products of bfloat16 for this GPU."""
-    try:
-        import gamlib.kernels.gpu  # noqa: F401
-    except ImportError:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    if backend not in CHOICES:
+        raise ValueError(f"backend={backend!r}: allowed: {', '.join(CHOICES)}")
+    for block in model.modules():
+        if type(block) not in (GAM, FastGAM):
+            continue
+        block.__class__ = GAM if backend == "plain" else FastGAM
+        vars(block).pop("backend", None)
+        if isinstance(block, FastGAM):
+            block.backend = backend
+    return model

@@ -6,12 +6,13 @@ kernel of 7 x (6 + p) holds the 7x7 one p times, each a column further. It has (
 the vectors. The gradient by the weight is that of the wide kernel, its p parts added.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.kernels.native import Saved
-from gamlib.kernels.rooms import room_in_channels_last
+from gamlib.kernels.workspace import workspace_in_channels_last
 
 LANES = 16  # hidden channels times columns
 CHANNELS_LAST = torch.channels_last
@@ -20,22 +21,22 @@ CHANNELS_LAST = torch.channels_last
 class Direct:
     """An engine of `fused.Fused` for maps [N, C, H, W] in channels_last."""
 
-    def room(self, name: str, x: Tensor) -> Tensor:
-        return room_in_channels_last(name, x)
+    def workspace(self, name: str, x: Tensor) -> Tensor:
+        return workspace_in_channels_last(name, x)
 
-    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        return _narrow(x, weight), ()
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return (_narrow(x, weight),)
 
-    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        return _wide(x, weight), ()
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        return (_wide(x, weight),)
 
-    def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
+    def squeeze_gradients(self, grad_output: Tensor, x: Tensor, weight: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
         columns = _columns(x, weight)
-        of_spread = _weight_gradient(_packed(gradient, columns), x, _spread(weight, columns), columns)
-        return _wide(gradient, _turned(weight)), _gathered(of_spread, columns)
+        of_spread = _weight_gradient(_packed(grad_output, columns), x, _spread(weight, columns), columns)
+        return _wide(grad_output, _transposed(weight)), _gathered(of_spread, columns)
 
-    def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        return _narrow(gradient, _turned(weight)), _weight_gradient(gradient, x, weight, 1)
+    def expand_gradients(self, grad_output: Tensor, x: Tensor, weight: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+        return _narrow(grad_output, _transposed(weight)), _weight_gradient(grad_output, x, weight, 1)
 
 
 def _columns(x: Tensor, weight: Tensor) -> int:
@@ -45,8 +46,7 @@ def _columns(x: Tensor, weight: Tensor) -> int:
 def _narrow(x: Tensor, weight: Tensor) -> Tensor:
     columns = _columns(x, weight)
     found = F.conv2d(x, _spread(weight, columns), stride=(1, columns), padding=3)
-    apart = found.permute(0, 2, 3, 1).reshape(len(x), *x.shape[2:], len(weight))
-    return apart.permute(0, 3, 1, 2)
+    return found.permute(0, 2, 3, 1).reshape(len(x), *x.shape[2:], len(weight)).permute(0, 3, 1, 2)
 
 
 def _wide(x: Tensor, weight: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ def _gathered(gradient: Tensor, columns: int) -> Tensor:
     return torch.stack([part[..., column : column + 7] for column, part in enumerate(parts)]).sum(0)
 
 
-def _turned(weight: Tensor) -> Tensor:
+def _transposed(weight: Tensor) -> Tensor:
     """[O, I, 7, 7] -> [I, O, 7, 7]: the convolution that takes gradients back."""
     return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
 
 
-def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, columns: int) -> Tensor:
+def _weight_gradient(grad_output: Tensor, x: Tensor, weight: Tensor, columns: int) -> Tensor:
     found = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, [1, columns], [3, 3], [1, 1], False, [0, 0], 1, [False, True, False]
+        grad_output, x, weight, None, [1, columns], [3, 3], [1, 1], False, [0, 0], 1, [False, True, False]
     )
     return found[1]

@@ -22,25 +22,24 @@ complex product a real one of twice the size: the side of the hidden channels, w
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from gamlib.kernels import native
-from gamlib.kernels.native import Saved, products
-from gamlib.kernels.rooms import room
+from gamlib.kernels.native import products
+from gamlib.kernels.workspace import workspace
 
-KEPT_BYTES = 2**25  # for each block; of more, the transforms are computed again
+SAVED_BYTES = 2**25  # for each block; of more, the spectra are computed again
 WIDE = 64  # channels
 PAIRS = 2  # of real numbers, in front of the complex ones
-
 
 Pair = tuple[Tensor, Tensor]
 
 
-class Waves(NamedTuple):
+class Transforms(NamedTuple):
     """The matrices for maps of one size, along H and along W."""
 
     there: Pair  # [L, H] and [L / 2, 2 L', 2 W], of maps
@@ -49,18 +48,18 @@ class Waves(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _waves(height: int, width: int, dtype: torch.dtype) -> Waves:
+def _transforms(height: int, width: int, dtype: torch.dtype) -> Transforms:
     rows, columns = length(height), length(width)
     of_rows, of_columns = _real(rows, range(height), -1), _real(columns, range(width), -1)
     there = of_rows, _along_w(columns, range(width), -1, rows // 2)
     back_w = there[1] / columns
     back_w[0] = _along_w_of_reals(_both_signs(of_columns) / columns)
     back = _both_signs(of_rows) / rows, back_w
-    taps = torch.eye(49, dtype=torch.float64, device="cpu").view(7, 7, 49, 1)
+    taps = torch.eye(49, dtype=torch.float64, device="cpu").view(7, 7, 49, 1).permute(2, 3, 0, 1)
     of_taps = _real(rows, range(-3, 4), 1), _along_w(columns, range(-3, 4), 1, rows // 2)
-    kernel = _transformed(taps, of_taps, None)
+    kernel = _spectrum(taps, of_taps, None)
     there, back = ((h.to(dtype), w.to(dtype)) for h, w in (there, back))
-    return Waves(there, back, kernel.view(-1, 49).to(dtype))
+    return Transforms(there, back, kernel.view(-1, 49).to(dtype))
 
 
 def length(size: int) -> int:
@@ -73,18 +72,21 @@ def _both_signs(real: Tensor) -> Tensor:
     return torch.cat([real[:PAIRS], 2 * real[PAIRS:]])
 
 
+def _angles(frequencies: int, length: int, at: range) -> Tensor:
+    f = torch.arange(frequencies, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
+    return f * torch.tensor(at, dtype=torch.float64, device="cpu")
+
+
 def _real(length: int, at: range, sign: int) -> Tensor:
     """R [L, len(at)]: the frequencies 0 and L/2, then cosines and sines of 1, ..., L/2 - 1 in turns."""
-    f = torch.arange(length // 2 + 1, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
-    angle = f * torch.tensor(at, dtype=torch.float64, device="cpu")
+    angle = _angles(length // 2 + 1, length, at)
     parts = torch.stack([angle.cos(), sign * angle.sin()], 1)
     return torch.cat([parts[[0, -1], 0], parts[1:-1].flatten(0, 1)])
 
 
 def _complex(length: int, at: range, sign: int) -> Tensor:
     """[2 L, 2 len(at)]: rows are a frequency's parts in turns, columns all real parts, then all imaginary ones."""
-    g = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * (2 * math.pi / length)
-    angle = g * torch.tensor(at, dtype=torch.float64, device="cpu")
+    angle = _angles(length, length, at)
     c, s = angle.cos(), sign * angle.sin()
     return torch.stack([torch.cat([c, -s], 1), torch.cat([s, c], 1)], 1).flatten(0, 1)
 
@@ -103,30 +105,37 @@ def _along_w_of_reals(real: Tensor) -> Tensor:
     return torch.cat([first[:PAIRS], second[:PAIRS], first[PAIRS:], second[PAIRS:]])
 
 
-def _transformed(x: Tensor, matrices: Pair, name: str | None) -> Tensor:
-    """[H, W, n, c] -> [S, 2, n, c], S pairs of f and g, in the room of a name or in new memory."""
+def _spectrum(x: Tensor, matrices: Pair, name: str | None) -> Tensor:
+    """Of maps: [n, c, H, W] -> [S, 2, n, c], S pairs of f and g, in the workspace of a name or in new memory."""
+    x = x.permute(2, 3, 0, 1)
     (along_h, along_w), columns = matrices, x.shape[2:].numel()
     found = _memory(name, x, len(along_w), along_w.shape[1], columns)
-    if native.transforms(x):
-        native.transform(x, along_h, along_w, found)
+    if _by_native(x):
+        native.library().transform(matrices, x, found, False)
     else:
-        first = room("first", x, 1, len(along_h), x.shape[1] * columns)
+        first = workspace("first", x, 1, len(along_h), x.shape[1] * columns)
         products(along_h[None], x.reshape(1, len(x), -1), out=first)
         products(along_w, first.view(len(along_w), along_w.shape[2], -1), out=found)
     return found.view(-1, 2, *x.shape[2:])
 
 
-def _restored(known: Tensor, matrices: Pair) -> Tensor:
-    """The transpose of `_transformed`: [S, 2, n, c] -> [H, W, n, c], in memory of its own."""
-    (along_h, along_w), (number, channels) = matrices, known.shape[2:]
-    found = _empty(None, known, along_h.shape[1], along_w.shape[2] // 2, number, channels)
-    if native.transforms(found):
-        native.restore(known, along_h, along_w, found)
-        return found
-    first = room("first", known, len(along_w), along_w.shape[2], number * channels)
-    products(along_w.transpose(1, 2), known.view(len(along_w), along_w.shape[1], -1), out=first)
+def _restored(spectrum: Tensor, matrices: Pair) -> Tensor:
+    """The transpose of `_spectrum`: [S, 2, n, c] -> [n, c, H, W], in memory of its own."""
+    (along_h, along_w), (number, channels) = matrices, spectrum.shape[2:]
+    found = _empty(None, spectrum, along_h.shape[1], along_w.shape[2] // 2, number, channels)
+    if _by_native(found):
+        native.library().transform(matrices, found, spectrum, True)
+        return found.permute(2, 3, 0, 1)
+    first = workspace("first", spectrum, len(along_w), along_w.shape[2], number * channels)
+    products(along_w.transpose(1, 2), spectrum.view(len(along_w), along_w.shape[1], -1), out=first)
     products(along_h.t()[None], first.view(1, len(along_h), -1), out=found.view(1, len(found), -1))
-    return found
+    return found.permute(2, 3, 0, 1)
+
+
+def _by_native(x: Tensor) -> bool:
+    """Whether `c/transforms.c` takes x [H, W, n, c], or gives it."""
+    fills = x.stride(3) == 1 and native.runs(x)[1] % native.FILL == 0
+    return fills and x.dtype == torch.float32 and native.library() is not None
 
 
 def _empty(name: str | None, like: Tensor, height: int, width: int, number: int, channels: int) -> Tensor:
@@ -138,139 +147,113 @@ def _empty(name: str | None, like: Tensor, height: int, width: int, number: int,
 
 
 class Fourier:
-    """An engine of `fused.Fused` for maps [N, C, H, W] in the order H, W, N, C; `keeps` the transforms of weights."""
+    """An engine of `fused.Fused` for maps [N, C, H, W] in the order H, W, N, C; `caches` the spectra of weights."""
 
-    def __init__(self, keeps: bool = False) -> None:
-        self.keeps = keeps
+    def __init__(self, caches: bool = False) -> None:
+        self.caches = caches
 
-    def room(self, name: str, x: Tensor) -> Tensor:
+    def workspace(self, name: str, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         return _empty(name, x, height, width, batch, channels).permute(2, 3, 0, 1)
 
-    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        waves, keeps = _waves_for(x), self._keeps(x, weight)
-        known = _flat(_there(x, waves.there, None if keeps else "known"))
-        kernel = self._kernel(weight, weight.flatten(2), waves, None if keeps else "kernel")
-        found = _back(_apart(_product(known, kernel.transpose(1, 2)), 1), waves.back)
-        return found, (known, kernel) if keeps else ()
+    def squeeze(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        transforms, saves = _transforms(*x.shape[2:], x.dtype), self._saves(x, weight)
+        known = _spectrum(x, transforms.there, None if saves else "known").flatten(1, 2)
+        kernel = self._of_kernel(weight, weight.flatten(2), transforms, None if saves else "kernel")
+        product = _product(known, kernel.transpose(1, 2))
+        found = _restored(_added(product, 1), transforms.back)
+        return (found, known, kernel) if saves else (found,)
 
-    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Saved]:
-        waves, keeps = _waves_for(x), self._keeps(x, weight)
-        known = _twice(_there(x, waves.there, "known"), 1, None if keeps else "twice")
-        kernel = self._kernel(weight, weight.flatten(2).transpose(0, 1), waves, None if keeps else "kernel")
-        found = _back(_parts(_product(known, kernel)), waves.back)
-        return found, (known, kernel) if keeps else ()
+    def expand(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        transforms, saves = _transforms(*x.shape[2:], x.dtype), self._saves(x, weight)
+        known = _twice(_spectrum(x, transforms.there, "known"), 1, None if saves else "twice")
+        kernel = self._of_kernel(weight, weight.flatten(2).transpose(0, 1), transforms, None if saves else "kernel")
+        found = _restored(_product(known, kernel).unflatten(1, (2, -1)), transforms.back)
+        return (found, known, kernel) if saves else (found,)
 
-    def squeeze_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        waves, of_weight = _waves_for(x), _taps_like(weight)
-        arrived = _twice(_there(gradient, waves.back, "arrived"), -1, "twice")
-        known = saved[0] if saved else _flat(_there(x, waves.there, "known"))
-        _of_taps(_product(arrived.transpose(1, 2), known), of_weight.flatten(2), waves)
-        kernel = saved[1] if saved else _kernel(weight.flatten(2), waves, "kernel")
-        return _back(_parts(_product(arrived, kernel)), waves.there), of_weight
+    def squeeze_gradients(self, grad_output: Tensor, x: Tensor, weight: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+        transforms, of_weight = _transforms(*x.shape[2:], x.dtype), native.empty_like(weight)
+        arrived = _twice(_spectrum(grad_output, transforms.back, "arrived"), -1, "twice")
+        known = saved[0] if saved else _spectrum(x, transforms.there, "known").flatten(1, 2)
+        _taps_of(_product(arrived.transpose(1, 2), known), of_weight.flatten(2), transforms)
+        kernel = saved[1] if saved else _of_taps(weight.flatten(2), transforms, "kernel")
+        return _restored(_product(arrived, kernel).unflatten(1, (2, -1)), transforms.there), of_weight
 
-    def expand_gradients(self, gradient: Tensor, x: Tensor, weight: Tensor, saved: Saved) -> tuple[Tensor, Tensor]:
-        waves, of_weight = _waves_for(x), _taps_like(weight)
-        arrived = _flat(_there(gradient, waves.back, "arrived"))
-        known = saved[0] if saved else _twice(_there(x, waves.there, "known"), 1, "twice")
-        _of_taps(_product(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), waves)
-        kernel = saved[1] if saved else _kernel(weight.flatten(2).transpose(0, 1), waves, "kernel")
-        return _back(_apart(_product(arrived, kernel.transpose(1, 2)), -1), waves.there), of_weight
+    def expand_gradients(self, grad_output: Tensor, x: Tensor, weight: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+        transforms, of_weight = _transforms(*x.shape[2:], x.dtype), native.empty_like(weight)
+        arrived = _spectrum(grad_output, transforms.back, "arrived").flatten(1, 2)
+        known = saved[0] if saved else _twice(_spectrum(x, transforms.there, "known"), 1, "twice")
+        _taps_of(_product(known.transpose(1, 2), arrived), of_weight.flatten(2).transpose(0, 1), transforms)
+        kernel = saved[1] if saved else _of_taps(weight.flatten(2).transpose(0, 1), transforms, "kernel")
+        return _restored(_added(_product(arrived, kernel.transpose(1, 2)), -1), transforms.there), of_weight
 
-    def _keeps(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether the backward pass shall find the transforms of a block: they save a tenth of its time."""
+    def _saves(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether the backward pass shall find the spectra of a block: they save a tenth of its time."""
         narrow, wide = sorted(weight.shape[:2])
-        numbers = len(_waves_for(x).kernel) * wide * (len(x) + 2 * narrow)  # the wider map's, both weights'
-        return not self.keeps and numbers * x.element_size() <= KEPT_BYTES
+        pairs = len(_transforms(*x.shape[2:], x.dtype).kernel)
+        numbers = pairs * wide * (len(x) + 2 * narrow)  # the wider map's, both weights'
+        return not self.caches and numbers * x.element_size() <= SAVED_BYTES
 
-    def _kernel(self, weight: Tensor, taps: Tensor, waves: Waves, name: str | None) -> Tensor:
-        return _kept(weight, taps, waves) if self.keeps else _kernel(taps, waves, name)
-
-
-def _waves_for(x: Tensor) -> Waves:
-    return _waves(*x.shape[2:], x.dtype)
+    def _of_kernel(self, weight: Tensor, taps: Tensor, transforms: Transforms, name: str | None) -> Tensor:
+        return _cached(weight, taps, transforms) if self.caches else _of_taps(taps, transforms, name)
 
 
-def _there(x: Tensor, matrices: Pair, name: str | None) -> Tensor:
-    """[N, c, H, W] -> [S, 2, N, c]."""
-    return _transformed(x.permute(2, 3, 0, 1), matrices, name)
-
-
-def _back(known: Tensor, matrices: Pair) -> Tensor:
-    """[S, 2, N, c] -> [N, c, H, W]."""
-    return _restored(known, matrices).permute(2, 3, 0, 1)
-
-
-def _kernel(taps: Tensor, waves: Waves, name: str | None) -> Tensor:
-    """Taps [h, C, 49] -> [S, 2 h, C]."""
+def _of_taps(taps: Tensor, transforms: Transforms, name: str | None) -> Tensor:
+    """The spectrum of a weight: taps [h, C, 49] -> [S, 2 h, C]."""
     hidden, channels, _ = taps.shape
     if native.library() is None:  # torch's library is faster with one product than with many
-        return (waves.kernel @ taps.reshape(-1, 49).t()).view(-1, 2 * hidden, channels)
-    found = _memory(name, taps, len(waves.kernel), hidden, channels)
-    products(waves.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
+        return (transforms.kernel @ taps.reshape(-1, 49).t()).view(-1, 2 * hidden, channels)
+    found = _memory(name, taps, len(transforms.kernel), hidden, channels)
+    products(transforms.kernel.expand(hidden, -1, -1), taps.transpose(1, 2), out=found.transpose(0, 1))
     return found.view(-1, 2 * hidden, channels)
 
 
-def _taps_like(weight: Tensor) -> Tensor:
-    """Room for the gradient of a weight, its taps one after the other, as `products` writes them."""
-    return torch.empty_like(weight, memory_format=torch.contiguous_format)
-
-
-def _of_taps(of_kernel: Tensor, found: Tensor, waves: Waves) -> Tensor:
-    """The transpose of `_kernel`, written into `found` [h, C, 49]."""
+def _taps_of(spectrum: Tensor, found: Tensor, transforms: Transforms) -> Tensor:
+    """The transpose of `_of_taps`, written into `found` [h, C, 49]."""
+    kernel = transforms.kernel
     if native.library() is None:
-        return found.copy_((of_kernel.view(len(waves.kernel), -1).t() @ waves.kernel).view(found.shape))
-    known = of_kernel.view(len(waves.kernel), *found.shape[:2]).permute(1, 2, 0)
-    return products(known, waves.kernel.expand(len(found), -1, -1), out=found)
+        return found.copy_((spectrum.view(len(kernel), -1).t() @ kernel).view(found.shape))
+    known = spectrum.view(len(kernel), *found.shape[:2]).permute(1, 2, 0)
+    return products(known, kernel.expand(len(found), -1, -1), out=found)
 
 
-_KEPT = WeakTensorKeyDictionary()  # weight -> its copy, the size of maps, the transform
+_CACHE = WeakTensorKeyDictionary()  # weight -> its copy, the transforms, the spectrum
 
 
-def _kept(weight: Tensor, taps: Tensor, waves: Waves) -> Tensor:
-    """`_kernel`, computed once for a weight until one of its numbers changes: comparing them is the cheaper part."""
-    copy, known, kernel = _KEPT.get(weight, (None, None, None))
-    if copy is None or known is not waves or not torch.equal(copy, weight):
-        kernel = _kernel(taps, waves, None)
-        _KEPT[weight] = weight.detach().clone(), waves, kernel
+def _cached(weight: Tensor, taps: Tensor, transforms: Transforms) -> Tensor:
+    """`_of_taps`, computed once for a weight until one of its numbers changes: comparing them is the cheaper part."""
+    copy, known, kernel = _CACHE.get(weight, (None, None, None))
+    if copy is None or known is not transforms or not torch.equal(copy, weight):
+        kernel = _of_taps(taps, transforms, None)
+        _CACHE[weight] = weight.detach().clone(), transforms, kernel
     return kernel
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    return products(a, b, out=room("product", a, len(a), a.shape[1], b.shape[2]))
+    return products(a, b, out=workspace("product", a, len(a), a.shape[1], b.shape[2]))
 
 
 def _memory(name: str | None, like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape) if name is None else room(name, like, *shape)
+    return like.new_empty(shape) if name is None else workspace(name, like, *shape)
 
 
-def _flat(known: Tensor) -> Tensor:
-    """[S, 2, n, c] -> [S, 2 n, c]."""
-    return known.flatten(1, 2)
-
-
-def _parts(known: Tensor) -> Tensor:
-    """[S, 2 n, c] -> [S, 2, n, c]."""
-    return known.unflatten(1, (2, -1))
-
-
-def _twice(known: Tensor, sign: int, name: str | None) -> Tensor:
+def _twice(spectrum: Tensor, sign: int, name: str | None) -> Tensor:
     """[S, 2, N, h] -> [S, 2 N, 2 h], whose product with a kernel is the complex one, or (-1) with its conjugate."""
-    found = _memory(name, known, *known.shape[:3], 2, known.shape[3])
-    found[:, :, :, 0] = known
-    torch.mul(known[:, 1], -sign, out=found[:, 0, :, 1])
-    torch.mul(known[:, 0], sign, out=found[:, 1, :, 1])
+    found = _memory(name, spectrum, *spectrum.shape[:3], 2, spectrum.shape[3])
+    found[:, :, :, 0] = spectrum
+    torch.mul(spectrum[:, 1], -sign, out=found[:, 0, :, 1])
+    torch.mul(spectrum[:, 0], sign, out=found[:, 1, :, 1])
     pairs = found[:PAIRS]
     pairs[:, 0, :, 1] = 0
     pairs[:, 1, :, 0] = 0
-    pairs[:, 1, :, 1] = known[:PAIRS, 1]
-    return found.view(len(known), -1, 2 * known.shape[3])
+    pairs[:, 1, :, 1] = spectrum[:PAIRS, 1]
+    return found.view(len(spectrum), -1, 2 * spectrum.shape[3])
 
 
-def _apart(product: Tensor, sign: int) -> Tensor:
+def _added(product: Tensor, sign: int) -> Tensor:
     """[S, 2 N, 2 h], of both parts with both of a kernel, -> [S, 2, N, h], the complex product, or (-1) as above."""
     parts = product.view(len(product), 2, -1, 2, product.shape[2] // 2)
-    found = room("apart", product, len(parts), 2, parts.shape[2], parts.shape[4])
+    found = workspace("added", product, len(parts), 2, parts.shape[2], parts.shape[4])
     torch.sub(parts[:, 0, :, 0], parts[:, 1, :, 1], alpha=sign, out=found[:, 0])
     torch.add(parts[:, 1, :, 0], parts[:, 0, :, 1], alpha=sign, out=found[:, 1])
     found[:PAIRS, 0] = parts[:PAIRS, 0, :, 0]

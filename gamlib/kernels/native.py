@@ -5,6 +5,8 @@ vectors can do, eager torch takes a map from memory and back for every step of a
 long as a tiny map. The files are compiled when they are first used, in seconds, for this processor, and kept in
 the user's cache ($XDG_CACHE_HOME, ~/.cache).
 `GAM_COMPILER` names another compiler than `cc`, or none if it is empty: then torch computes the same.
+
+The functions of `library()` take tensors, and raise where those do not fit each other.
 """
 
 import ctypes
@@ -22,8 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gamlib.kernels.rooms import room
-
 SOURCES = sorted((Path(__file__).parent / "c").iterdir())
 FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fopenmp", "-fPIC", "-shared")
 FEATURES = ("flags", "Features", "CPU ", "isa", "cpu\t")  # lines of /proc/cpuinfo on x86, ARM (two), RISC-V, POWER
@@ -31,45 +31,20 @@ SECONDS = 60  # that a compiler may take
 FILL = 16  # channels that fill the vectors of every processor
 UNFIT = 2  # what the C functions return, before they read a number, if sizes do not fit each other
 
-Saved = tuple[Tensor, ...]
-Mlp = tuple[Tensor, Tensor, Tensor, Tensor]  # weight [C/r, C], bias, weight [C, C/r], bias
-Kernels = tuple[Tensor, Tensor]  # of the convolutions, [C/r, C, 7, 7] and [C, C/r, 7, 7]
-
-
-def _structure(*fields: tuple[Any, str]) -> Any:
-    """One of the C files, of the same name: kinds of fields and their names, in order."""
-    return type(
-        "_", (ctypes.Structure,), {"_fields_": [(name, kind) for kind, names in fields for name in names.split()]}
-    )
-
-
-_AT, _LONG = ctypes.c_void_p, ctypes.c_long
-_Array = _structure((_AT, "at"), (_LONG, "numbers"))
-_Matrices = _structure((_AT, "at"), (_LONG, "batch rows columns next row column"))
-_Size = _structure((_LONG, "n channels h w"))
-_Map = _structure((_AT, "at"), (_LONG, "n channel h w"), (_Size, "of"))
-_Mlp = _structure((_LONG, "hidden"), (_Array, "w1 b1 w2 b2"))
-_Kernel = _structure((_AT, "at"), (_LONG, "hidden channel tap numbers"))
-_Kernels = _structure((_LONG, "hidden"), (_Kernel, "first second"))
-_Positions = _structure((_AT, "at"), (_LONG, "h w run column height width runs columns"))
-_Waves = _structure((_LONG, "rows f p"), (_Array, "along_h along_w"))
-ARGUMENTS: dict[str, list[Any]] = {
-    "products": [_Matrices] * 3,
-    "channel_gate": [_Size, _Array, _Mlp, _Map, _Array, *[_Map] * 3],
-    "channel_gate_gradients": [_Size, _Array, _Mlp, _Array, *[_Map] * 3, _Array, _Mlp],
-    "gate": [_Size, _Map, _Map, _Map],
-    "gate_gradient": [_Size, _Map, _Map, _Map, _Map],
-    "transform": [_Waves, _Positions, _Array],
-    "restore": [_Waves, _Array, _Positions],
-    "dense_keeps": [_Size, _LONG],
-    "dense": [_Size, _Array, _Mlp, _Kernels, ctypes.c_int, _Array, _Array],
-    "dense_gradients": [_Size, _Array, _Mlp, _Kernels, *[_Array] * 4, _Mlp, _Array, _Array],
-}
-
 
 def fits(x: Tensor) -> bool:
-    """Whether the gates here take x [N, C, H, W]."""
+    """Whether the gates take x [N, C, H, W]."""
     return x.dtype == torch.float32 and x.shape[1] % FILL == 0 and library() is not None
+
+
+def filled(channels: int) -> int:
+    """Channels up to full vectors."""
+    return channels + -channels % FILL
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """Memory for the gradient of a weight, one number after the other."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
@@ -84,145 +59,67 @@ def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     ours = library() if a.dtype == torch.float32 and out.numel() else None
     if ours is None:
         return torch.bmm(a, b, out=out)
-    _done(ours.products(*(_Matrices(x.data_ptr(), *x.shape, *x.stride()) for x in (a, b, out))))
+    ours.products(a, b, out)
     return out
 
 
-def transforms(x: Tensor) -> bool:
-    """Whether `transform` takes x [H, W, n, c], and `restore` gives it."""
-    return x.dtype == torch.float32 and library() is not None and x.stride(3) == 1 and _runs(x)[1] % FILL == 0
+def _at(x: Tensor) -> int:
+    if x.dtype != torch.float32:
+        raise ValueError(f"GAM's C functions were given numbers of {x.dtype}: allowed: torch.float32")
+    return x.data_ptr()
 
 
-def transform(x: Tensor, along_h: Tensor, along_w: Tensor, known: Tensor) -> None:
-    """Both products with x [H, W, n, c] along H and W, as `fourier.py` has them, into known [F, P, n c]."""
-    _done(library().transform(_waves(along_h, along_w), _positions(x), _array(known)))
+_AT, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
-def restore(known: Tensor, along_h: Tensor, along_w: Tensor, x: Tensor) -> None:
-    """The transpose of `transform`, into x."""
-    _done(library().restore(_waves(along_h, along_w), _array(known), _positions(x)))
+def _structure(names: str, **kinds: Any) -> Any:
+    """A structure of the C files, of the same name; `from_param` makes it of what a function is given."""
+    fields = [(name, _AT if name == "at" else kinds.get(name, _LONG)) for name in names.split()]
+    return type("_", (ctypes.Structure,), {"_fields_": fields})
 
 
-def _runs(x: Tensor) -> tuple[int, int]:
+def _kernel(weight: Tensor, hidden: int, channel: int) -> Any:
+    step = weight.stride()
+    return _Kernel(_at(weight), step[hidden], step[channel], step[3], weight.numel())
+
+
+_Array = _structure("at numbers")
+_Matrices = _structure("at batch rows columns next row column")
+_Size = _structure("n channels h w")
+_Map = _structure("at n channel h w of", of=_Size)
+_Mlp = _structure("hidden w1 b1 w2 b2", w1=_Array, b1=_Array, w2=_Array, b2=_Array)
+_Kernel = _structure("at hidden channel tap numbers")
+_Kernels = _structure("hidden first second", first=_Kernel, second=_Kernel)
+_Positions = _structure("at h w run column height width runs columns")
+_Transforms = _structure("rows f p along_h along_w", along_h=_Array, along_w=_Array)
+
+_Array.from_param = lambda x: _Array(_at(x), x.numel() if x.is_contiguous() else -1)
+_Matrices.from_param = lambda x: _Matrices(_at(x), *x.shape, *x.stride())
+_Size.from_param = lambda x: _Size(*x.shape)
+_Map.from_param = lambda x: _Map() if x is None else _Map(_at(x), *x.stride(), _Size(*x.shape))
+_Mlp.from_param = lambda mlp: _Mlp() if mlp is None else _Mlp(len(mlp[0]), *map(_Array.from_param, mlp))
+_Kernels.from_param = lambda k: _Kernels(len(k[0]), _kernel(k[0], 0, 1), _kernel(k[1], 1, 0))
+_Positions.from_param = lambda x: _Positions(_at(x), *x.stride(), *x.shape[:2], *runs(x))
+_Transforms.from_param = lambda pair: _Transforms(len(pair[0]), *pair[1].shape[:2], *map(_Array.from_param, pair))
+ARGUMENTS: dict[str, list[Any]] = {
+    "products": [_Matrices] * 3,
+    "channel_gate": [_Size, _Array, _Mlp, _Map, _Array, *[_Map] * 3],
+    "channel_gate_gradients": [_Size, _Array, _Mlp, _Array, *[_Map] * 3, _Array, _Mlp],
+    "gate": [_Size, *[_Map] * 4],
+    "transform": [_Transforms, _Positions, _Array, ctypes.c_int],
+    "dense_keeps": [_Size, _LONG],
+    "dense": [_Size, _Array, _Mlp, _Kernels, ctypes.c_int, _Array, _Array],
+    "dense_gradients": [_Size, _Array, _Mlp, _Kernels, *[_Array] * 4, _Mlp, _Kernels],
+}
+
+
+def runs(x: Tensor) -> tuple[int, int]:
     """How many runs of columns one after the other x [H, W, n, c] has at a position, and how long they are."""
     number, channels = x.shape[2:]
     return (1, number * channels) if x.stride(2) == channels else (number, channels)
 
 
-def _waves(along_h: Tensor, along_w: Tensor) -> Any:
-    return _Waves(len(along_h), *along_w.shape[:2], _array(along_h), _array(along_w))
-
-
-def _positions(x: Tensor) -> Any:
-    return _Positions(x.data_ptr(), *x.stride(), *x.shape[:2], *_runs(x))
-
-
-def channel_gate(
-    x: Tensor,
-    mlp: Mlp,
-    out: Tensor | None,
-    gradient: Tensor | None = None,
-    logits: Tensor | None = None,
-    of_logits: Tensor | None = None,
-) -> Tensor:
-    """What the MLP's ReLU gives, filled up with zeros; x times its channel gate, written into `out` [N, C, H, W].
-
-    Where there is a gradient of the whole block, that by the spatial gate's logits is written into `of_logits`.
-    """
-    rows, mlp = x.permute(0, 2, 3, 1).contiguous(), _whole(mlp)
-    hidden = x.new_empty(rows.shape[:3].numel(), _filled(len(mlp[0])))
-    further = map(_map, (gradient, logits, of_logits))
-    _done(library().channel_gate(_size(x), _array(rows), _mlp(mlp), _map(out), _array(hidden), *further))
-    return hidden
-
-
-def channel_gate_gradients(
-    x: Tensor, mlp: Mlp, hidden: Tensor, gradient: Tensor, further: Tensor | None, logits: Tensor | None
-) -> tuple[Tensor, ...]:
-    """The gradients by x and by the MLP's four, where that by its map is gradient + further sigmoid(logits)."""
-    rows, mlp = x.permute(0, 2, 3, 1).contiguous(), _whole(mlp)
-    of_rows, of_mlp = torch.empty_like(rows), _like(mlp)
-    given = _size(x), _array(rows), _mlp(mlp), _array(hidden), *map(_map, (gradient, further, logits))
-    _done(library().channel_gate_gradients(*given, _array(of_rows), _mlp(of_mlp)))
-    return of_rows.permute(0, 3, 1, 2), *of_mlp
-
-
-def gate(x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
-    """x sigmoid(logits), all [N, C, H, W] with channels one after the other."""
-    _done(library().gate(_size(x), _map(x), _map(logits), _map(out)))
-    return out
-
-
-def gate_gradient(gradient: Tensor, x: Tensor, logits: Tensor, out: Tensor) -> Tensor:
-    """The gradient of `gate` by its logits, all [N, C, H, W] with channels one after the other."""
-    _done(library().gate_gradient(_size(x), _map(gradient), _map(x), _map(logits), _map(out)))
-    return out
-
-
-def dense(x: Tensor, mlp: Mlp | None, kernels: Kernels, *, differentiates: bool) -> tuple[Tensor, Tensor]:
-    """The whole block of a tiny map [N, C, H, W], with or without a channel gate; and what its gradients need."""
-    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
-    size, out = _size(x), torch.empty_like(x, memory_format=torch.channels_last)
-    kept = x.new_empty(library().dense_keeps(size, len(kernels[0])))
-    to = _array(kept), _array(out.permute(0, 2, 3, 1))
-    _done(library().dense(size, _array(rows), _mlp(mlp), _kernels(kernels), differentiates, *to))
-    return out, kept
-
-
-def dense_gradients(
-    x: Tensor, mlp: Mlp | None, kernels: Kernels, kept: Tensor, gradient: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients of `dense` by x, the MLP's four, and both kernels."""
-    rows, mlp, kernels = x.permute(0, 2, 3, 1).contiguous(), mlp and _whole(mlp), _laid(kernels)
-    of_rows, of_mlp, of_kernels = torch.empty_like(rows), mlp and _like(mlp), _like(kernels)
-    gradient, memory = gradient.permute(0, 2, 3, 1).contiguous(), room("dense", x, len(kept))
-    given = _size(x), _array(rows), _mlp(mlp), _kernels(kernels), *map(_array, (kept, gradient, memory))
-    to = (_Array(kernel.data_ptr(), kernel.numel()) for kernel in of_kernels)  # laid as the kernels
-    _done(library().dense_gradients(*given, _array(of_rows), _mlp(of_mlp), *to))
-    return of_rows.permute(0, 3, 1, 2), *(of_mlp or [None] * 4), *of_kernels
-
-
-def _array(x: Tensor) -> Any:
-    return _Array(x.data_ptr(), x.numel() if x.is_contiguous() else -1)
-
-
-def _size(x: Tensor) -> Any:
-    return _Size(*x.shape)
-
-
-def _map(x: Tensor | None) -> Any:
-    return _Map() if x is None else _Map(x.data_ptr(), *x.stride(), _size(x))
-
-
-def _filled(channels: int) -> int:
-    return channels + -channels % FILL
-
-
-def _whole(values: tuple[Tensor, ...]) -> Any:
-    return tuple(value.contiguous() for value in values)
-
-
-def _like(values: tuple[Tensor, ...]) -> Any:
-    return tuple(map(torch.empty_like, values))
-
-
-def _mlp(mlp: Mlp | None) -> Any:
-    return _Mlp() if mlp is None else _Mlp(len(mlp[0]), *map(_array, mlp))
-
-
-def _laid(kernels: Kernels) -> Kernels:
-    """As they are, or their taps one after the other if these lie neither so nor behind the channels."""
-    k1, k2 = (k if k.is_contiguous(memory_format=torch.channels_last) else k.contiguous() for k in kernels)
-    return k1, k2
-
-
-def _kernels(kernels: Kernels) -> Any:
-    (out1, in1, _, tap1), (out2, in2, _, tap2) = (value.stride() for value in kernels)
-    (k1, k2), (n1, n2) = (value.data_ptr() for value in kernels), (value.numel() for value in kernels)
-    return _Kernels(len(kernels[0]), _Kernel(k1, out1, in1, tap1, n1), _Kernel(k2, in2, out2, tap2, n2))
-
-
-def _done(failed: int) -> None:
+def _refuse(failed: int, function: Any, arguments: Any) -> None:
     if failed == UNFIT:
         raise ValueError("GAM's C functions were given arrays whose shapes do not fit each other")
     if failed:
@@ -272,13 +169,14 @@ def _compiled(compiler: list[str], folder: Path) -> Path:
 def _processor() -> list[str]:
     """What this machine's processors can do, and on ARM which they are, as far as the system tells."""
     cpuinfo = Path("/proc/cpuinfo")
-    told = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return [platform.machine(), *sorted({line for line in told if line.startswith(FEATURES)})]
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return [platform.machine(), *sorted({line for line in lines if line.startswith(FEATURES)})]
 
 
 def _load(path: Path) -> Any:
     found = ctypes.CDLL(str(path))
     for name, arguments in ARGUMENTS.items():
-        getattr(found, name).argtypes = arguments
-    found.dense_keeps.restype = _LONG
+        function = getattr(found, name)
+        function.argtypes, function.errcheck = arguments, _refuse
+    found.dense_keeps.restype, found.dense_keeps.errcheck = _LONG, lambda number, *_: number
     return found

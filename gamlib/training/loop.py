@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gamlib.data.batches import Batches, seed_of, sizes
+from gamlib.kernels import accelerate
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
 from gamlib.training.cpu import exact_gradients, keep_memory
 from gamlib.training.evaluation import compiled, evaluate, forward
@@ -72,6 +73,7 @@ def fit(
         keep_memory()
         if config.amp:
             exact_gradients(model)
+        accelerate(model, "plain" if config.compile else "auto")  # what is compiled are the equations
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(

@@ -69,7 +69,8 @@ def test_the_input_times_the_factor_is_the_blocks_output(attention: str, backbon
 
 
 def test_the_gates_times_the_input_are_the_very_bits_of_the_output() -> None:
-    for name, gate in read_gates(model := network_of("gam"), image()).items():
+    model = network_of("gam")
+    for name, gate in read_gates(model, image()).items():
         x, y = passed(model)[name]
         assert gate.channel is not None and gate.spatial is not None
         assert gate.channel.shape == gate.spatial.shape == x.shape

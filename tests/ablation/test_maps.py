@@ -27,8 +27,8 @@ from ablation.gates.reading import Gates, read_gates
 from ablation.gates.samples import image_count, load_sample
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.runs import Run, RunFailed
-from ablation.studies import STUDIES, Study
-from ablation.study_files import find_study
+from ablation.studies import Study
+from ablation.study_files import PAPER_STUDIES, find_study
 from gamlib import build_model
 from gamlib.data import images as data
 from gamlib.data.batches import FromFiles, mean_and_std
@@ -203,12 +203,12 @@ def test_a_study_of_which_nothing_is_done_says_which_command_runs_it() -> None:
     with pytest.raises(RunFailed, match=r"`gamlib study studies/gates.yaml --dataset digits --seeds 0,3 -p epochs=2`"):
         runs_by_arm(plan)
     with pytest.raises(RunFailed, match=r"`gamlib study submodules --dataset digits --seeds 1`"):
-        runs_by_arm(STUDIES["submodules"].plan(seeds="1"))
+        runs_by_arm(find_study("submodules").plan(seeds="1"))
 
 
 def test_the_runs_of_the_study_are_runs_of_the_papers_studies() -> None:
     own = {config.signature for config in find_study(GATES).plan().configs}
-    papers = {config.signature for study in STUDIES.values() for config in study.plan().configs}
+    papers = {config.signature for name in PAPER_STUDIES for config in find_study(name).plan().configs}
     assert len(own) == 12 and own <= papers
 
 

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
+from cells import written
 from filelock import FileLock
 from typer.testing import CliRunner
 
@@ -17,9 +19,10 @@ from ablation.cli import app
 from ablation.config import ConfigError
 from ablation.execution import slurm
 from ablation.paths import figures_root, runs_root
-from ablation.results import evidence, publication, report, tables
+from ablation.results import load, publication
 from ablation.runs import Run, RunFailed
-from ablation.studies import STUDIES, Plan, Study
+from ablation.studies import Plan, Study
+from ablation.study_files import find_study
 
 FinishAll = Callable[..., None]
 LABEL = np.arange(40) % 10
@@ -30,7 +33,7 @@ ERRORS = {"baseline": [6.0, 7.0, 8.1], "ch": [5.0, 5.5, None], "sp": [4.0, 4.5, 
 @pytest.fixture
 def plan(finish_all: FinishAll) -> Plan:
     """A study of which one run failed, and one is of another commit and went on under this one."""
-    plan = STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
+    plan = find_study("submodules").plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
     finish_all(plan, ERRORS, top5_error=0.1 + 0.2, seconds=1 / 3)
     Run(plan.arms["ch"][2]).queue()
     Run(plan.arms["ch"][2]).write_status(state="failed", error=f"{LOSS}; see {runs_root()}/digits/log.txt")
@@ -58,33 +61,31 @@ def elsewhere(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_published_data_make_the_same_tables_and_figures_to_the_byte(
     plan: Plan, places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = {path.name: path.read_bytes() for path in report.export(plan)}
+    expected = {path.name: path.read_bytes() for path in written(plan)}
     code, output = gamlib("publish", "submodules")
     assert code == 0 and output.count("submodules-digits") == 5, output
     elsewhere(places, monkeypatch)
     code, output = gamlib("report", "--published", "submodules")
     assert code == 0 and "11 of 12 runs are done" in output, output
     assert {path.name: path.read_bytes() for path in figures_root().iterdir() if path.is_file()} == expected
-    assert os.environ["GAM_RUNS"] == str(places / "other-runs") and not (places / "other-runs").exists()
+    assert [path.name for path in (places / "other-runs").iterdir()] == ["studies"]  # the executed notebook
 
 
 def test_restored_runs_are_those_that_were_published(plan: Plan, places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = [Run(config) for config in plan.configs]
-    results = [run.result() for run in runs]
-    epochs, origins = ([read(run) for run in runs if run.result()] for read in (evidence.epochs, evidence.origins))
+    results, before = [run.result() for run in runs], load(plan)
     publication.publish(plan)
     elsewhere(places, monkeypatch)
     assert "submodules-digits: 12 of 12 runs restored" in gamlib("restore")[1]
     runs = [Run(config) for config in plan.configs]
     assert [run.result() for run in runs] == results
-    assert [evidence.epochs(run) for run in runs if run.result()] == epochs
-    assert [evidence.origins(run) for run in runs if run.result()] == [
-        [{"versions": {}} | {key: value for key, value in origin.items() if key != "host"} for origin in of_run]
-        for of_run in origins
-    ]
+    after = load(plan)
+    for name in ("runs", "epochs", "origins", "predictions"):
+        pd.testing.assert_frame_equal(getattr(after, name), getattr(before, name))
+    assert json.loads((Run(plan.arms["sp"][0]).folder / "provenance.json").read_text())["earlier"][0]["device"] == "GPU"
     failed = Run(plan.arms["ch"][2]).status()
     assert (failed.state, failed.error) == ("failed", f"{LOSS}; see runs/digits/log.txt")
-    assert evidence.problems(plan) == [] and Plan.load("submodules").arms == plan.arms
+    assert after.problems == () and Plan.load("submodules").arms == plan.arms
     assert "submodules-digits: 0 of 12 runs restored" in gamlib("restore")[1]
     code, output = gamlib("study", "submodules", "--seeds", "0-2", "--arms", "sp")
     assert code == 0 and "3 of 3 runs done, 3 of them before" in output
@@ -104,7 +105,7 @@ def test_a_run_that_is_done_here_is_not_overwritten(plan: Plan, finish_all: Fini
     assert Run(plan.arms["ch"][0]).status().state == "running" and begun.status().state == "done"
     assert not (begun.folder / "checkpoint.pt").exists()  # nor are there gates of another attempt
     assert (begun.folder / "before-unknown" / "checkpoint.pt").read_text() == "of epoch 1"
-    assert tables.outcomes(plan).set_index(["arm", "seed"])["top1_error"]["sp"].tolist() == [9, 9, 9]
+    assert load(plan).runs.set_index(["arm", "seed"])["top1_error"]["sp"].tolist() == [9, 9, 9]
 
 
 def test_nothing_of_the_machine_but_its_kind_is_published(plan: Plan) -> None:
@@ -118,9 +119,9 @@ def test_names_of_all_kinds_come_back(finish_all: FinishAll) -> None:
     finish_all(plan, {arm: [5.0, 6.0] for arm in arms})
     publication.publish(plan)
     (back,) = publication.published(["own"])
-    frame = tables.outcomes(plan)
-    with publication.unpacked([back]):
-        assert tables.outcomes(back).equals(frame) and evidence.problems(back) == []
+    for name in ("runs", "epochs", "origins", "predictions"):
+        there = getattr(load(back, publication.data_folder()), name)
+        pd.testing.assert_frame_equal(there, getattr(load(plan), name), check_dtype=False)
 
 
 def test_what_cannot_be_published_is_refused_and_nothing_is_written(plan: Plan) -> None:
@@ -135,7 +136,7 @@ def test_what_cannot_be_published_is_refused_and_nothing_is_written(plan: Plan) 
         publication.publish(plan)
     (Run(plan.arms["sp"][1]).folder / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     Run(plan.arms["ch"][0]).write_predictions(LABEL, LABEL[::-1])
-    with pytest.raises(RunFailed, match="runs of submodules-digits were tested on different images"):
+    with pytest.raises(RunFailed, match=r"predictions.npz is of other test images: submodules-digits is not published"):
         publication.publish(plan)
     assert not publication.data_folder().exists()
 
@@ -183,7 +184,7 @@ def test_a_configuration_of_other_code_is_read_without_its_images(
     plan = Study(name="own", arms={"a": {}, "b": {"reduction": 8}}).plan("imagefolder:images", "0-1", batch_size=2)
     finish_all(plan, {"a": [5.0, 6.0], "b": [4.0, 3.0]})
     publication.publish(plan)
-    expected = {path.name: path.read_bytes() for path in report.export(plan)}
+    expected = {path.name: path.read_bytes() for path in written(plan)}
     path = publication.data_folder() / f"{plan.name}.json"
     content = json.loads(path.read_text())
     for config in (config for configs in content["arms"].values() for config in configs):
@@ -206,10 +207,10 @@ def test_studies_that_share_runs_are_reported_as_each_was_published(
     last = Run(plan.arms["baseline"][2]).folder
     last.rename(last.with_name("away"))
     publication.publish(early)
-    expected = {path.name: path.read_bytes() for path in report.export(early)}
+    expected = {path.name: path.read_bytes() for path in written(early)}
     last.with_name("away").rename(last)
     publication.publish(plan)
-    expected |= {path.name: path.read_bytes() for path in report.export(plan)}
+    expected |= {path.name: path.read_bytes() for path in written(plan)}
     elsewhere(places, monkeypatch)
     code, output = gamlib("report", "--published")
     assert code == 0 and "5 of 6 runs are done" in output and "11 of 12 runs are done" in output, output
@@ -226,5 +227,5 @@ def test_what_slurm_knows_of_a_run_is_published(plan: Plan, monkeypatch: pytest.
     run.write_status(state="running")
     monkeypatch.setattr(slurm, "states", lambda ids: dict.fromkeys(ids, slurm.Job("OUT_OF_MEMORY")))
     publication.publish(plan)
-    (row,) = publication.read(plan, "runs").query("arm == 'ch' and seed == 2").to_dict("records")
+    (row,) = load(plan, publication.data_folder()).runs.query("arm == 'ch' and seed == 2").to_dict("records")
     assert (row["state"], row["error"]) == ("failed", "OUT_OF_MEMORY: its job left no word")

@@ -14,21 +14,21 @@ from ablation.cli import app
 from ablation.config import ConfigError, RunConfig
 from ablation.parameters import parse_seeds
 from ablation.runs import Run
-from ablation.studies import STUDIES, Plan, Study
-from ablation.study_files import find_studies, find_study
+from ablation.studies import Plan, Study
+from ablation.study_files import PAPER_STUDIES, find_studies, find_study
 from ablation.submitted import submitted
 from gamlib import build_model, paper
 from gamlib.attention import MECHANISMS, SE
 
 
 def test_the_studies_share_their_common_runs() -> None:
-    plans = [STUDIES[name].plan(seeds="0") for name in ("submodules", "max_pooling")]
+    plans = [find_study(name).plan(seeds="0") for name in ("submodules", "max_pooling")]
     signatures = [{config.signature for config in plan.configs} for plan in plans]
     assert (len(signatures[0]), len(signatures[1]), len(signatures[0] | signatures[1])) == (6, 8, 12)
 
 
 def test_overrides_reach_every_arm_that_has_the_option() -> None:
-    plan = STUDIES["submodules"].plan(seeds=[0], epochs="3", reduction=8)
+    plan = find_study("submodules").plan(seeds=[0], epochs="3", reduction=8)
     values = {arm: (configs[0].epochs, configs[0].reduction) for arm, configs in plan.arms.items()}
     assert values == {"baseline": (3, None), "ch": (3, 8), "sp": (3, 8), "ch+sp": (3, 8)} | {
         "no gate": (3, 8),
@@ -50,7 +50,7 @@ def test_overrides_reach_every_arm_that_has_the_option() -> None:
 )
 def test_a_bad_value_is_refused_before_anything_starts(study: str, overrides: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        STUDIES[study].plan(**overrides)  # type: ignore[arg-type]
+        find_study(study).plan(**overrides)  # type: ignore[arg-type]
     assert message in str(refusal.value)
 
 
@@ -70,9 +70,8 @@ def test_what_is_no_seed_is_refused(seeds: str) -> None:
 
 @pytest.mark.parametrize(("study", "arms"), [("max_pooling", ()), ("submodules", ()), ("submodules", ["wider", "ch*"])])
 def test_a_plan_is_remembered_as_it_was(study: str, arms: Sequence[str]) -> None:
-    plan = STUDIES[study].plan(seeds="0,5", arms=arms, epochs=2)
+    plan = find_study(study).plan(seeds="0,5", arms=arms, epochs=2)
     plan.save()
-    assert Plan.checked(STUDIES[study], "digits", [0, 5], list(plan.arms), {"epochs": 2}) == plan
     again = Plan.load(study)
     assert again == plan
     assert [config.signature for config in again.configs] == [config.signature for config in plan.configs]
@@ -81,7 +80,7 @@ def test_a_plan_is_remembered_as_it_was(study: str, arms: Sequence[str]) -> None
 def test_an_unknown_plan_lists_those_there_are() -> None:
     with pytest.raises(ConfigError, match="none was submitted yet"):
         Plan.load("submodules")
-    STUDIES["submodules"].plan(seeds="0").save()
+    find_study("submodules").plan(seeds="0").save()
     with pytest.raises(ConfigError, match="submitted were submodules on digits"):
         Plan.load("max_pooling")
 
@@ -100,11 +99,11 @@ def test_a_yaml_file_may_extend_studies_of_the_project_and_say_where_they_run(tm
     first = "name: sub-small\nextends: submodules\nseeds: 0,4\nbase: {epochs: 2}\n"
     path.write_text(first + "---\nname: pool-small\nextends: max_pooling\ndataset: cifar10\nbase: {width: 0.25}\n")
     submodules, pooling = find_studies(str(path))
-    assert (submodules.question, submodules.notebook) == (STUDIES["submodules"].question, "")
-    assert submodules.compare == STUDIES["submodules"].compare
-    assert submodules.plan().arms == STUDIES["submodules"].plan(seeds=[0, 4], epochs=2).arms
+    assert (submodules.question, submodules.notebook) == (find_study("submodules").question, "")
+    assert submodules.compare == find_study("submodules").compare
+    assert submodules.plan().arms == find_study("submodules").plan(seeds=[0, 4], epochs=2).arms
     assert submodules.plan(seeds=1).seeds == [1]
-    assert pooling.plan().arms == STUDIES["max_pooling"].plan("cifar10", width=0.25).arms
+    assert pooling.plan().arms == find_study("max_pooling").plan("cifar10", width=0.25).arms
     assert {config.stem for config in pooling.plan().configs} == {"imagenet"}
     assert pooling.plan("digits").dataset == "digits"
     with pytest.raises(ConfigError, match=r"two.yaml has 2 studies: allowed here: one"):
@@ -144,6 +143,28 @@ def test_a_bad_yaml_file_is_refused_in_one_line(tmp_path: Path, text: str, messa
     assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
+def test_without_the_repository_the_papers_studies_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ablation.study_files.FOLDER", tmp_path / "site-packages" / "studies")
+    (path := tmp_path / "mine.yaml").write_text("extends: submodules\n")
+    for name in ("submodules", str(path)):
+        done = CliRunner().invoke(app, ["study", name, "--dry-run"])
+        assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
+        assert "this needs the studies of gamlib's repository: install it from a clone" in done.output
+
+
+def test_the_papers_studies_are_files_that_go_by_their_names_too() -> None:
+    for name in PAPER_STUDIES:
+        assert find_study(str(places.ROOT / "studies" / f"{name}.yaml")) == find_study(name)
+
+
+def test_a_study_is_the_one_that_its_yaml_says(tmp_path: Path) -> None:
+    for name in PAPER_STUDIES:
+        (path := tmp_path / "mine.yaml").write_text(find_study(name).as_yaml().replace(f"name: {name}", "name: mine"))
+        assert find_study(str(path)) == find_study(name).model_copy(update={"name": "mine"})
+
+
 def test_an_unknown_study_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="allowed: submodules, max_pooling, benchmark, or a YAML file"):
         find_study("submodule")
@@ -154,18 +175,6 @@ def test_an_unknown_study_lists_the_known(tmp_path: Path) -> None:
 def test_three_lines_define_a_study() -> None:
     study = Study(name="reduction", arms={f"r = {r}": {"attention": "gam", "reduction": r} for r in (4, 8, 16)})
     assert [config.reduction for config in study.plan(seeds=0).configs] == [4, 8, 16]
-
-
-def test_a_plan_of_other_code_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = STUDIES["submodules"].plan(seeds="0", epochs=2)
-    plan.save()
-    arms = list(plan.arms)
-    assert Plan.checked(plan.study, "digits", [0], arms, {"epochs": 2}) == plan
-    assert list(Plan.checked(plan.study, "digits", [0], arms[:2], {"epochs": 2}).arms) == arms[:2]  # type: ignore
-    assert Plan.checked(plan.study, "digits", [0], arms, {"epochs": 3}) is None
-    assert Plan.checked(plan.study, "digits", [0, 1], arms, {"epochs": 2}) is None
-    monkeypatch.setattr("ablation.studies.source_hash", lambda: "other")
-    assert Plan.checked(plan.study, "digits", [0], arms, {"epochs": 2}) is None
 
 
 @pytest.mark.parametrize(
@@ -181,7 +190,7 @@ def test_a_plan_of_other_code_is_checked_again(monkeypatch: pytest.MonkeyPatch) 
     ids=str,
 )
 def test_the_controls_of_size_have_the_parameters_of_both_submodules(overrides: dict[str, Any]) -> None:
-    plan = STUDIES["submodules"].plan(seeds="0,4", **overrides)
+    plan = find_study("submodules").plan(seeds="0,4", **overrides)
     numbers = {}
     for label, (first, second) in plan.arms.items():
         assert first.width == second.width
@@ -201,7 +210,7 @@ def test_the_controls_of_size_have_the_parameters_of_both_submodules(overrides: 
 
 
 def test_the_controls_differ_from_the_others_in_nothing_else() -> None:
-    plan = STUDIES["submodules"].plan(seeds=0, epochs=2)
+    plan = find_study("submodules").plan(seeds=0, epochs=2)
     arms = {label: configs[0].model_dump() for label, configs in plan.arms.items()}
     assert arms["no gate"] == arms["ch+sp"] | {"attention": "gam_no_gate"}
     assert arms["wider"] == arms["baseline"] | {"width": 0.589}
@@ -229,23 +238,23 @@ def test_an_arm_of_ones_own_can_have_anothers_parameters(tmp_path: Path) -> None
 )
 def test_parameters_out_of_reach_are_refused_and_name_the_arm(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as refusal:
-        STUDIES["submodules"].plan(seeds=0, **overrides)
+        find_study("submodules").plan(seeds=0, **overrides)
     assert str(refusal.value).startswith("arm 'wider', parameters_of='ch+sp': ")
     assert message in str(refusal.value) and "--arms can leave it out" in str(refusal.value)
-    assert len(STUDIES["submodules"].plan(seeds=0, arms=["baseline", "ch", "sp"], **overrides).arms) == 3
+    assert len(find_study("submodules").plan(seeds=0, arms=["baseline", "ch", "sp"], **overrides).arms) == 3
 
 
 def test_pretrained_weights_fit_no_wider_network(tmp_path: Path) -> None:
     file = tmp_path / "plain.pt"
     torch.save(build_model("resnet18", "none", width=0.25, num_classes=10).state_dict(), file)
     with pytest.raises(ConfigError, match=r"^arm 'wider', parameters_of='ch\+sp': weights=.* do not fit this resnet18"):
-        STUDIES["submodules"].plan(seeds=0, weights=str(file), width=0.25)
-    plan = STUDIES["submodules"].plan(seeds=0, arms=["baseline", "*ch*"], weights=str(file), width=0.25)
+        find_study("submodules").plan(seeds=0, weights=str(file), width=0.25)
+    plan = find_study("submodules").plan(seeds=0, arms=["baseline", "*ch*"], weights=str(file), width=0.25)
     assert list(plan.arms) == ["baseline", "ch", "ch+sp"]
 
 
 def test_some_arms_of_a_study_keep_their_order_and_their_comparisons() -> None:
-    study = STUDIES["submodules"]
+    study = find_study("submodules")
     assert study.labels() == study.labels("*") == list(study.arms)
     some = study.plan(seeds=0, arms=["wider", "ch*"])
     assert list(some.arms) == ["ch", "ch+sp", "wider"] and some.compare == [("ch+sp", "wider")]
@@ -256,7 +265,7 @@ def test_some_arms_of_a_study_keep_their_order_and_their_comparisons() -> None:
 
 
 def test_what_was_asked_for_arm_by_arm_is_one_plan() -> None:
-    study = STUDIES["submodules"]
+    study = find_study("submodules")
     study.plan(seeds=0, arms="ch+sp").save()
     study.plan(seeds=0, arms=["wider", "baseline"]).save("slurm")
     both = Plan.load("submodules")
@@ -291,7 +300,7 @@ def test_a_label_is_itself_before_it_is_a_pattern() -> None:
 
 
 def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
-    plan = STUDIES["benchmark"].plan(seeds=0, width=1)
+    plan = find_study("benchmark").plan(seeds=0, width=1)
     wanted = {paper.name(row): row for row in paper.table() if row["table"] <= 2}
     renamed = {label.replace("-", " ").replace("MobileNetV2", "MobileNet V2"): label for label in plan.arms}
     assert renamed.keys() == wanted.keys() and len(renamed) == 20
@@ -311,14 +320,14 @@ def test_the_benchmark_has_an_arm_for_every_network_of_tables_1_and_2() -> None:
 
 
 def test_parts_that_are_submitted_at_once_are_all_known() -> None:
-    plans = [STUDIES["submodules"].plan(seeds=0, arms=arm) for arm in ("baseline", "ch", "sp", "ch+sp")]
+    plans = [find_study("submodules").plan(seeds=0, arms=arm) for arm in ("baseline", "ch", "sp", "ch+sp")]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(Plan.save, plans))
     assert list(Plan.load("submodules").arms) == ["baseline", "ch", "sp", "ch+sp"]
 
 
 def test_what_was_submitted_is_known_until_it_is_done_or_removed(finish: Callable[..., Run]) -> None:
-    study = STUDIES["submodules"]
+    study = find_study("submodules")
     plans = [study.plan(seeds=seeds, arms=["baseline", "ch"]) for seeds in ("0-1", "2-3")]
     for plan in plans:
         for config in plan.configs:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ablation.config import RunConfig
 from ablation.execution.train import train
-from ablation.results.evidence import read_predictions
+from ablation.results.frames import read_predictions
 from ablation.runs import Run, RunFailed, RunStopped
 from gamlib.backbones import build_model
 from gamlib.kernels import native

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import pandas as pd
 import pytest
 
-from ablation.results import tables, typeset
+from ablation.results import load, tables, typeset
 from ablation.runs import Run
-from ablation.studies import STUDIES, Plan, Study
+from ablation.studies import Plan, Study
+from ablation.study_files import find_study
 
 FinishAll = Callable[..., None]
 CLEAR = {"baseline": [6.0, 7.0, 8.0], "ch": [7.1, 8.0, 9.05], "sp": [4.0, 5.05, 6.0], "ch+sp": [6.5, 6.0, 8.5]}
@@ -24,18 +25,17 @@ POOLING = {
 
 
 def texts(plan: Plan) -> pd.DataFrame:
-    frame = tables.outcomes(plan)
-    return typeset.for_reading(tables.summary(plan, frame), tables.differences(plan, frame))
+    found = load(plan)
+    return typeset.for_reading(tables.summary(found), tables.differences(found))
 
 
 def tex(plan: Plan) -> str:
-    frame = tables.outcomes(plan)
-    return typeset.latex(tables.summary(plan, frame), tables.differences(plan, frame), "Why?", "A note.", plan.name)
+    return typeset.latex(load(plan))
 
 
 @pytest.fixture
 def plan() -> Plan:
-    return STUDIES["submodules"].plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
+    return find_study("submodules").plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
 
 
 def test_every_cell_is_what_people_read(plan: Plan, finish_all: FinishAll) -> None:
@@ -60,7 +60,7 @@ def test_every_cell_is_what_people_read(plan: Plan, finish_all: FinishAll) -> No
 
 
 def test_an_arm_that_is_compared_twice_has_two_rows(finish_all: FinishAll) -> None:
-    plan = STUDIES["max_pooling"].plan(seeds="0-2")
+    plan = find_study("max_pooling").plan(seeds="0-2")
     finish_all(plan, POOLING)
     rows = texts(plan)
     gam = rows[rows["Arm"].eq("GAM") | rows["Arm"].eq("").shift(0)]
@@ -86,7 +86,7 @@ def test_only_what_the_corrected_test_calls_better_is_bold(plan: Plan, finish_al
     finish_all(plan, CLEAR)
     (bold,) = (line for line in tex(plan).splitlines() if r"\bfseries" in line)
     assert bold.startswith("sp &") and r"\bfseries 5.02 $\pm$ 2.49 &" in bold and r"\bfseries $-$1.98" in bold
-    html = typeset.styled(plan, tables.outcomes(plan)).to_html()
+    html = typeset.styled(load(plan)).to_html()
     assert html.count("font-weight: bold") == 1  # one rule, and it is for these three cells:
     (cells,) = (line for line in html.splitlines() if line.startswith("#T_") and line.endswith("{") and "_row" in line)
     assert {cell.strip(" {").split("_row")[-1] for cell in cells.split(",")} == {"2_col6", "2_col8", "2_col10"}
@@ -105,19 +105,19 @@ def test_a_table_without_anything_better_has_nothing_bold(
 ) -> None:
     finish_all(plan, CLEAR | errors)
     assert "bfseries" not in tex(plan) and "better" not in texts(plan).to_string()
-    assert "bold;" not in typeset.styled(plan, tables.outcomes(plan)).to_html()
+    assert "bold;" not in typeset.styled(load(plan)).to_html()
 
 
 def test_what_is_better_alone_and_not_among_three_is_not_bold(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, CLEAR | {"ch": [5.0, 5.5, 5.9], "sp": [6.5, 6.0, 8.5]})
-    compared = tables.differences(plan, tables.outcomes(plan)).set_index("arm")
+    compared = tables.differences(load(plan)).set_index("arm")
     assert float(compared["p"]["ch"]) < 0.05 < float(compared["p_corrected"]["ch"])
     assert "bfseries" not in tex(plan)
 
 
 def test_an_unknown_column_is_left_out_and_an_older_csv_is_read(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, CLEAR)
-    table = tables.summary(plan, tables.outcomes(plan))
+    table = tables.summary(load(plan))
     older = table.drop(columns=["flops", "images_per_second", "peak_memory_mib"])
     assert list(typeset.for_reading(older)) == [
         *("Arm", "Runs", "Parameters", "Top-1 error", "Top-5 error", "Paper top-1", "Paper top-5")
@@ -129,7 +129,7 @@ def test_an_unknown_column_is_left_out_and_an_older_csv_is_read(plan: Plan, fini
 def test_names_are_shown_as_they_are_on_the_screen_and_in_tex(finish_all: FinishAll) -> None:
     plan = Study(name="own", arms={"a_b & 50 %": {}, "<i>^~|\\{x}": {"reduction": 8}}).plan(seeds="0-1")
     finish_all(plan, {arm: [5.0, 6.0] for arm in plan.arms})
-    html = typeset.styled(plan, tables.outcomes(plan)).to_html()
+    html = typeset.styled(load(plan)).to_html()
     assert "a_b &amp; 50 %" in html and "&lt;i&gt;^~|\\{x}" in html and "<i>" not in html
     written = tex(plan)
     assert r"a\_b \& 50 \%" in written
@@ -139,5 +139,5 @@ def test_names_are_shown_as_they_are_on_the_screen_and_in_tex(finish_all: Finish
 def test_the_table_on_the_screen_names_what_it_could_not_use(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, CLEAR)
     (Run(plan.arms["sp"][0]).folder / "result.json").write_text("{")
-    html = typeset.styled(plan, tables.outcomes(plan)).to_html()
+    html = typeset.styled(load(plan)).to_html()
     assert "11 of 12 runs are done" in html and "Not used: digits/resnet18-gam-sp-s0" in html

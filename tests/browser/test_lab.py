@@ -26,7 +26,7 @@ from debian import missing
 from ablation.execution.train import train
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.runs import Run
-from ablation.studies import STUDIES, Plan
+from ablation.studies import Plan
 from ablation.study_files import find_study
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ OVER = f"""() => {{
 def plans() -> list[Plan]:
     """The studies of the two notebooks, with the parameters that they have here."""
     values = PARAMETERS.values()
-    studies = (STUDIES["submodules"], find_study(f"{ROOT}/studies/gates.yaml"))
+    studies = (find_study("submodules"), find_study(f"{ROOT}/studies/gates.yaml"))
     return [study.plan("digits", each["seeds"], **SMALL) for study, each in zip(studies, values, strict=True)]
 
 

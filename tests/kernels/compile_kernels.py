@@ -12,15 +12,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gamlib.kernels import triton_gates
-from gamlib.kernels.gpu import blocks
+from gamlib.kernels.gpu import Blocks
 
-CASES = {"whole of 64": (64, 4), "whole of 256": (256, 16), "2048 in blocks": (2048, 128)}
+CASES = {"64 in registers": (64, 4), "256 in registers": (256, 16), "2048 in blocks": (2048, 128)}
 MAPS = ["x", "w1", "w2", "g", "dy", "s", "ds", "dx", "convolved"]
 SUMS = ["b1", "b2", "db1", "db2"]
 
 
 def report(kernel: Any, channels: int, hidden: int, pointers: dict[str, str]) -> dict[str, int]:
-    cut = blocks(channels, hidden, torch.bfloat16)
+    cut = Blocks.of(channels, hidden, torch.bfloat16)
     constants = {"C": channels, "H": hidden, "BM": cut.rows, "BC": cut.columns, "BH": cut.units}
     names = kernel.arg_names
     types = {name: pointers.get(name, "i32" if name == "M" else "constexpr") for name in names}
@@ -48,11 +48,11 @@ def main() -> None:
     found = {}
     pointers = dict.fromkeys(MAPS, "*bf16") | dict.fromkeys(SUMS, "*fp32")
     for name, (channels, hidden) in CASES.items():
-        whole = blocks(channels, hidden, torch.bfloat16).whole
-        weights = dict.fromkeys(["dw1", "dw2"], "*fp32") if whole else dict.fromkeys(["u", "du", "dl"], "*bf16")
-        for way, kernel in (("", triton_gates.channel_gate), (" backward", triton_gates.channel_gate_backward)):
+        in_registers = Blocks.of(channels, hidden, torch.bfloat16).in_registers
+        weights = dict.fromkeys(["dw1", "dw2"], "*fp32") if in_registers else dict.fromkeys(["u", "du", "dl"], "*bf16")
+        for part, kernel in (("", triton_gates.channel_gate), (" backward", triton_gates.channel_gate_backward)):
             taken = {n: kind for n, kind in (pointers | weights).items() if n in kernel.arg_names}
-            found[name + way] = report(kernel, channels, hidden, taken)
+            found[name + part] = report(kernel, channels, hidden, taken)
     print(json.dumps(found))
 
 

@@ -17,11 +17,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from near import ON_CPU
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gamlib import GAM
-from gamlib.kernels import ENGINES
+from gamlib import GAM, accelerate
 from gamlib.kernels.dense import LARGEST
 
 Outcome = dict[str, Tensor] | str  # values and gradients by name, or "refused"
@@ -162,7 +162,7 @@ class Case:
 
     def __init__(self, number: int, seed: int, attempt: int) -> None:
         draw = random.Random(f"{seed} {number}")
-        self.engine = draw.choice(("auto", *ENGINES))
+        self.engine = draw.choice(("auto", *ON_CPU))
         self.channels = draw.choice((draw.randint(1, 8), draw.randint(1, 112), 16 * draw.randint(1, 7)))
         divisors = [r for r in range(1, self.channels + 1) if self.channels % r == 0]
         self.reduction = draw.choice(divisors)
@@ -185,7 +185,7 @@ class Case:
     def build(self) -> tuple[GAM, GAM]:
         """The block, and what it should compute as the plain block in float64."""
         torch.manual_seed(random.Random(self.values).randrange(2**31))
-        block = GAM(self.channels, self.reduction, self.submodules, implementation=self.engine)
+        block = accelerate(GAM(self.channels, self.reduction, self.submodules), self.engine)
         for value in block.parameters():
             nn.init.normal_(value, std=value[0].numel() ** -0.5)
         CHANGES[self.change](block.to(self.dtype), self.draw)
@@ -194,7 +194,7 @@ class Case:
             wrapped = Wrapped(layer._parameters["weight"].detach())  # type: ignore[union-attr]
             layer._parameters["weight"] = nn.Parameter(wrapped.held.to(self.dtype) * Wrapped.scale, requires_grad=False)
         exact = copy.deepcopy(block).double()
-        exact.implementation = "plain"
+        accelerate(exact, "plain")
         if self.change == "wrapped":
             layer._parameters["weight"] = nn.Parameter(wrapped, requires_grad=False)
         return block, exact
@@ -268,7 +268,7 @@ def failures(number: int, seed: int) -> list[str]:
         found = outcome(case, block, x, gradient)
         lines = differences(found, outcome(case, exact, x.double(), gradient.double()), LIMIT[case.dtype])
         if lines:  # unless the plain block ran: autocast, for one, casts its operations
-            block.implementation = "plain"
+            accelerate(block, "plain")
             lines = lines if differences(found, outcome(case, block, x, gradient), 0.0) else []
         if not lines:
             return []

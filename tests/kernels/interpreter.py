@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gamlib import kernels as ways
+from gamlib import kernels
 
 OURS = ("gamlib.kernels.gpu", "gamlib.kernels.triton_gates")
 
@@ -22,7 +22,7 @@ def forgotten() -> dict[str, Any]:
         return name in OURS or (name.split(".")[0] == "triton" and not name.startswith("triton._C"))
 
     for name in OURS:  # a package's attribute would be found before the module is looked for
-        vars(ways).pop(name.rpartition(".")[2], None)
+        vars(kernels).pop(name.rpartition(".")[2], None)
     return {name: sys.modules.pop(name) for name in list(sys.modules) if anew(name)}
 
 
@@ -35,7 +35,7 @@ def afresh() -> Iterator[None]:
     finally:
         forgotten()
         sys.modules.update(before)
-        vars(ways).update({name.rpartition(".")[2]: before[name] for name in OURS if name in before})
+        vars(kernels).update({name.rpartition(".")[2]: before[name] for name in OURS if name in before})
 
 
 @contextmanager

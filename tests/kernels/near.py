@@ -1,6 +1,7 @@
 """A block and a map with numbers for a type, and the comparison of what computes the block in that type."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,6 +9,12 @@ from torch import Tensor
 from gamlib import GAM
 
 Values = dict[str, Tensor]
+ON_CPU = ("direct", "fourier", "dense")  # backends
+
+
+def equations(block: GAM) -> Callable[[Tensor], Tensor]:
+    """The plain block, whether accelerated or not."""
+    return partial(GAM.forward, block)
 
 
 def assert_as_near(found: Values, plain: Values, exact: Values) -> None:

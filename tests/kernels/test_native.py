@@ -1,4 +1,4 @@
-"""The C files of `ways/c` against torch: products of matrices, gates, and a compiler that may be missing.
+"""The C files of `gamlib/kernels/c` against torch: products of matrices, gates, and a compiler that may be missing.
 
 Without a C compiler everything is skipped but what GAM does then.
 """
@@ -19,12 +19,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from near import Values, block_and_map, with_gradients
+from near import ON_CPU, Values, block_and_map, equations, with_gradients
 from torch import Tensor
 
-from gamlib import GAM
-from gamlib import kernels as ways
-from gamlib.kernels import gating, native
+from gamlib import GAM, accelerate
+from gamlib.kernels import backends, gates, native
 
 EPSILON = 2.0**-24  # of a rounding
 HAS_COMPILER = shutil.which("cc") is not None and torch.backends.openmp.is_available()
@@ -50,9 +49,9 @@ def far(found: Tensor, exact: Tensor) -> float:
 
 
 def strided(x: Tensor) -> Tensor:
-    room = x.new_full((2 * len(x), 3 * x.shape[1] + 1, 2 * x.shape[2] + 3), torch.nan)
-    room[1::2, 1::3, 2:-1:2] = x
-    return room[1::2, 1::3, 2:-1:2]
+    memory = x.new_full((2 * len(x), 3 * x.shape[1] + 1, 2 * x.shape[2] + 3), torch.nan)
+    memory[1::2, 1::3, 2:-1:2] = x
+    return memory[1::2, 1::3, 2:-1:2]
 
 
 ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -67,7 +66,7 @@ ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def guarded(batch: int, m: int, n: int) -> tuple[Tensor, Tensor]:
-    """Room for matrices, full of NaN, in a memory of sevens."""
+    """Memory for matrices, full of NaN, in a memory of sevens."""
     memory = torch.full((batch + 2, m + 2, n + 40), 7.0)
     out = memory[1:-1, 1:-1, 20:-20]
     out.fill_(torch.nan)
@@ -165,7 +164,7 @@ def test_what_is_no_number_reaches_its_row_or_column_and_no_other(n: int, bad: f
 
 
 def values_of_the_gates(channels: int, hidden: int, size: tuple[int, int, int], dtype: torch.dtype) -> Values:
-    """By `gating`, in numbers that float32 can hold, in maps of different orders and in rooms full of NaN."""
+    """By `gates.py`, in numbers that float32 can hold, in maps of different orders and in memory full of NaN."""
     torch.manual_seed(0)
     drawn = [torch.randn(shape) / shape[-1] ** 0.5 for shape in ((hidden, channels), (channels, hidden))]
     w1, w2, b1, b2 = (v.to(dtype) for v in (*drawn, torch.randn(hidden), torch.randn(channels)))
@@ -180,12 +179,12 @@ def values_of_the_gates(channels: int, hidden: int, size: tuple[int, int, int], 
     mlp = w1, b1, w2, b2
     out = torch.full((height, width, batch, channels), torch.nan, dtype=dtype).permute(2, 3, 0, 1)
     of_logits, gated = out.clone(), torch.full_like(x, torch.nan)
-    kept = gating.channel_gate(x, mlp, out)
+    kept = gates.channel_gate(x, mlp, out)
     names = "x", "w1", "b1", "w2", "b2"
-    alone = gating.channel_gate_gradients(x, mlp, kept, gradient.clone(), None, None)
-    both = gating.channel_gate_gradients(x, mlp, kept, gradient.clone(), further, logits)
-    gating.spatial_gate(x, logits, gated)
-    gating.spatial_gate_gradient(gradient, x, logits, of_logits)
+    alone = gates.channel_gate_gradients(x, mlp, kept, gradient.clone())
+    both = gates.channel_gate_gradients(x, mlp, kept, gradient.clone(), further, logits)
+    gates.spatial_gate(x, logits, gated)
+    gates.spatial_gate_gradient(gradient, x, logits, of_logits)
     found = {"gated": out, "hidden": kept[:, :hidden], "spatial": gated, "of logits": of_logits}
     return (
         found
@@ -212,7 +211,7 @@ def test_gates_and_their_gradients_are_those_of_torch(channels: int, hidden: int
 
 @compiled
 def test_gates_write_nothing_beside_their_maps() -> None:
-    for compute in (native.gate, lambda x, logits, out: native.gate_gradient(x, x, logits, out)):
+    for compute in (gates.spatial_gate, lambda x, logits, out: gates.spatial_gate_gradient(x, x, logits, out)):
         memory = torch.full((2 + 2, 5 + 2, 7 + 2, 48 + 32), 7.0)
         out = memory[1:-1, 1:-1, 1:-1, 16:-16].permute(0, 3, 1, 2)
         x = torch.randn(2, 48, 5, 7).contiguous(memory_format=torch.channels_last)
@@ -223,7 +222,7 @@ def test_gates_write_nothing_beside_their_maps() -> None:
         assert (memory == 7.0).all()
     memory = torch.full((2 + 2, 5 + 2, 7 + 2, 48 + 32), 7.0)
     out = memory[1:-1, 1:-1, 1:-1, 16:-16].permute(0, 3, 1, 2)
-    native.channel_gate(
+    gates.channel_gate(
         x, (torch.randn(3, 48), torch.randn(3), torch.randn(48, 3), torch.randn(48)), out.fill_(torch.nan)
     )
     assert out.isfinite().all()
@@ -233,7 +232,7 @@ def test_gates_write_nothing_beside_their_maps() -> None:
 
 def our_sigmoid(logits: Tensor) -> Tensor:
     rows = torch.nn.functional.pad(logits, (0, -len(logits) % 16)).view(-1, 16, 1, 1)
-    return native.gate(torch.ones_like(rows), rows, torch.full_like(rows, torch.nan)).flatten()[: len(logits)]
+    return gates.spatial_gate(torch.ones_like(rows), rows, torch.full_like(rows, torch.nan)).flatten()[: len(logits)]
 
 
 @compiled
@@ -255,7 +254,7 @@ def test_a_sigmoid_of_a_number_that_is_extreme_is_0_or_1_and_of_none_is_none() -
     assert our_sigmoid(torch.tensor([torch.nan, -torch.nan])).isnan().all()
     logits = torch.tensor([100.0, -100.0, torch.inf, -torch.inf]).repeat(4).view(1, 16, 1, 1)
     ones = torch.ones_like(logits)
-    assert native.gate_gradient(ones, ones, logits, ones.clone()).abs().max() <= least
+    assert gates.spatial_gate_gradient(ones, ones, logits, ones.clone()).abs().max() <= least
 
 
 @compiled
@@ -264,7 +263,7 @@ def test_the_mlps_rectifier_lets_through_what_is_no_number() -> None:
     x[0, 5, 1, 1] = torch.nan
     mlp = torch.randn(2, 16), torch.randn(2), torch.randn(16, 2), torch.randn(16)
     out = torch.empty_like(x)
-    native.channel_gate(x, mlp, out)
+    gates.channel_gate(x, mlp, out)
     assert out[0, :, 1, 1].isnan().all() and out.isnan().sum() == 16
 
 
@@ -278,12 +277,12 @@ def used(block: GAM, x: Tensor, gradient: Tensor) -> Values:
 def small(engine: str) -> tuple[GAM, Tensor, Tensor]:
     size = (40, 4, 4) if engine == "dense" else (5, 9, 10)
     block, x, gradient = block_and_map(48, 4, "ch+sp", size, torch.float32)
-    block.implementation = engine
-    return block.float(), x.float(), gradient.float()
+    accelerate(block.float(), engine)
+    return block, x.float(), gradient.float()
 
 
 @compiled
-@pytest.mark.parametrize("engine", ways.ENGINES)
+@pytest.mark.parametrize("engine", ON_CPU)
 def test_one_thread_and_two_agree_and_the_same_number_gives_the_same_bits(engine: str) -> None:
     given = small(engine)
     runs = []
@@ -297,7 +296,7 @@ def test_one_thread_and_two_agree_and_the_same_number_gives_the_same_bits(engine
 
 
 @compiled
-@pytest.mark.parametrize("engine", ways.ENGINES)
+@pytest.mark.parametrize("engine", ON_CPU)
 def test_other_threads_of_python_may_compute_at_the_same_time(engine: str) -> None:
     given = small(engine)
     wanted = used(*given)
@@ -324,19 +323,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache of a user who never compiled; afterwards what was there before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("GAM_COMPILER", raising=False)
-    ways.fastest.cache_clear()
+    backends.fastest.cache_clear()
     native.library.cache_clear()
     yield tmp_path / "cache" / "gamlib"
-    ways.fastest.cache_clear()
+    backends.fastest.cache_clear()
     native.library.cache_clear()
 
 
 def assert_works(by_native: bool) -> None:
     assert (native.library() is not None) == by_native
-    for engine in ("auto", *ways.ENGINES):
+    for engine in ("auto", *ON_CPU):
         block, x, gradient = block_and_map(16, 4, "ch+sp", (2, 4, 3), torch.float32)
-        block.implementation = engine
-        exact = with_gradients(block, x, gradient, block.plain)
+        accelerate(block, engine)
+        exact = with_gradients(block, x, gradient, equations(block))
         found = used(block.float(), x.float(), gradient.float())
         assert max(far(found[name], exact[name]) for name in exact) < 5e-6
 
@@ -467,8 +466,8 @@ UNDER_WATCH = """
 import torch
 from itertools import product
 from fuzz import failures
-from gamlib import GAM
-from gamlib import kernels as ways
+from near import ON_CPU
+from gamlib import GAM, accelerate
 from gamlib.kernels import native
 native.SECONDS = 900  # with the sanitizer the compiler takes minutes
 assert native.library() is not None
@@ -479,9 +478,9 @@ for number in (1, 2):
             a = torch.randn(2, k, m).mT if turn_a else torch.randn(2, m, k)
             b = torch.randn(2, n, k).mT if turn_b else torch.randn(2, k, n)
             torch.testing.assert_close(native.products(a, b), torch.bmm(a, b), rtol=1e-3, atol=1e-3)
-    for engine, channels, hidden, submodules in product(ways.ENGINES, (16, 48, 64), (1, 4, 16), ("ch+sp", "ch", "sp")):
+    for engine, channels, hidden, submodules in product(ON_CPU, (16, 48, 64), (1, 4, 16), ("ch+sp", "ch", "sp")):
         for size in ((1, 1), (2, 3), (4, 4)) + (((7, 7), (9, 5)) if engine != "dense" else ()):
-            block = GAM(channels, channels // hidden, submodules, implementation=engine)
+            block = accelerate(GAM(channels, channels // hidden, submodules), engine)
             x = torch.randn(3, channels, *size, requires_grad=True)
             block(x).sum().backward()
 assert not [line for number in range(1000) for line in failures(number, seed=1)]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from interpreter import afresh, interpreted
-from near import Values, assert_as_near, block_and_map, with_gradients
+from near import Values, assert_as_near, block_and_map, equations, with_gradients
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gamlib import GAM
-from gamlib import kernels as ways
-from gamlib.kernels import conditions
+from gamlib import GAM, accelerate
+from gamlib.kernels import FastGAM, backends, conditions
+from gamlib.kernels.operators import compute
 
 CASES = [  # channels, reduction, submodules, [N, H, W]
     pytest.param(24, 4, "ch+sp", (2, 5, 7), id="24 channels, 6 hidden"),
@@ -50,8 +50,7 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 def by_kernels(gpu: Any, block: GAM, x: Tensor) -> Tensor:
     weights = conditions._weights(block)
     assert weights is not None
-    found: Tensor = gpu.OnGPU.apply(x, *weights)
-    return found
+    return compute("triton", x, weights)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -61,10 +60,10 @@ def test_values_and_gradients_are_as_near_to_the_exact_ones_as_those_of_the_plai
     gpu: Any, channels: int, reduction: int, submodules: str, size: tuple[int, int, int], dtype: torch.dtype
 ) -> None:
     block, x, gradient = block_and_map(channels, reduction, submodules, size, dtype)
-    exact = with_gradients(block, x, gradient, block.plain)
+    exact = with_gradients(block, x, gradient, equations(block))
     block.to(dtype)
     in_channels_last = x.to(dtype, memory_format=torch.channels_last)  # where a CPU's convolutions round differently
-    plain = with_gradients(block, in_channels_last, gradient, block.plain)
+    plain = with_gradients(block, in_channels_last, gradient, equations(block))
     found = with_gradients(block, x.to(dtype), gradient, lambda x: by_kernels(gpu, block, x))
     assert found["output"].is_contiguous(memory_format=torch.channels_last)
     assert_as_near(found, plain, exact)
@@ -72,9 +71,9 @@ def test_values_and_gradients_are_as_near_to_the_exact_ones_as_those_of_the_plai
 
 def test_parameters_may_be_of_float32_where_the_map_is_not_as_under_autocast(gpu: Any) -> None:
     block, x, gradient = block_and_map(24, 4, "ch+sp", (2, 5, 7), torch.bfloat16)
-    exact = with_gradients(block, x, gradient, block.plain)
+    exact = with_gradients(block, x, gradient, equations(block))
     block.bfloat16()
-    plain = with_gradients(block, x.bfloat16(), gradient, block.plain)
+    plain = with_gradients(block, x.bfloat16(), gradient, equations(block))
     block.float()
     found = with_gradients(block, x.bfloat16(), gradient, lambda x: by_kernels(gpu, block, x))
     assert_as_near(found, plain, exact)
@@ -89,7 +88,7 @@ def test_every_kernel_is_its_equations(gpu: Any, channels: int, hidden: int, dty
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(maps, (37, channels))  # two blocks of rows or more, one not full
     shapes |= {"w1": (hidden, channels), "b1": (hidden,), "w2": (channels, hidden), "b2": (channels,)}
     drawn = {name: torch.randn(shape).mul(0.5).to(dtype) for name, shape in shapes.items()}
-    assert gpu.blocks(channels, hidden, dtype).whole == (channels == 24)
+    assert gpu.Blocks.of(channels, hidden, dtype).in_registers == (channels == 24)
 
     def equations(kind: torch.dtype) -> Values:
         v = {name: value.to(kind).requires_grad_() for name, value in drawn.items()}
@@ -158,7 +157,7 @@ def test_a_residual_block_may_change_the_output_in_place(gpu: Any, submodules: s
         return computed
 
     found = with_gradients(block, x, gradient, residual(lambda x: by_kernels(gpu, block, x)))
-    wanted = with_gradients(block, x, gradient, residual(block.plain))
+    wanted = with_gradients(block, x, gradient, residual(equations(block)))
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
@@ -170,7 +169,7 @@ def test_a_second_derivative_is_that_of_the_plain_block(gpu: Any) -> None:
         (gradient,) = torch.autograd.grad(compute(x).square().sum(), x, create_graph=True)
         return torch.autograd.grad(gradient.square().sum(), [x, *block.parameters()])
 
-    torch.testing.assert_close(penalty(lambda x: by_kernels(gpu, block, x)), penalty(block.plain))
+    torch.testing.assert_close(penalty(lambda x: by_kernels(gpu, block, x)), penalty(equations(block)))
 
 
 @pytest.fixture
@@ -180,31 +179,33 @@ def pretended() -> Iterator[Tensor]:
         yield torch.empty(2, 64, 8, 8).to(memory_format=torch.channels_last)
 
 
-def of(dtype: torch.dtype, *values: Any, **options: Any) -> GAM:
+def of(dtype: torch.dtype, backend: str, *values: Any, **options: Any) -> FastGAM:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return GAM(*values, **options)
+        block = accelerate(GAM(*values, **options), backend)
+        assert isinstance(block, FastGAM)
+        return block
     finally:
         torch.set_default_dtype(before)
 
 
-def by(implementation: str, x: Tensor, reduction: int = 16, dtype: torch.dtype | None = None, **options: Any) -> str:
-    return of(dtype or x.dtype, x.shape[1], reduction, implementation=implementation, **options).way(x)
+def by(backend: str, x: Tensor, dtype: torch.dtype | None = None, **options: Any) -> str:
+    return of(dtype or x.dtype, backend, x.shape[1], **options).backend_for(x)
 
 
 def test_a_gpu_has_the_kernels_where_they_are_asked_for_and_can_be_used(
     pretended: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By itself it has the plain block: what has not run on a kind of device is not its default."""
-    monkeypatch.setattr(ways, "_triton_can", lambda device: True)
-    for name, answer in (("_is_followed", False), ("is_ordinary", True)):  # the pretended map is a fake one
-        monkeypatch.setattr(conditions, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(backends, "_triton_can", lambda device: True)
+    monkeypatch.setattr(conditions, "is_readable", lambda x: True)  # the pretended map is a fake one
+    monkeypatch.setattr(conditions, "has_torch_function", lambda tensors: False)
     x, half = pretended, pretended.bfloat16()
-    assert by("auto", x) == by("auto", half) == by("plain", x) == by("direct", x) == "plain"
+    assert by("auto", x) == by("auto", half) == by("direct", x) == "plain"
     assert by("triton", x) == by("triton", x.contiguous()) == by("triton", half) == "triton"
     assert by("triton", x.double()) == by("triton", half, dtype=torch.float32) == "plain"
-    assert by("triton", x, groups=2) == GAM(32, implementation="triton").way(x) == "plain"
+    assert by("triton", x, groups=2) == of(x.dtype, "triton", 32).backend_for(x) == "plain"
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda")
     monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: torch.bfloat16)
     assert by("triton", half, dtype=torch.float32) == "triton"
@@ -219,18 +220,20 @@ def test_transformed_functions_take_the_plain_block_which_has_every_derivative()
 
 
 def test_without_triton_a_gpu_has_the_plain_block(pretended: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways._triton_can.cache_clear()
+    backends._triton_can.cache_clear()
     with afresh():
         monkeypatch.setitem(sys.modules, "triton", None)  # as good as not installed
-        assert GAM(64).way(pretended) == GAM(64, implementation="triton").way(pretended) == "plain"
-    ways._triton_can.cache_clear()
+        monkeypatch.setattr(conditions, "is_readable", lambda x: True)
+        monkeypatch.setattr(conditions, "has_torch_function", lambda tensors: False)
+        assert by("auto", pretended) == by("triton", pretended) == "plain"
+    backends._triton_can.cache_clear()
 
 
 def test_on_a_cpu_it_is_not_taken() -> None:
     x = torch.randn(1, 32, 3, 3).to(memory_format=torch.channels_last)
-    block = GAM(32, implementation="triton")
-    assert block.way(x) == "plain"
-    assert torch.equal(block(x), block.plain(x))
+    block = of(x.dtype, "triton", 32)
+    assert block.backend_for(x) == "plain"
+    assert torch.equal(block(x), equations(block)(x))
 
 
 def test_gamlib_does_not_import_triton() -> None:
@@ -245,5 +248,5 @@ def test_the_kernels_compile_for_a_gpu_read_every_map_once_and_spill_no_register
     found = json.loads(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
     assert {name: report["spilled"] for name, report in found.items()} == dict.fromkeys(found, 0)
     assert all(report["shared"] <= 227 * 1024 for report in found.values())
-    loads = {name: report["loads"] for name, report in found.items() if "whole" in name}
+    loads = {name: report["loads"] for name, report in found.items() if "in registers" in name}
     assert loads == {name: 8 if "backward" in name else 7 for name in loads} and len(loads) == 4

@@ -9,13 +9,12 @@ import torch
 from interpreter import interpreted
 from torch import Tensor, nn
 
-from ablation.catalogue import CATALOGUE
-from ablation.studies import Study
+from ablation.study_files import find_study
 from gamlib import GAM, build_model
-from gamlib import kernels as ways
 from gamlib.data import batches
 from gamlib.data import images as data
-from gamlib.kernels import conditions
+from gamlib.kernels import FastGAM, conditions
+from gamlib.kernels.operators import compute
 from gamlib.training import loop
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import RECIPES, TrainingConfig
@@ -24,7 +23,7 @@ STUDIES = ("submodules", "max_pooling")
 ARMS = {
     (study, arm): configs[0].architecture()
     for study in STUDIES
-    for arm, configs in Study(name=study, **CATALOGUE[study]).plan("digits", [0]).arms.items()
+    for arm, configs in find_study(study).plan("digits", [0]).arms.items()
     if configs[0].attention.startswith("gam")
 }
 SIZE = {"width": 0.25, "reduction": 8}
@@ -46,8 +45,8 @@ def in_float32(backward: Any) -> Any:
     """A CPU leaves numbers of convolutions' gradients in bfloat16 unwritten where a window is larger than the map."""
 
     def computed(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        of_x, of_weight = backward(gradient.float(), x.float(), weight)
-        return of_x.to(x.dtype), of_weight
+        of_x, of_weight = backward(gradient.float(), x.float(), weight.float())
+        return of_x.to(x.dtype), of_weight.to(weight.dtype)
 
     return computed
 
@@ -58,16 +57,16 @@ def calls(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     given: list[str] = []
     usual = conditions.usable_weights
 
-    def compute(block: GAM, x: Tensor) -> Tensor:
+    def forward(block: FastGAM, x: Tensor) -> Tensor:
         amp = torch.is_autocast_enabled("cpu")
         with torch.autocast("cpu", enabled=False):  # of a CPU's conditions that one does not hold for a GPU
             weights = usual(block, x.float())
         if weights is None or x.dtype != (torch.bfloat16 if amp else torch.float32):
-            return block.plain(x)
+            return GAM.forward(block, x)
         given.append(str(x.dtype))
-        return gpu.OnGPU.apply(x, *weights)
+        return compute("triton", x, weights)
 
-    monkeypatch.setattr(ways, "compute", compute)
+    monkeypatch.setattr(FastGAM, "forward", forward)
     monkeypatch.setattr(loop, "exact_gradients", lambda model: None)
     monkeypatch.setattr(gpu, "_convolution_backward", in_float32(gpu._convolution_backward))
     return given
@@ -79,10 +78,6 @@ def trained(
     """Metrics and weights after one step."""
     torch.manual_seed(0)
     model: nn.Module = build_model(**architecture | SIZE)
-    if plain:
-        for module in model.modules():
-            if isinstance(module, GAM):
-                module.forward = module.plain  # type: ignore[method-assign]
     images = data.load("digits")
     assert isinstance(images, data.Images)
     few = replace(
@@ -93,7 +88,10 @@ def trained(
         test_labels=images.test_labels[:16],
     )
     feed = batches.FromMemory(few, CPU, seed=0, pad=1)
-    (metrics,) = loop.fit(model, feed, config, group=Group(CPU))
+    with pytest.MonkeyPatch.context() as patch:
+        if plain:
+            patch.setattr(loop, "accelerate", lambda model, backend: model)
+        (metrics,) = loop.fit(model, feed, config, group=Group(CPU))
     return metrics, model.state_dict()
 
 

@@ -100,6 +100,167 @@ def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> p
         return curve(run)
 
 
+@cache
+def signature(job: Path) -> str:
+    """Of the run of a job."""
+    return str(DelayedSubmission.load(job).args[0].signature)
+
+
+def jobs(cluster: Cluster) -> dict[str, str]:
+    """The run of each job that is not over, by its signature."""
+    ids = cluster.run("squeue", "-h", "-r", "-o", "%i").stdout.split()
+    files = {job_id: runs_root() / "submitit" / f"{job_id}_submitted.pkl" for job_id in ids}
+    return {job_id: signature(file) for job_id, file in files.items() if file.exists()}
+
+
+def arms(folder: Path, number: int, values: dict[str, Any]) -> tuple[str, list[Run]]:
+    """A study of many runs that have the same bits: their parts of the images differ by less than one of them."""
+    path = folder / "own.yaml"
+    fractions = [values["train_fraction"] + 1e-9 * arm for arm in range(number)]
+    lines = [f"  r{arm}: {{train_fraction: {fraction!r}}}\n" for arm, fraction in enumerate(fractions)]
+    path.write_text("arms:\n" + "".join(lines))
+    runs = [Run(RunConfig(**(values | {"train_fraction": fraction}))) for fraction in fractions]
+    own = {key: value for key, value in values.items() if key != "train_fraction"}
+    assert [run.signature for run in runs] == [c.signature for c in find_study(str(path)).plan(seeds=0, **own).configs]
+    return str(path), runs
+
+
+def submitted(study: str, values: dict[str, Any]) -> list[str]:
+    own = {key: value for key, value in values.items() if key != "train_fraction"}
+    options = ["--seeds", "0", "--cluster", "slurm", "--cpus", "1", "--no-wait"]
+    return command("study", study, *options, values=own)
+
+
+@contextmanager
+def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
+    """Moments at which a run had several jobs, with those."""
+    several: list[dict[str, str]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.3):
+            found = jobs(cluster)
+            twice = [run for run, number in Counter(found.values()).items() if number > 1]
+            if twice:
+                several.append({job_id: run[:8] for job_id, run in found.items() if run in twice})
+                print(several[-1], cluster.run("squeue", "-h", "-r", "-o", "%i %T %r %M").stdout.replace("\n", "; "))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield several
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
+    """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once.
+
+    It is the first test since it takes the longest: another worker does the others meanwhile.
+    """
+    values = LONG | {"epochs": 20}
+    chance = random.Random(number := int(os.environ.get("GAM_MAYHEM", random.randrange(1000))))
+    print(f"GAM_MAYHEM={number}")
+    other = submit(values | {"seed": 0})
+    study, runs = arms(tmp_path, ARMS, values)
+    assert ended(other).state == "done"  # arm r0 is this very run
+    asked: list[subprocess.Popen[str]] = []
+    done: Counter[str] = Counter()
+
+    def ask() -> None:
+        retry = command("retry", "own", "--no-wait")
+        both = (retry, submitted(study, values))
+        for each in both:
+            asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+
+    def over() -> bool:
+        cluster.mend()
+        return {now(run).state for run in runs}.isdisjoint(("queued", "running"))
+
+    def restart(name: str) -> None:
+        cluster.kill(name, chance.choice([signal.SIGTERM, signal.SIGKILL]))
+        time.sleep(chance.uniform(0, 2))
+        cluster.start_daemon(name)
+
+    def pause(stop: Callable[[], object], go_on: Callable[[], object]) -> None:
+        stop()
+        time.sleep(chance.uniform(0.1, 1.5))
+        go_on()
+
+    def send(number: signal.Signals, to: list[psutil.Process]) -> None:
+        for process in to:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def disturb(job_id: str, number: str) -> str:
+        """Do something to a job that runs, given both ways in which SLURM numbers it; what it was."""
+        slurm = partial(cluster.run, timeout=3)  # scancel waits while a job is just being started
+        job, kernel = (processes(word, f"SLURM_JOB_ID={number}") for word in ("submitit.core._submit", "ipykernel"))
+        faults: dict[str, Callable[[], object]] = {
+            "scontrol requeue": lambda: slurm("scontrol", "requeue", job_id),
+            "USR2": lambda: slurm("scancel", "--signal=USR2", job_id),
+            "TERM": lambda: slurm("scancel", "--signal=TERM", job_id),
+            "scancel": lambda: slurm("scancel", job_id),
+            "suspend and resume": lambda: pause(
+                lambda: slurm("scontrol", "suspend", job_id), lambda: cluster.run("scontrol", "resume", job_id)
+            ),
+            "requeue and scancel": lambda: [slurm("scontrol", "requeue", job_id), slurm("scancel", job_id)],
+        }
+        if job:
+            faults["kill -9 of the job"] = lambda: send(signal.SIGKILL, job)
+        if kernel:
+            faults["kill -9 of the kernel"] = lambda: send(signal.SIGKILL, kernel)
+            faults["STOP and CONT"] = lambda: pause(
+                lambda: send(signal.SIGSTOP, kernel), lambda: send(signal.SIGCONT, kernel)
+            )
+        name = chance.choice(list(faults))
+        print(f"{time.monotonic():.1f} {name}: {job_id}")
+        faults[name]()
+        return name
+
+    with watched(cluster) as several:
+        assert subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
+        while done.total() < FAULTS:
+            if done.total() % 16 == 8:
+                ask()
+                done["retry and study at once"] += 1
+            elif done.total() % 25 == 10:
+                restart(name := chance.choice(["slurmctld", "slurmd-n0", "slurmd-n1"]))
+                print(f"{time.monotonic():.1f} restart of {name}")
+                done[f"restart of {name}"] += 1
+            elif found := cluster.run("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i %A").stdout.splitlines():
+                done[disturb(*chance.choice(found).split())] += 1
+            else:
+                assert not all(run.result() for run in runs), f"all are done after {done.total()} faults"
+                cluster.mend()
+                if not jobs(cluster):
+                    ask()
+                    time.sleep(5)
+            time.sleep(chance.uniform(0, 1))
+        for process in asked:
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode in (0, 2) and "Traceback" not in output, output  # 2: the controller was away
+        for _ in range(10):
+            wait_for(over, 900, every=2)
+            if all(run.result() for run in runs):
+                break
+            again = gamlib("retry", "own", "--no-wait")
+            assert again.returncode == 0, again.stderr
+    assert not several, several[0]
+    again = subprocess.run(submitted(study, values), capture_output=True, text=True)  # keeps killed jobs' notebooks
+    assert again.returncode == 0, again.stderr
+    for run in runs:
+        assert_undisturbed(run, curve(other))
+    assert "nothing is queued or running" in gamlib("cancel", "own").stdout
+    wait_for(lambda: not cluster.run("squeue", "-h").stdout.strip(), 60)
+    gamlib("gc", "--yes")
+    assert not leftovers(checkpoints=False)
+    parts = [path for path in runs_root().rglob(".*") if path.name != ".lock"]
+    assert not parts and not kernels()
+    survives(f"{done.total()} random faults on {ARMS} runs: " + ", ".join(f"{n} {what}" for what, n in done.items()))
+
+
 def test_a_time_limit(cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
     """SLURM's own signal, some seconds before a limit of a minute; the same job again."""
     run = submit(LONG, timeout=1)
@@ -235,6 +396,8 @@ def test_nothing_is_lost_while_accounting_and_controller_are_away(
 ) -> None:
     run = submit(LONG)
     trains(run)
+    (kernel,) = kernels()
+    kernel.suspend()  # or the run might be done before all of this is
     cluster.kill("slurmdbd")
     assert now(run).state == "running"
     cluster.kill("slurmctld", signal.SIGTERM)
@@ -242,6 +405,7 @@ def test_nothing_is_lost_while_accounting_and_controller_are_away(
     cluster.start_daemon("slurmctld")
     wait_for(lambda: cluster.run("scontrol", "ping").returncode == 0)
     assert now(run).state == "running"
+    kernel.resume()
     assert_undisturbed(run, undisturbed)
     survives("accounting away, controller restarted")
 
@@ -285,164 +449,6 @@ def test_code_that_differs_from_the_submitters_is_told(cluster: Cluster, monkeyp
     result = run.folder / "result.json"
     write_whole(result, result.read_text().replace(source_hash(), "0123456789abcdef"))
     assert "1 done by other code" in gamlib("status").stdout
-
-
-@cache
-def signature(job: Path) -> str:
-    """Of the run of a job."""
-    return str(DelayedSubmission.load(job).args[0].signature)
-
-
-def jobs(cluster: Cluster) -> dict[str, str]:
-    """The run of each job that is not over, by its signature."""
-    ids = cluster.run("squeue", "-h", "-r", "-o", "%i").stdout.split()
-    files = {job_id: runs_root() / "submitit" / f"{job_id}_submitted.pkl" for job_id in ids}
-    return {job_id: signature(file) for job_id, file in files.items() if file.exists()}
-
-
-def arms(folder: Path, number: int, values: dict[str, Any]) -> tuple[str, list[Run]]:
-    """A study of many runs that have the same bits: their parts of the images differ by less than one of them."""
-    path = folder / "own.yaml"
-    fractions = [values["train_fraction"] + 1e-9 * arm for arm in range(number)]
-    lines = [f"  r{arm}: {{train_fraction: {fraction!r}}}\n" for arm, fraction in enumerate(fractions)]
-    path.write_text("arms:\n" + "".join(lines))
-    runs = [Run(RunConfig(**(values | {"train_fraction": fraction}))) for fraction in fractions]
-    own = {key: value for key, value in values.items() if key != "train_fraction"}
-    assert [run.signature for run in runs] == [c.signature for c in find_study(str(path)).plan(seeds=0, **own).configs]
-    return str(path), runs
-
-
-def submitted(study: str, values: dict[str, Any]) -> list[str]:
-    own = {key: value for key, value in values.items() if key != "train_fraction"}
-    options = ["--seeds", "0", "--cluster", "slurm", "--cpus", "1", "--no-wait"]
-    return command("study", study, *options, values=own)
-
-
-@contextmanager
-def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
-    """Moments at which a run had several jobs, with those."""
-    several: list[dict[str, str]] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.3):
-            found = jobs(cluster)
-            twice = [run for run, number in Counter(found.values()).items() if number > 1]
-            if twice:
-                several.append({job_id: run[:8] for job_id, run in found.items() if run in twice})
-                print(several[-1], cluster.run("squeue", "-h", "-r", "-o", "%i %T %r %M").stdout.replace("\n", "; "))
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield several
-    finally:
-        over.set()
-        watcher.join()
-
-
-def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
-    """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once."""
-    values = LONG | {"epochs": 20}
-    chance = random.Random(number := int(os.environ.get("GAM_MAYHEM", random.randrange(1000))))
-    print(f"GAM_MAYHEM={number}")
-    other = submit(values | {"seed": 0})
-    study, runs = arms(tmp_path, ARMS, values)
-    assert ended(other).state == "done"  # arm r0 is this very run
-    asked: list[subprocess.Popen[str]] = []
-    done: Counter[str] = Counter()
-
-    def ask() -> None:
-        retry = command("retry", "own", "--no-wait")
-        both = (retry, submitted(study, values))
-        for each in both:
-            asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-
-    def over() -> bool:
-        cluster.mend()
-        return {now(run).state for run in runs}.isdisjoint(("queued", "running"))
-
-    def restart(name: str) -> None:
-        cluster.kill(name, chance.choice([signal.SIGTERM, signal.SIGKILL]))
-        time.sleep(chance.uniform(0, 2))
-        cluster.start_daemon(name)
-
-    def pause(stop: Callable[[], object], go_on: Callable[[], object]) -> None:
-        stop()
-        time.sleep(chance.uniform(0.1, 1.5))
-        go_on()
-
-    def send(number: signal.Signals, to: list[psutil.Process]) -> None:
-        for process in to:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-
-    def disturb(job_id: str, number: str) -> str:
-        """Do something to a job that runs, given both ways in which SLURM numbers it; what it was."""
-        slurm = partial(cluster.run, timeout=3)  # scancel waits while a job is just being started
-        job, kernel = (processes(word, f"SLURM_JOB_ID={number}") for word in ("submitit.core._submit", "ipykernel"))
-        faults: dict[str, Callable[[], object]] = {
-            "scontrol requeue": lambda: slurm("scontrol", "requeue", job_id),
-            "USR2": lambda: slurm("scancel", "--signal=USR2", job_id),
-            "TERM": lambda: slurm("scancel", "--signal=TERM", job_id),
-            "scancel": lambda: slurm("scancel", job_id),
-            "suspend and resume": lambda: pause(
-                lambda: slurm("scontrol", "suspend", job_id), lambda: cluster.run("scontrol", "resume", job_id)
-            ),
-            "requeue and scancel": lambda: [slurm("scontrol", "requeue", job_id), slurm("scancel", job_id)],
-        }
-        if job:
-            faults["kill -9 of the job"] = lambda: send(signal.SIGKILL, job)
-        if kernel:
-            faults["kill -9 of the kernel"] = lambda: send(signal.SIGKILL, kernel)
-            faults["STOP and CONT"] = lambda: pause(
-                lambda: send(signal.SIGSTOP, kernel), lambda: send(signal.SIGCONT, kernel)
-            )
-        name = chance.choice(list(faults))
-        print(f"{time.monotonic():.1f} {name}: {job_id}")
-        faults[name]()
-        return name
-
-    with watched(cluster) as several:
-        assert subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
-        while done.total() < FAULTS:
-            if done.total() % 16 == 8:
-                ask()
-                done["retry and study at once"] += 1
-            elif done.total() % 25 == 10:
-                restart(name := chance.choice(["slurmctld", "slurmd-n0", "slurmd-n1"]))
-                print(f"{time.monotonic():.1f} restart of {name}")
-                done[f"restart of {name}"] += 1
-            elif found := cluster.run("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i %A").stdout.splitlines():
-                done[disturb(*chance.choice(found).split())] += 1
-            else:
-                assert not all(run.result() for run in runs), f"all are done after {done.total()} faults"
-                cluster.mend()
-                if not jobs(cluster):
-                    ask()
-                    time.sleep(5)
-            time.sleep(chance.uniform(0, 1))
-        for process in asked:
-            output = process.communicate(timeout=120)[0]
-            assert process.returncode in (0, 2) and "Traceback" not in output, output  # 2: the controller was away
-        for _ in range(10):
-            wait_for(over, 900, every=2)
-            if all(run.result() for run in runs):
-                break
-            again = gamlib("retry", "own", "--no-wait")
-            assert again.returncode == 0, again.stderr
-    assert not several, several[0]
-    again = subprocess.run(submitted(study, values), capture_output=True, text=True)  # keeps killed jobs' notebooks
-    assert again.returncode == 0, again.stderr
-    for run in runs:
-        assert_undisturbed(run, curve(other))
-    assert "nothing is queued or running" in gamlib("cancel", "own").stdout
-    wait_for(lambda: not cluster.run("squeue", "-h").stdout.strip(), 60)
-    gamlib("gc", "--yes")
-    assert not leftovers(checkpoints=False)
-    parts = [path for path in runs_root().rglob(".*") if path.name != ".lock"]
-    assert not parts and not kernels()
-    survives(f"{done.total()} random faults on {ARMS} runs: " + ", ".join(f"{n} {what}" for what, n in done.items()))
 
 
 def test_a_job_killed_on_its_node_gets_one_job_in_its_place(

@@ -110,13 +110,13 @@ static void gather(size s, pairs r, float *by_hidden, float *by_channel) {
     }
 }
 
-/* The gradients of their taps, [T, h, C], into memory of zeros that is laid like the kernel's. */
-static void scatter(size s, pairs r, const float *by_channel, float *to) {
+/* The gradients of their taps, [T, h, C], into memory of zeros. */
+static void scatter(size s, pairs r, const float *by_channel) {
     long c = r.channels, h = filled(r.hidden);
     for (long run = 0; run < runs(r); run++) {
         for (long t = 0; t < taps_of(s); t++) {
             const float *of_taps = by_channel + (t * h + r.first) * c + r.channel + run * (r.by_hidden ? 1 : c);
-            float *at = to + begin(r, run) + in_kernel(s, t) * r.of.tap;
+            float *at = r.of.at + begin(r, run) + in_kernel(s, t) * r.of.tap;
             for (long i = 0; i < length(r); i++) at[i * step(r)] = of_taps[i * (r.by_hidden ? c : 1)];
         }
     }
@@ -173,18 +173,17 @@ int dense(size s, array x, mlp w, kernels k, int differentiates, array memory, a
     return 0;
 }
 
-/* The gradients of `dense`, from what it kept; `room` is for as many numbers. */
-int dense_gradients(size s, array x, mlp w, kernels k, array memory, array gradient, array room, array of_x, mlp of_w,
-                    array of_k1, array of_k2) {
+/* The gradients of `dense`, from what it kept; `workspace` is for as many numbers. */
+int dense_gradients(size s, array x, mlp w, kernels k, array memory, array gradient, array workspace, array of_x, mlp of_w,
+                    kernels of_k) {
     long positions = s.h * s.w, c = s.channels, h = filled(k.hidden), block = block_of(s.n), taps = taps_of(s);
     long numbers = k.hidden * SIDE * SIDE; /* of a kernel, for each of the C channels */
     long map_of = rows_of(s) * c, kept_of = dense_keeps(s, k.hidden);
     if (!fit(s, k) || !holds(x, map_of) || !holds(gradient, map_of) || !holds(of_x, map_of)) return UNFIT;
-    if (!holds(memory, kept_of) || !holds(room, kept_of) || !holds(of_k1, numbers * c) || !holds(of_k2, numbers * c))
-        return UNFIT;
+    if (!holds(memory, kept_of) || !holds(workspace, kept_of) || of_k.hidden != k.hidden || !fit(s, of_k)) return UNFIT;
     if (w.hidden && (w.hidden != k.hidden || of_w.hidden != w.hidden || !is_mlp(c, w) || !is_mlp(c, of_w))) return UNFIT;
     kept y = keep(s, k.hidden, memory.at, NULL);
-    float *of_logits = room.at, *of_gated = of_logits + s.n * positions * c, *of_squeezed = of_gated + s.n * positions * c;
+    float *of_logits = workspace.at, *of_gated = of_logits + s.n * positions * c, *of_squeezed = of_gated + s.n * positions * c;
     float *of_taps[2] = {of_squeezed + s.n * positions * h, of_squeezed + s.n * positions * h + taps * c * h};
 #pragma omp parallel
     {
@@ -220,15 +219,15 @@ int dense_gradients(size s, array x, mlp w, kernels k, array memory, array gradi
         if (taps < SIDE * SIDE) {
 #pragma omp for schedule(static)
             for (long i = 0; i < c; i++) {
-                memset(of_k1.at + i * numbers, 0, 4 * numbers);
-                memset(of_k2.at + i * numbers, 0, 4 * numbers);
+                memset(of_k.first.at + i * numbers, 0, 4 * numbers);
+                memset(of_k.second.at + i * numbers, 0, 4 * numbers);
             }
         }
 #pragma omp for schedule(static)
         for (long first = 0; first < c; first += FILL)
             for (long o = 0; o < h; o += FILL) {
-                scatter(s, pair(s, k, 0, first, o), of_taps[0], of_k1.at);
-                scatter(s, pair(s, k, 1, first, o), of_taps[1], of_k2.at);
+                scatter(s, pair(s, of_k, 0, first, o), of_taps[0]);
+                scatter(s, pair(s, of_k, 1, first, o), of_taps[1]);
             }
     }
     array hidden = {y.hidden, rows_of(s) * h};

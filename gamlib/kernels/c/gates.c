@@ -147,34 +147,20 @@ int channel_gate_gradients(size s, array x, mlp w, array hidden, map gradient, m
     return failed;
 }
 
-/* out = x sigmoid(logits) */
-int gate(size s, map x, map logits, map out) {
+/* out = x sigmoid(logits); where `gradient` is, that of this by the logits instead: gradient x sigmoid'(logits). */
+int gate(size s, map x, map logits, map gradient, map out) {
     long rows = rows_of(s);
     if (!fills(s) || !is_map(s, x) || !is_map(s, logits) || !is_map(s, out)) return UNFIT;
+    if (gradient.at && !is_map(s, gradient)) return UNFIT;
 #pragma omp parallel for schedule(static)
     for (long start = 0; start < rows; start += BLOCK) {
         place at = find(s, start);
         for (long i = start; i < rows && i < start + BLOCK; i++, advance(s, &at)) {
-            float *of_x = row(x, at), *of_logits = row(logits, at), *of_out = row(out, at);
-            for (long j = 0; j < s.channels; j += LANES)
-                VECTOR(of_out + j) = VECTOR(of_x + j) * sigmoid(VECTOR(of_logits + j));
-        }
-    }
-    return 0;
-}
-
-/* The gradient of `gate` by its logits. */
-int gate_gradient(size s, map gradient, map x, map logits, map out) {
-    long rows = rows_of(s);
-    if (!fills(s) || !is_map(s, gradient) || !is_map(s, x) || !is_map(s, logits) || !is_map(s, out)) return UNFIT;
-#pragma omp parallel for schedule(static)
-    for (long start = 0; start < rows; start += BLOCK) {
-        place at = find(s, start);
-        for (long i = start; i < rows && i < start + BLOCK; i++, advance(s, &at)) {
-            float *g = row(gradient, at), *of_x = row(x, at), *of_logits = row(logits, at), *of_out = row(out, at);
+            const float *of_x = row(x, at), *of_logits = row(logits, at), *g = gradient.at ? row(gradient, at) : NULL;
+            float *to = row(out, at);
             for (long j = 0; j < s.channels; j += LANES) {
                 vector y = sigmoid(VECTOR(of_logits + j));
-                VECTOR(of_out + j) = VECTOR(g + j) * VECTOR(of_x + j) * y * (1 - y);
+                VECTOR(to + j) = g ? VECTOR(g + j) * VECTOR(of_x + j) * y * (1 - y) : VECTOR(of_x + j) * y;
             }
         }
     }

@@ -36,9 +36,9 @@ int products(matrices a, matrices b, matrices c) {
     blocks = (m + rows - 1) / rows;
 #pragma omp parallel reduction(| : failed)
     {
-        float *room = packs ? aligned_alloc(64, 4 * WIDE * (k ? k : 1)) : NULL;
-        failed = packs && !room;
-        long held = -1; /* the panel in `room` */
+        float *packed = packs ? aligned_alloc(64, 4 * WIDE * (k ? k : 1)) : NULL;
+        failed = packs && !packed;
+        long held = -1; /* the panel in `packed` */
 #pragma omp for schedule(static)
         for (long task = 0; task < batch * panels * blocks; task++) {
             if (failed) continue;
@@ -50,8 +50,8 @@ int products(matrices a, matrices b, matrices c) {
             float *of_c = c.at + t * c.next + start * c.row + first;
             long b_row = b.row;
             if (packs) {
-                if (held != which) panel(of_b, b.row, b.column, k, columns, room);
-                held = which, of_b = room, b_row = WIDE;
+                if (held != which) panel(of_b, b.row, b.column, k, columns, packed);
+                held = which, of_b = packed, b_row = WIDE;
             }
             switch ((columns + LANES - 1) / LANES) {
             case 1: strip(1, 0, height, k, of_a, a.row, a.column, of_b, b_row, of_c, c.row, columns); break;
@@ -62,7 +62,7 @@ int products(matrices a, matrices b, matrices c) {
 #endif
             }
         }
-        free(room);
+        free(packed);
     }
     return failed;
 }

@@ -1,8 +1,7 @@
-"""The implementations of GAM against its plain one: numbers, gradients, memory, and when which of them is taken."""
+"""The backends of an accelerated GAM against its equations: numbers, gradients, memory, and when which one is taken."""
 
 import copy
 import gc
-import importlib.util
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from near import Values, block_and_map, with_gradients
+from near import ON_CPU, Values, block_and_map, equations, with_gradients
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
@@ -19,13 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ablation.gates.reading import read_gates
-from gamlib import GAM, build_model
-from gamlib import kernels as ways
+from gamlib import GAM, accelerate, build_model, kernels
 from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM
-from gamlib.kernels import fourier, fused, native
+from gamlib.kernels import backends, dense, fourier, fused, native
 from gamlib.kernels.dense import LARGEST
 
-ENGINES = tuple(ways.ENGINES)
 SUBMODULES = ("ch+sp", "ch", "sp")
 TINY = [(1, 1), (1, 4), (2, 2), (4, 4)]
 SIZES = [*TINY, (3, 5), (8, 7), (13, 3), (28, 28)]
@@ -35,7 +32,7 @@ WITHIN = {torch.float64: 1e-12, torch.float32: 5e-6}
 STAGES = [(32, 64, 56), (32, 128, 28), (32, 256, 14), (32, 512, 7), (64, 64, 32), (64, 128, 16), (64, 256, 8)]
 STAGES = [*STAGES, (64, 512, 4)]
 
-engines = pytest.mark.parametrize("engine", ENGINES)
+engines = pytest.mark.parametrize("engine", ON_CPU)
 submodules_ = pytest.mark.parametrize("submodules", SUBMODULES)
 types = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
@@ -47,12 +44,12 @@ def sizes_of(engine: str) -> list[tuple[int, int]]:
 # Tiny maps of float32 are computed in one call of `c/dense.c`, which has a backward pass of its own.
 kinds = pytest.mark.parametrize(
     ("engine", "dtype"),
-    [*((engine, torch.float64) for engine in ENGINES), ("dense", torch.float32)],
-    ids=[*ENGINES, "one call"],
+    [*((engine, torch.float64) for engine in ON_CPU), ("dense", torch.float32)],
+    ids=[*ON_CPU, "one call"],
 )
 each = pytest.mark.parametrize(
     ("engine", "size"),
-    [pytest.param(engine, size, id=f"{engine}-{size[0]}x{size[1]}") for engine in ENGINES for size in sizes_of(engine)],
+    [pytest.param(engine, size, id=f"{engine}-{size[0]}x{size[1]}") for engine in ON_CPU for size in sizes_of(engine)],
 )
 
 
@@ -60,10 +57,10 @@ each = pytest.mark.parametrize(
 def no_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is not computed by the plain block fails."""
 
-    def refuse(way: str, *rest: object) -> Tensor:
-        raise AssertionError(f"computed by {way}")
+    def refuse(backend: str, *rest: object) -> Tensor:
+        raise AssertionError(f"computed by {backend}")
 
-    monkeypatch.setattr(ways, "_computed", refuse)
+    monkeypatch.setattr(kernels, "compute", refuse)
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -73,14 +70,20 @@ def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(native, "library", lambda: None)
     elif native.library() is None:
         pytest.skip("no C compiler here")
-    ways.fastest.cache_clear()
+    backends.fastest.cache_clear()
     yield request.param
-    ways.fastest.cache_clear()
+    backends.fastest.cache_clear()
 
 
-def block_of(engine: str, channels: int = 16, reduction: int = 4, submodules: str = "ch+sp", **options: Any) -> GAM:
+def fast(channels: int, *values: Any, backend: str = "auto", **options: Any) -> kernels.FastGAM:
+    block = accelerate(GAM(channels, *values, **options), backend)
+    assert isinstance(block, kernels.FastGAM)
+    return block
+
+
+def block_of(engine: str) -> kernels.FastGAM:
     torch.manual_seed(0)
-    block = GAM(channels, reduction, submodules, implementation=engine, **options)
+    block = fast(16, 4, backend=engine)
     for value in block.parameters():
         nn.init.normal_(value, std=value[0].numel() ** -0.5)
     return block
@@ -92,10 +95,11 @@ def fitting(engine: str) -> tuple[int, int]:
 
 def given(
     engine: str, dtype: torch.dtype, submodules: str = "ch+sp", reduction: int = 4, size: tuple[int, int] | None = None
-) -> tuple[GAM, Tensor, Tensor]:
+) -> tuple[kernels.FastGAM, Tensor, Tensor]:
     block, x, gradient = block_and_map(16, reduction, submodules, (2, *(size or fitting(engine))), dtype)
-    block.implementation = engine
-    return block.to(dtype), x.to(dtype), gradient.to(dtype)
+    accelerate(block.to(dtype), engine)
+    assert isinstance(block, kernels.FastGAM)
+    return block, x.to(dtype), gradient.to(dtype)
 
 
 def distances(found: Values, wanted: Values) -> dict[str, float]:
@@ -108,11 +112,11 @@ def distances(found: Values, wanted: Values) -> dict[str, float]:
     }
 
 
-def assert_equals_plain(block: GAM, x: Tensor, gradient: Tensor, engine: str) -> None:
+def assert_equals_plain(block: kernels.FastGAM, x: Tensor, gradient: Tensor, engine: str) -> None:
     """Values and the gradients of the map and of every parameter."""
-    assert block.way(x) == engine
+    assert block.backend_for(x) == engine
     found = with_gradients(block, x, gradient, block)
-    apart = distances(found, with_gradients(block, x, gradient, block.plain))
+    apart = distances(found, with_gradients(block, x, gradient, equations(block)))
     assert {name: far for name, far in apart.items() if not far <= WITHIN[x.dtype]} == {}
 
 
@@ -203,14 +207,14 @@ def test_float32_is_at_most_twice_as_far_from_float64_as_the_plain_block_is(
     """In the order of memory in which that rounds more. Below 1.2e-7, one unit in the last place, all is exact."""
     images = 1 if size > 14 else 4
     block, x, gradient = block_and_map(channels, reduction, "ch+sp", (images, size, size), torch.float32)
-    exact = with_gradients(block, x, gradient, block.plain)
-    block.float().implementation = engine
-    assert block.way(x.float()) == engine
+    exact = with_gradients(block, x, gradient, equations(block))
+    accelerate(block.float(), engine)
+    assert isinstance(block, kernels.FastGAM) and block.backend_for(x.float()) == engine
     x, gradient = x.float(), gradient.float()
     orders = [LAYOUTS[order](x) for order in ("NCHW", "channels_last")]
-    plain = [distances(with_gradients(block, inputs, gradient, block.plain), exact) for inputs in orders]
+    errors = [distances(with_gradients(block, inputs, gradient, equations(block)), exact) for inputs in orders]
     found = distances(with_gradients(block, x, gradient, block), exact)
-    limits = {name: max(*(2 * far[name] for far in plain), 1.2e-7) for name in exact}
+    limits = {name: max(*(2 * far[name] for far in errors), 1.2e-7) for name in exact}
     assert {name: (far, limits[name]) for name, far in found.items() if not far <= limits[name]} == {}
 
 
@@ -230,7 +234,7 @@ def test_what_is_no_number_is_not_hidden(engine: str, dtype: torch.dtype, arithm
     """A training that diverges has to be seen: the plain block's NaN are NaN."""
     block, x, _ = given(engine, dtype)
     x[0, 3, 1, 2] = torch.nan
-    wanted = block.plain(x)
+    wanted = equations(block)(x)
     assert wanted.isnan().any() and not wanted.isnan().all()
     assert (block(x).isnan() | ~wanted.isnan()).all()
 
@@ -241,9 +245,9 @@ def test_what_is_no_number_is_not_hidden(engine: str, dtype: torch.dtype, arithm
 def tiny(engine: str, submodules: str, dtype: torch.dtype = torch.float64) -> tuple[GAM, Tensor]:
     size, channels = (1, 2, 3) if engine == "dense" else (1, 3, 4), 2 if dtype == torch.float64 else 16
     block, x, _ = block_and_map(channels, 1, submodules, size, dtype)
-    block.to(dtype).implementation = engine
+    accelerate(block.to(dtype), engine)
     x = x.to(dtype).requires_grad_()
-    assert block.way(x) == engine
+    assert isinstance(block, kernels.FastGAM) and block.backend_for(x) == engine
     return block, x
 
 
@@ -266,7 +270,7 @@ def test_second_derivatives_are_those_of_the_plain_block(engine: str, dtype: tor
         found = torch.autograd.grad(gradient.square().sum(), list(inputs.values()))
         return dict(zip(inputs, found, strict=True))
 
-    assert max(distances(penalty(block), penalty(block.plain)).values()) < WITHIN[dtype]
+    assert max(distances(penalty(block), penalty(equations(block))).values()) < WITHIN[dtype]
 
 
 ONLY: dict[str, Callable[[str], bool]] = {
@@ -303,7 +307,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_get_theirs(
 
     found = gradients(block)
     assert found.keys() == {name for name in inputs if ONLY[only](name)}
-    assert max(distances(found, gradients(block.plain)).values()) < WITHIN[dtype]
+    assert max(distances(found, gradients(equations(block))).values()) < WITHIN[dtype]
 
 
 @engines
@@ -329,7 +333,7 @@ def test_output_lies_in_memory_as_that_of_the_plain_block(
     block, x, _ = given(engine, torch.float32, submodules, size=size)
     x = LAYOUTS[layout](x)
     with torch.set_grad_enabled(gradients):
-        strides = [value.stride() for value in (block(x), block.plain(x), x)]
+        strides = [value.stride() for value in (block(x), equations(block)(x), x)]
     along = [axis for axis, number in enumerate(x.shape) if number > 1]
     assert len({tuple(stride[axis] for axis in along) for stride in strides}) == 1
 
@@ -350,7 +354,7 @@ def test_output_may_be_changed_in_place(engine: str, dtype: torch.dtype, submodu
 
         return computed
 
-    found, wanted = (with_gradients(block, x, gradient, residual(compute)) for compute in (block, block.plain))
+    found, wanted = (with_gradients(block, x, gradient, residual(compute)) for compute in (block, equations(block)))
     assert max(distances(found, wanted).values()) < WITHIN[dtype]
 
 
@@ -360,7 +364,7 @@ def test_input_and_weights_that_change_before_the_backward_pass_are_noticed(engi
     block, x, _ = given(engine, torch.float32, submodules)
     last = [*block.parameters()][-2 if submodules == "ch" else -1]
     for value in (x, last):
-        for compute in (block, block.plain):
+        for compute in (block, equations(block)):
             out = compute(x.requires_grad_())
             with torch.no_grad():
                 value.add_(1)
@@ -387,65 +391,66 @@ def test_neither_input_nor_gradient_nor_weights_are_changed(engine: str) -> None
 @pytest.mark.parametrize(("batch", "channels", "size"), STAGES)
 def test_an_engine_computes_the_stages_of_resnet18(batch: int, channels: int, size: int, arithmetic: str) -> None:
     x = torch.empty(1).expand(batch, channels, size, size)
-    assert GAM(channels).way(x) in ENGINES
+    assert fast(channels).backend_for(x) in ON_CPU
     with torch.no_grad():
-        assert GAM(channels, reduction=4).way(x) in ENGINES
+        assert fast(channels, reduction=4).backend_for(x) in ON_CPU
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_the_smallest_maps_are_dense(size: tuple[int, int], arithmetic: str) -> None:
-    assert GAM(64).way(torch.empty(8, 64, *size)) == GAM(64, submodules="sp").way(torch.empty(8, 64, *size)) == "dense"
+    x = torch.empty(8, 64, *size)
+    assert fast(64).backend_for(x) == fast(64, submodules="sp").backend_for(x) == "dense"
 
 
 @pytest.mark.parametrize(("channels", "one_call"), [(64, True), (64, False), (2048, True)])
 def test_small_maps_are_dense_where_that_is_one_call_and_not_much_more_arithmetic(
     channels: int, one_call: bool
 ) -> None:
-    found = ways.fastest(64, channels, 4, 4, channels // 16, True, one_call)
+    found = backends.fastest(64, channels, 4, 4, channels // 16, True, one_call)
     assert (found == "dense") == (one_call and channels == 64)
 
 
 def test_a_channel_gate_alone_is_direct() -> None:
     for size in (1, 4, 56):
-        assert GAM(64, submodules="ch").way(torch.empty(2, 64, size, size)) == "direct"
+        assert fast(64, submodules="ch").backend_for(torch.empty(2, 64, size, size)) == "direct"
 
 
 @engines
-def test_the_implementation_that_is_asked_for_is_taken(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_that_is_asked_for_is_taken(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
-    attend = fused.attend
+    forward = fused.Fused.forward
 
-    def seen(used: fused.Engine, *rest: Any) -> Any:
-        taken.append(type(used).__name__)
-        return attend(used, *rest)
+    def seen(used: fused.Fused, *rest: Any) -> Any:
+        taken.append(type(used.engine).__name__)
+        return forward(used, *rest)
 
-    for module in (fused, ways):
-        monkeypatch.setattr(module, "attend", seen)
+    monkeypatch.setattr(fused.Fused, "forward", seen)
     block, x, _ = given(engine, torch.float64)  # of float32, a tiny map may be computed in one call
     block(x)
     with torch.no_grad():
         block(x)
-    assert block.way(x) == engine and taken == 2 * [engine.capitalize()]
+    assert block.backend_for(x) == engine and taken == 2 * [engine.capitalize()]
 
 
 @pytest.mark.usefixtures("no_engines")
 def test_plain_is_taken_where_the_one_asked_for_cannot_be() -> None:
     x = torch.randn(1, 16, LARGEST + 1, 2)
-    for engine, inputs in (("dense", x), ("dense", x.mT.contiguous()), ("triton", x), ("plain", x)):
+    for engine, inputs in (("dense", x), ("dense", x.mT.contiguous()), ("triton", x)):
         block = block_of(engine)
-        assert block.way(inputs) == "plain"
-        assert torch.equal(block(inputs), block.plain(inputs))
+        assert block.backend_for(inputs) == "plain"
+        assert torch.equal(block(inputs), equations(block)(inputs))
 
 
-def test_an_unknown_implementation_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_backend_is_refused_with_the_known_ones() -> None:
     allowed = "auto, plain, direct, fourier, dense, triton"
-    with pytest.raises(ValueError, match=f"^implementation='winograd': allowed: {allowed}$"):
-        GAM(16, implementation="winograd")
-    assert ", ".join(ways.IMPLEMENTATIONS) == allowed
+    block = GAM(16)
+    with pytest.raises(ValueError, match=f"^backend='winograd': allowed: {allowed}$"):
+        accelerate(block, "winograd")
+    assert type(block) is GAM and ", ".join(kernels.CHOICES) == allowed
 
 
 @pytest.mark.usefixtures("no_engines")
-@pytest.mark.parametrize("engine", ["auto", *ENGINES])
+@pytest.mark.parametrize("engine", ["auto", *ON_CPU])
 def test_a_usual_call_is_computed_by_an_engine(engine: str) -> None:
     """Without which the tests below would say nothing."""
     block, x = block_of(engine), torch.randn(2, 16, *fitting(engine))
@@ -468,10 +473,10 @@ def test_a_usual_call_is_computed_by_an_engine(engine: str) -> None:
 )
 @engines
 def test_variants_are_computed_as_they_are_written(engine: str, options: dict[str, Any], kind: type[GAM]) -> None:
-    block = kind(16, 4, implementation=engine, **options)
+    block = accelerate(kind(16, 4, **options), engine)
     x = torch.randn(1, 16, 3, 3)
-    assert block.way(x) == "plain"
-    assert torch.equal(block(x), block.plain(x))
+    assert isinstance(block, kernels.FastGAM) == (kind is GAM)
+    assert torch.equal(block(x), kind.forward(block, x))
 
 
 def replaced(name: str, layer: Callable[[], nn.Module]) -> Callable[[GAM], None]:
@@ -505,15 +510,15 @@ def test_layers_that_somebody_replaced_are_computed_as_they_are(engine: str, cha
     torch.manual_seed(0)
     block, x = block_of(engine).eval(), torch.randn(1, 16, *((4, 4) if engine == "dense" else (9, 6)))
     REPLACED[change](block)
-    assert block.way(x) == "plain"
-    assert torch.equal(block(x), block.plain(x))
+    assert block.backend_for(x) == "plain"
+    assert torch.equal(block(x), equations(block)(x))
 
 
 @pytest.mark.usefixtures("no_engines")
 def test_plain_is_taken_under_autocast_and_for_types_of_half_the_size() -> None:
     block, x = block_of("auto"), torch.randn(1, 16, 5, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert block(x).dtype == block.plain(x).dtype
+        assert block(x).dtype == equations(block)(x).dtype
         assert block(x.bfloat16()).dtype == torch.bfloat16
     for dtype in (torch.bfloat16, torch.float16):
         assert block.to(dtype)(x.to(dtype)).dtype == dtype
@@ -541,7 +546,7 @@ def test_who_looks_at_an_inner_layer_sees_it(layer: str, kind: str) -> None:
 def test_a_hook_on_the_block_itself_changes_nothing() -> None:
     block, x, seen = block_of("auto"), torch.randn(1, 16, 5, 5), []
     block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    assert block.way(x) in ENGINES
+    assert block.backend_for(x) in ON_CPU
     assert block(x) is seen[0]
 
 
@@ -558,35 +563,42 @@ def test_gates_are_read_where_engines_compute() -> None:
 @pytest.mark.usefixtures("no_engines")
 def test_transforms_of_functions_go_through_the_plain_block() -> None:
     block, x = block_of("auto").double(), torch.randn(3, 2, 16, 3, 5, dtype=torch.float64)
-    plain = torch.stack([block.plain(image) for image in x])
+    plain = torch.stack([equations(block)(image) for image in x])
     torch.testing.assert_close(torch.func.vmap(block)(x), plain, rtol=0, atol=1e-12)
 
     def loss(x: Tensor) -> Tensor:
         return block(x).square().sum()
 
-    (wanted,) = torch.autograd.grad(block.plain(leaf := x[0].clone().requires_grad_()).square().sum(), leaf)
+    (wanted,) = torch.autograd.grad(equations(block)(leaf := x[0].clone().requires_grad_()).square().sum(), leaf)
     torch.testing.assert_close(torch.func.grad(loss)(x[0]), wanted, rtol=0, atol=1e-12)
     tangent = torch.randn_like(x[0])
     with forward_ad.dual_level():
         dual = forward_ad.unpack_dual(block(forward_ad.make_dual(x[0], tangent)))
-    along = torch.func.jvp(block.plain, (x[0],), (tangent,))[1]
+    along = torch.func.jvp(equations(block), (x[0],), (tangent,))[1]
     torch.testing.assert_close(dual.tangent, along, rtol=0, atol=1e-12)
     assert along.norm() > 0
 
 
+def test_a_transformed_function_may_call_a_block_that_it_does_not_transform() -> None:
+    block, x, noise = block_of("auto"), torch.randn(2, 16, 3, 5), torch.randn(3, 2, 16, 3, 5)
+    found = torch.func.vmap(lambda one: one * block(x))(noise)
+    torch.testing.assert_close(found, noise * equations(block)(x))
+    found = torch.func.grad(lambda one: (one * block(x)).sum())(noise[0])
+    torch.testing.assert_close(found, equations(block)(x).detach())
+
+
 def test_as_many_operations_are_counted_as_the_plain_block_has() -> None:
     counts = {}
-    for implementation in ("auto", "plain", "direct", "fourier"):
-        block, x = block_of(implementation), torch.randn(2, 16, 9, 6, requires_grad=True)
+    for backend in ("auto", "plain", "direct", "fourier"):
+        block, x = accelerate(GAM(16, 4), backend), torch.randn(2, 16, 9, 6, requires_grad=True)
         with FlopCounterMode(display=False) as counter:
             block(x).sum().backward()
-        counts[implementation] = counter.get_total_flops()
+        counts[backend] = counter.get_total_flops()
     convolutions, mlp = 2 * 49 * 16 * 4, 2 * 16 * 4
     assert counts == dict.fromkeys(counts, 3 * 2 * 2 * 9 * 6 * (convolutions + mlp))
 
 
-@pytest.mark.usefixtures("no_engines")
-def test_a_mode_that_sees_operations_sees_those_of_the_equations() -> None:
+def test_a_mode_that_sees_operations_sees_two_that_hide_nothing() -> None:
     seen: list[str] = []
 
     class Seeing(TorchDispatchMode):
@@ -594,9 +606,11 @@ def test_a_mode_that_sees_operations_sees_those_of_the_equations() -> None:
             seen.append(str(function))
             return function(*arguments, **(options or {}))
 
+    block, x = block_of("auto"), torch.randn(1, 16, 5, 5)
     with Seeing():
-        block_of("auto")(torch.randn(1, 16, 5, 5))
-    assert (seen.count("aten.convolution.default"), seen.count("aten.sigmoid.default")) == (2, 2)
+        block(x).backward(x)
+    names = [name for name in seen if name.startswith("gamlib") or "conv" in name or "mm" in name]
+    assert names == ["gamlib.gam.default", "gamlib.gam_backward.default"]
 
 
 @pytest.mark.usefixtures("no_engines")
@@ -609,12 +623,12 @@ def test_a_trace_and_an_exported_program_have_the_operations_of_the_equations() 
     names = [str(node.target) for node in exported.graph.nodes]
     assert (names.count("aten.conv2d.default"), names.count("aten.linear.default")) == (2, 2)
     for program in (traced, exported.module()):
-        torch.testing.assert_close(program(x), block.plain(x))
+        torch.testing.assert_close(program(x), equations(block)(x))
 
 
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return build_model("resnet18", "gam", num_classes=10, stem="cifar", width=0.25)
+    return accelerate(build_model("resnet18", "gam", num_classes=10, stem="cifar", width=0.25))
 
 
 def test_a_network_is_exported_from_the_plain_form() -> None:
@@ -651,15 +665,26 @@ def test_a_network_compiles_without_graph_breaks() -> None:
 # State
 
 
-def test_parameters_have_the_same_names_in_every_implementation() -> None:
-    blocks = [block_of(implementation) for implementation in ways.IMPLEMENTATIONS]
-    shapes = [{name: value.shape for name, value in block.state_dict().items()} for block in blocks]
-    assert all(found == shapes[0] for found in shapes) and len(shapes[0]) == 6
-    x = torch.randn(1, 16, 3, 4)
-    for block in blocks[1:]:
-        nn.init.ones_(block.get_parameter("channel.mlp.0.weight"))
-        block.load_state_dict(blocks[0].state_dict())
-        torch.testing.assert_close(block(x), blocks[0].plain(x))
+@pytest.mark.parametrize("backend", kernels.CHOICES)
+def test_a_network_keeps_everything_but_its_blocks_classes_and_has_them_back(backend: str) -> None:
+    torch.manual_seed(0)
+    model, seen = build_model("resnet18", "gam", num_classes=10, stem="cifar", width=0.25).eval(), list[Tensor]()
+    block, x = model.get_submodule("layer1.0.bn2.attention"), torch.randn(2, 3, 32, 32)
+    block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before, modules, kinds = dict(model.named_parameters()), [*model.modules()], [*map(type, model.modules())]
+    wanted = model(x)
+    assert accelerate(model, backend) is model
+    assert sum(isinstance(module, kernels.FastGAM) for module in model.modules()) == 8 * (backend != "plain")
+    after = dict(model.named_parameters())
+    assert [*after] == [*before] and all(after[name] is value for name, value in before.items())
+    assert all(map(torch.Tensor.is_set_to, optimizer.param_groups[0]["params"], after.values()))
+    assert [*model.modules()] == modules and not any(module.training for module in modules)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-4)
+    assert len(seen) == 2
+    assert accelerate(accelerate(model, backend), "plain") is model
+    assert [*map(type, model.modules())] == kinds and "backend" not in vars(block)
+    assert torch.equal(model(x), wanted)
 
 
 def by_pickle(block: GAM) -> GAM:
@@ -679,13 +704,13 @@ def test_a_block_that_was_used_can_be_copied(engine: str, copied: Callable[[GAM]
     with_gradients(block, x, gradient, block)
     with torch.no_grad():
         block(x)
-    other = copied(block)
-    assert other.implementation == engine == other.way(x)
+    other: Any = copied(block)
+    assert other.backend_for(x) == engine
     with torch.no_grad():
         assert torch.equal(other(x), block(x))
         nn.init.zeros_(other.get_parameter("spatial.squeeze.weight"))
         assert not torch.equal(other(x), block(x))
-        torch.testing.assert_close(other(x), other.plain(x))
+        torch.testing.assert_close(other(x), equations(other)(x))
 
 
 # Transforms of weights that are kept
@@ -693,15 +718,15 @@ def test_a_block_that_was_used_can_be_copied(engine: str, copied: Callable[[GAM]
 
 @pytest.fixture
 def transforms(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """What `fourier._kernel` was called for."""
+    """What `fourier._of_taps` was called for."""
     called: list[Tensor] = []
-    compute = fourier._kernel
+    compute = fourier._of_taps
 
     def counted(taps: Tensor, *rest: Any) -> Tensor:
         called.append(taps)
         return compute(taps, *rest)
 
-    monkeypatch.setattr(fourier, "_kernel", counted)
+    monkeypatch.setattr(fourier, "_of_taps", counted)
     return called
 
 
@@ -748,7 +773,7 @@ def test_transforms_of_weights_are_kept_until_the_weights_change(
     with torch.no_grad():
         second = block(x)
         assert len(transforms) == 4 and not torch.equal(second, first)
-        assert distances({"": second}, {"": block.plain(x)})[""] < WITHIN[dtype]
+        assert distances({"": second}, {"": equations(block)(x)})[""] < WITHIN[dtype]
         block(x)
         assert len(transforms) == 4
 
@@ -757,35 +782,35 @@ def test_transforms_of_weights_are_those_of_the_map_at_hand(transforms: list[Ten
     block, x, _ = given("fourier", torch.float64)
     with torch.no_grad():
         for inputs in (x, x[..., :-2], x, x.transpose(2, 3)):
-            torch.testing.assert_close(block(inputs), block.plain(inputs), rtol=0, atol=1e-12)
+            torch.testing.assert_close(block(inputs), equations(block)(inputs), rtol=0, atol=1e-12)
         inputs = x.transpose(2, 3)
         done = len(transforms)
         block(inputs.flip(0)[:1])  # of another batch, and of a view
         assert len(transforms) == done
     block.float()
     with torch.no_grad():
-        torch.testing.assert_close(block(x.float()), block.plain(x.float()))
+        torch.testing.assert_close(block(x.float()), equations(block)(x.float()))
 
 
 def test_transforms_are_not_kept_where_weights_learn(transforms: list[Tensor]) -> None:
     block, x, _ = given("fourier", torch.float32)
-    before = len(fourier._KEPT)
+    before = len(fourier._CACHE)
     for times in (1, 2):
         block(x)
         assert len(transforms) == 2 * times
-    assert len(fourier._KEPT) == before
+    assert len(fourier._CACHE) == before
 
 
 def test_transforms_of_weights_that_are_gone_are_gone() -> None:
     gc.collect()
-    before = len(fourier._KEPT)
+    before = len(fourier._CACHE)
     block, x, _ = given("fourier", torch.float32)
     with torch.no_grad():
         block(x)
-    assert len(fourier._KEPT) == before + 2
+    assert len(fourier._CACHE) == before + 2
     del block
     gc.collect()
-    assert len(fourier._KEPT) == before
+    assert len(fourier._CACHE) == before
 
 
 MOMENTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -800,10 +825,10 @@ MOMENTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def test_what_is_kept_of_a_special_moment_serves_later(engine: str, dtype: torch.dtype, moment: str) -> None:
     """Matrices of a map's size are kept in the process; the first call must not leave any that others cannot use."""
     block, x, gradient = given(engine, dtype, size=(4, 3) if engine == "dense" else (11, 2))
-    for kept in (fourier._waves, importlib.import_module("gamlib.kernels.dense")._taps):
+    for kept in (fourier._transforms, dense._taps):
         kept.cache_clear()
     for context in (MOMENTS[moment], nullcontext, torch.no_grad):
         with context():
             found = block(x)
-        assert distances({"": found.detach()}, {"": block.plain(x).detach()})[""] < WITHIN[dtype]
+        assert distances({"": found.detach()}, {"": equations(block)(x).detach()})[""] < WITHIN[dtype]
     assert_equals_plain(block, x, gradient, engine)
