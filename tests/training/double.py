@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gamlib.data import batches
+from gamlib.training import batches
 
 
 class Double(batches.FromMemory):

@@ -1,1 +1,0 @@
-"""One run and its kernel, the queue on this machine, SLURM."""

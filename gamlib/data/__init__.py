@@ -1,1 +1,0 @@
-"""Data sets, their images, and the batches that are made of them."""
