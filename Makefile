@@ -41,7 +41,7 @@ test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with sc
 	@GAM_BROWSER=1 $(BIN)/pytest -rs tests/browser
 
 fuzz: env ## 10,000 random blocks and maps: the fast forms of GAM against the plain block in float64 (two minutes)
-	@$(BIN)/python tests/attention/fuzz.py $(FUZZ)
+	@$(BIN)/python tests/kernels/fuzz.py $(FUZZ)
 
 bench: env ## GAM against the plain block and others (10 minutes), then a training step against a plain loop (25 minutes)
 	@$(BIN)/gamlib bench

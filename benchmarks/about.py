@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from gamlib.lab.provenance import processor, provenance
+from ablation.provenance import processor, provenance
 
 
 def about(device: str = "cpu", threads: int = 1) -> dict[str, Any]:

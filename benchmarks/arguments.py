@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import torch
 
-from gamlib.lab.config import ConfigError
+from ablation.config import ConfigError
 
 
 def device(name: str) -> str:

@@ -16,8 +16,9 @@ import torch
 from copied import Copied, CopiedByOurs
 from torch import Tensor, nn
 
+from gamlib import accelerate
 from gamlib.attention import GAM, MECHANISMS
-from gamlib.attention.ways import IMPLEMENTATIONS
+from gamlib.kernels import BACKENDS, FastGAM
 
 PASSES = {"inference": 1, "forward": 1, "backward": 2, "training": 3}  # over all products, by mode
 MAPS = {"inference": 2, "forward": 2, "backward": 3, "training": 5}  # that must be read or written
@@ -43,13 +44,16 @@ def _timm(name: str, channels: int) -> nn.Module:
     return create_attn(name, channels)
 
 
-PLAIN, PLAIN_4 = partial(GAM, implementation="plain"), partial(GAM, reduction=4, implementation="plain")
+def _ours(channels: int, backend: str = "auto", **options: Any) -> nn.Module:
+    return accelerate(GAM(channels, **options), backend)
+
+
 SUBJECTS: dict[str, Subject] = {
-    "plain": Subject(PLAIN, bases=(), channels_last=False),  # as people write it; all others are compared with it too
-    "plain channels_last": Subject(PLAIN),
-    "ours": Subject(GAM, same="plain", bases=("plain", "plain channels_last", "plain compiled"), table=True),
-    "plain r=4": Subject(PLAIN_4, channels_last=False),
-    "ours r=4": Subject(partial(GAM, reduction=4), same="plain r=4", bases=("copied", "plain r=4"), table=True),
+    "plain": Subject(GAM, bases=(), channels_last=False),  # as people write it; all others are compared with it too
+    "plain channels_last": Subject(GAM),
+    "ours": Subject(_ours, same="plain", bases=("plain", "plain channels_last", "plain compiled"), table=True),
+    "plain r=4": Subject(partial(GAM, reduction=4), channels_last=False),
+    "ours r=4": Subject(partial(_ours, reduction=4), same="plain r=4", bases=("copied", "plain r=4"), table=True),
     "copied": Subject(Copied, channels_last=False),
     "copied by ours": Subject(CopiedByOurs, same="copied", bases=("copied",), table=True),
     **{name: Subject(kind, scale=True) for name, kind in MECHANISMS.items() if name != "gam"},
@@ -57,20 +61,16 @@ SUBJECTS: dict[str, Subject] = {
     "timm CBAM": Subject(partial(_timm, "cbam"), scale=True),
 }
 COMPILED = {
-    "plain compiled": Subject(PLAIN, same="plain", compiled=True),
-    "ours compiled": Subject(GAM, same="plain", bases=("plain", "plain compiled"), compiled=True, table=True),
+    "plain compiled": Subject(GAM, same="plain", compiled=True),
+    "ours compiled": Subject(_ours, same="plain", bases=("plain", "plain compiled"), compiled=True, table=True),
     "copied compiled": Subject(Copied, same="copied", bases=("copied",), channels_last=False, compiled=True),
 }
-WAYS = {
-    f"ours:{name}": Subject(partial(GAM, implementation=name), same="plain")
-    for name in IMPLEMENTATIONS
-    if name not in ("auto", "plain")
-}
+BY_BACKEND = {f"ours:{name}": Subject(partial(_ours, backend=name), same="plain") for name in BACKENDS}
 GATES = {  # the channel gate alone
-    "plain ch": Subject(partial(PLAIN, submodules="ch")),
-    "ours ch": Subject(partial(GAM, submodules="ch"), same="plain ch", bases=("plain ch",), table=True),
+    "plain ch": Subject(partial(GAM, submodules="ch")),
+    "ours ch": Subject(partial(_ours, submodules="ch"), same="plain ch", bases=("plain ch",), table=True),
 }
-KNOWN = SUBJECTS | COMPILED | WAYS | GATES
+KNOWN = SUBJECTS | COMPILED | BY_BACKEND | GATES
 
 
 def missing() -> dict[str, str]:
@@ -102,9 +102,9 @@ class Shape:
         return 2 * 2 * (49 + 1) * self.elements * hidden
 
 
-def subjects(shape: Shape, *, compiled: bool = False, ways: bool = False, gates: bool = False) -> list[str]:
+def subjects(shape: Shape, *, compiled: bool = False, backends: bool = False, gates: bool = False) -> list[str]:
     """What is compared at a shape by default: at stages of ResNet-50, which take long, GAM of r = 16 alone."""
-    names = ["plain", "plain channels_last", "ours", *(WAYS if ways else ()), *(GATES if gates else ())]
+    names = ["plain", "plain channels_last", "ours", *(BY_BACKEND if backends else ()), *(GATES if gates else ())]
     if "ResNet-50" not in shape.network:
         few = shape.network == "tiny"
         names += [name for name, one in SUBJECTS.items() if name not in names and not (few and one.scale)]
@@ -157,7 +157,7 @@ class Block:
     subject: Subject = field(init=False)
     module: Any = field(init=False)  # in training mode
     still: Any = field(init=False)  # in eval mode
-    way: dict[str, str] = field(init=False, default_factory=dict)  # by mode
+    backend: dict[str, str] = field(init=False, default_factory=dict)  # by mode
 
     def __post_init__(self) -> None:
         self.subject = KNOWN[self.name]
@@ -175,13 +175,13 @@ class Block:
         self.x.requires_grad_()
         if self.setting.device == "cuda":
             for module in (self.module, self.still):
-                if isinstance(module, GAM) and module.implementation == "auto":
-                    module.implementation = "triton"  # which no GPU takes by itself
+                if isinstance(module, FastGAM) and module.backend == "auto":
+                    accelerate(module, "triton")  # which no GPU takes by itself
         if isinstance(self.module, GAM) and not self.subject.compiled:
             with self._autocast():
-                training = self.module.way(self.x)
+                self.backend = dict.fromkeys(("training", "forward"), _backend(self.module, self.x))
                 with torch.no_grad():
-                    self.way = {"training": training, "forward": training, "inference": self.still.way(self.x.detach())}
+                    self.backend["inference"] = _backend(self.still, self.x.detach())
         self.called: Any = torch.compile(self.module, dynamic=False) if self.subject.compiled else self.module
         self.asked: Any = torch.compile(self.still, dynamic=False) if self.subject.compiled else self.still
         self.graph: Tensor | None = None
@@ -190,7 +190,7 @@ class Block:
         """Of the plain algorithm, where the subject is a GAM block with both submodules, or the copied one."""
         spatial = getattr(self.module, "spatial", None)
         hidden: int | None = None
-        if type(self.module) is GAM and self.module.channel is not None and spatial is not None:
+        if type(self.module) in (GAM, FastGAM) and self.module.channel is not None and spatial is not None:
             hidden = spatial.squeeze.out_channels
         elif type(self.module) is Copied:
             hidden = self.module.convolutions[0].out_channels
@@ -224,6 +224,10 @@ class Block:
     def _forward(self) -> Tensor:
         with self._autocast():
             return self.called(self.x)
+
+
+def _backend(block: GAM, x: Tensor) -> str:
+    return block.backend_for(x) if isinstance(block, FastGAM) else "plain"
 
 
 @cache
@@ -276,12 +280,14 @@ def agreement(name: str, shape: Shape, setting: Setting) -> Agreement | None:
     difference = furthest(_results(name, shape, setting), _results(same, shape, setting))
     if KNOWN[name].compiled:  # every other shape would be compiled anew
         return Agreement(difference)
-    way = Block(name, shape, setting).way.get("training", "")
-    error = furthest(_results(name, few, setting, way=way), exact)
+    backend = Block(name, shape, setting).backend.get("training", "")
+    error = furthest(_results(name, few, setting, backend=backend), exact)
     return Agreement(difference, error, furthest(_results(same, few, setting), exact))
 
 
-def _results(name: str, shape: Shape, setting: Setting, rounded: Setting | None = None, way: str = "") -> list[Tensor]:
+def _results(
+    name: str, shape: Shape, setting: Setting, rounded: Setting | None = None, backend: str = ""
+) -> list[Tensor]:
     block = Block(name, shape, setting)
     if rounded is not None:  # the exact block gets the numbers that the others get
         with torch.no_grad():
@@ -289,7 +295,7 @@ def _results(name: str, shape: Shape, setting: Setting, rounded: Setting | None 
                 tensor.copy_(tensor.to(rounded.maps))
             for tensor in (*block.module.parameters(), *block.still.parameters()):
                 tensor.copy_(tensor.to(rounded.dtype))
-    if way:  # fewer images may be computed in another way
+    if backend:  # fewer images may be computed by another one
         for module in (block.module, block.still):
-            module.implementation = way
+            accelerate(module, backend)
     return [result.detach().double().contiguous() for mode in ("training", "inference") for result in block.call(mode)]

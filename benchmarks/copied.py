@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention.ways import ENGINES, fastest
+from gamlib.kernels.backends import fastest
+from gamlib.kernels.dense import Dense
+from gamlib.kernels.direct import Direct
+from gamlib.kernels.fourier import Fourier
+
+ENGINES: dict[str, Any] = {"direct": Direct(), "fourier": Fourier(), "dense": Dense()}
 
 
 class Copied(nn.Module):
@@ -60,9 +65,9 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         outputs, inputs = weight.shape[:2]
         ctx.kind = "squeeze" if outputs < inputs else "expand"
-        way = fastest(len(x), max(outputs, inputs), *x.shape[2:], min(outputs, inputs), True)
-        ctx.engine = ENGINES[way]
-        found, saved = getattr(ctx.engine, ctx.kind)(x, weight)
+        name = fastest(len(x), max(outputs, inputs), *x.shape[2:], min(outputs, inputs), True)
+        ctx.engine = ENGINES[name]
+        found, *saved = getattr(ctx.engine, ctx.kind)(x, weight)
         ctx.save_for_backward(x, weight, *saved)
         return found.add_(bias[:, None, None]).contiguous(memory_format=torch.channels_last)
 

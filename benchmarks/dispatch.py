@@ -23,10 +23,10 @@ from typing import Annotated
 import typer
 from about import about
 
-from gamlib.lab.config import RunConfig
-from gamlib.lab.places import ROOT
-from gamlib.lab.provenance import source_hash
-from gamlib.lab.runs import Result, Run
+from ablation.config import RunConfig
+from ablation.paths import ROOT
+from ablation.provenance import source_hash
+from ablation.runs import Result, Run
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "slurm"))
@@ -117,7 +117,7 @@ def _finish(run: Run) -> None:
 
 def _seconds(*arguments: str) -> float:
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "gamlib.cli", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "ablation.cli", *arguments], capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"gamlib {' '.join(arguments)}: {done.stdout[-500:]}{done.stderr[-500:]}")
     return time.perf_counter() - began

@@ -5,11 +5,11 @@
     gamlib bench --parts blocks --shapes tiny --subjects 'ours,ours r=4,copied' --csv table.csv
     python benchmarks/gam.py                           the same
 
-`plain` is the block as it is written: permute, Linear, NCHW convolutions, eager. `ours` is `GAM(channels)` with a
-channels_last map, as gamlib's loop feeds it, which chooses a way to compute the same numbers; `copied` is what
-circulates under the paper's name (r = 4, biases, BatchNorm), and `ours r=4` does its arithmetic in our block. Before
-anything is timed, their outputs and gradients are compared with plain's and with float64's; a block whose numbers are
-not plain's within rounding is not timed, and the command exits with 1. `error` is ours from float64 over plain's own.
+`plain` is the block as it is written: permute, Linear, NCHW convolutions, eager. `ours` is `accelerate(GAM(channels))`
+with a channels_last map, as gamlib's loop has it; `copied` is what circulates under the paper's name (r = 4, biases,
+BatchNorm), and `ours r=4` does its arithmetic in our block. Before anything is timed, their outputs and gradients are
+compared with plain's and with float64's; a block whose numbers are not plain's within rounding is not timed, and the
+command exits with 1. `error` is ours from float64 over plain's own.
 
 All subjects of a shape are called in turns in one process (`turns.py`), fp32 on a CPU, bfloat16 on a GPU (with --amp
 weights stay fp32, under autocast). `training` is forward and backward, with gradients of the map and all weights,
@@ -45,11 +45,11 @@ from blocks import KNOWN, Agreement, Block, Setting, Shape
 from tqdm import tqdm
 from turns import Peaks, Plan, in_turns, peaks, ratios
 
+from ablation.config import ConfigError
+from ablation.console import plain_errors
+from ablation.paths import cores
+from ablation.runs import RunFailed
 from gamlib.files import write_whole
-from gamlib.lab.config import ConfigError
-from gamlib.lab.places import cores
-from gamlib.lab.runs import RunFailed
-from gamlib.options import speaks_plainly
 from gamlib.training.cpu import keep_memory
 
 PARTS = ("blocks", "step", "study", "memory")
@@ -59,7 +59,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@speaks_plainly
+@plain_errors()
 def main(
     parts: Annotated[str, typer.Option(help="By default all: blocks,step,study,memory.")] = "",
     shapes: Annotated[
@@ -75,7 +75,7 @@ def main(
         bool | None, typer.Option("--compile/--no-compile", help="Under torch.compile too; by default on a GPU.")
     ] = None,
     implementations: Annotated[
-        bool, typer.Option("--implementations", help="Every way to compute ours, where it can be used.")
+        bool, typer.Option("--implementations", help="Every backend of ours, where it can be used.")
     ] = False,
     amp: Annotated[bool, typer.Option("--amp", help="On a GPU: fp32 weights under autocast.")] = False,
     kept: Annotated[
@@ -99,7 +99,7 @@ def main(
     default = [group for group in blocks.GROUPS if "ImageNet" in group] if cuda else list(blocks.GROUPS)
     groups = arguments.names("shapes", shapes, blocks.GROUPS) if shapes else default
     maps = blocks.SMALL if quick and not shapes else [one for group in groups for one in blocks.shapes(group, cuda)]
-    also = {"compiled": cuda if compiled is None else compiled, "ways": implementations, "gates": cuda}
+    also = {"compiled": cuda if compiled is None else compiled, "backends": implementations, "gates": cuda}
     named = arguments.names("subjects", subjects, ["all", *KNOWN]) if subjects else []
     if named:
         everything = [*blocks.SUBJECTS] if "all" in named else []
@@ -180,7 +180,9 @@ class _Bench:
             except Exception as error:  # a compiler that is not there, memory that is not enough
                 ready.pop(name, None)
                 failed[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        if unused := [name for name in ready if name in blocks.WAYS and ready[name].way["training"] != name[5:]]:
+        if unused := [
+            name for name in ready if name in blocks.BY_BACKEND and ready[name].backend["training"] != name[5:]
+        ]:
             ready = {name: block for name, block in ready.items() if name not in unused}
         calls = {
             (name, mode): partial(block.call, mode)
@@ -205,7 +207,7 @@ class _Bench:
 
     def _block(self, block: Block, mode: str, times: list[float]) -> Row:
         seconds, flops = median(times), block.flops(mode)
-        row: Row = {"way": block.way.get(mode, ""), "seconds": seconds}
+        row: Row = {"backend": block.backend.get(mode, ""), "seconds": seconds}
         if flops:
             gflops = flops / seconds / 1e9
             row |= {"gflops": gflops, "of_peak": gflops / self.peaks.gflops}

@@ -18,9 +18,9 @@ from timing import CLASSES, LR, Child, Failed, Given, Line, Pace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gamlib import GAM, build_model
+from gamlib import accelerate, build_model
+from gamlib.data.datasets import DATASETS
 from gamlib.training import cpu, loop
-from gamlib.training.datasets import DATASETS
 from gamlib.training.recipes import RECIPES
 
 
@@ -29,16 +29,16 @@ class Network:
     """One to measure."""
 
     attention: str
-    implementation: str  # of GAM: "plain", or "auto" for ours, which on a GPU is "triton"
+    accelerated: bool  # as the loop does it on a CPU; on a GPU by "triton"
     loop: bool  # as gamlib's loop runs it; else NCHW
 
 
 STEPS = {
-    "plain NCHW": Network("gam", "plain", loop=False),  # what the others are compared with
-    "plain loop": Network("gam", "plain", loop=True),
-    "ours loop": Network("gam", "auto", loop=True),
-    "none NCHW": Network("none", "", loop=False),
-    "none loop": Network("none", "", loop=True),
+    "plain NCHW": Network("gam", False, loop=False),  # what the others are compared with
+    "plain loop": Network("gam", False, loop=True),
+    "ours loop": Network("gam", True, loop=True),
+    "none NCHW": Network("none", False, loop=False),
+    "none loop": Network("none", False, loop=True),
 }
 MEMORY = {name: one for name, one in STEPS.items() if one.attention == "gam"}
 WITHOUT = {"plain NCHW": "none NCHW", "plain loop": "none loop", "ours loop": "none loop"}  # each one's own
@@ -124,10 +124,10 @@ def _made(work: Work, network: Network) -> tuple[nn.Module, Tensor, Tensor]:
     torch.set_num_threads(work.threads)
     torch.manual_seed(0)
     model = build_model(work.backbone, network.attention, CLASSES, work.stem, width=work.width).to(work.device)
-    for module in model.modules():
-        if isinstance(module, GAM):
-            ours = network.implementation == "auto" and work.device == "cuda"  # no GPU takes the kernels by itself
-            module.implementation = "triton" if ours else network.implementation
+    if network.accelerated:
+        accelerate(model, "triton" if work.device == "cuda" else "auto")
+    else:
+        loop.accelerate = lambda model, backend: model  # type: ignore[attr-defined]
     images = torch.randn(work.batch_size, 3, work.size, work.size).to(work.device)
     return model, images, torch.randint(0, CLASSES, (work.batch_size,)).to(work.device)
 
@@ -139,9 +139,9 @@ def _train(line: Line, work: Work, network: Network) -> None:
         loop.keep_memory = lambda: None  # type: ignore[attr-defined]
     pace = Pace(line, torch.device(work.device))
     batches = Given(lambda _: repeat((images, labels)), work.batch_size * 10_000)
-    recipe = replace(RECIPES["cifar"], lr=LR, batch_size=work.batch_size, epochs=1)
-    speed = loop.Speed(amp=work.device == "cuda", channels_last=network.loop)
-    for _ in loop.fit(model, batches, recipe, seed=0, speed=speed, on_step=pace.after_step):
+    config = replace(RECIPES["cifar"], lr=LR, batch_size=work.batch_size, epochs=1)
+    config = replace(config, amp=work.device == "cuda", channels_last=network.loop)
+    for _ in loop.fit(model, batches, config, on_step=pace.after_step):
         pass
 
 

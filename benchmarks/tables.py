@@ -8,7 +8,7 @@ from typing import Any
 from blocks import GATES, KNOWN, Setting, missing
 from turns import Peaks
 
-from gamlib.lab.screen import out, print_frame
+from ablation.console import out, print_frame
 
 Row = dict[str, Any]
 STAGES = ("ResNet-18 ImageNet", "ResNet-18 CIFAR", "quick")  # those that means are taken over
@@ -146,9 +146,9 @@ def _texts(rows: Sequence[Row], row: Row, base: str) -> Row:
     """A row of a subject's table."""
     subject = row["subject"]
     modes = {mode: _of(rows, row, subject, mode, base) for mode in ("forward", "inference")}
-    ways = dict.fromkeys(one["way"] for one in (row, *modes.values()) if one and one["way"])
+    backends = dict.fromkeys(one["backend"] for one in (row, *modes.values()) if one and one["backend"])
     theirs = _of(rows, row, base, "training")
-    texts = {"network": row["network"], "map": row["map"], "way": " / ".join(ways)}
+    texts = {"network": row["network"], "map": row["map"], "backend": " / ".join(backends)}
     texts |= {f"{base}, ms": f"{theirs['seconds'] * 1e3:.3g}" if theirs else "", "ms": f"{row['seconds'] * 1e3:.3g}"}
     texts |= {"training": f"{row['ratio']:.2f}", "spread": _spread(row)}
     texts |= {mode: f"{one['ratio']:.2f}" if one else "" for mode, one in modes.items()}
@@ -164,7 +164,7 @@ def _texts(rows: Sequence[Row], row: Row, base: str) -> Row:
 
 
 def _gate(rows: Sequence[Row], row: Row) -> Row:
-    texts = {"network": row["network"], "map": row["map"], "way": row["way"]}
+    texts = {"network": row["network"], "map": row["map"], "backend": row["backend"]}
     for subject in ("ours ch", "plain ch"):
         for mode in ("forward", "backward"):
             if (one := _of(rows, row, subject, mode)) is not None:

@@ -24,13 +24,12 @@ import psutil
 import torch
 from torch import Tensor
 
+from ablation.runs import RunFailed
 from gamlib import build_model
-from gamlib.lab.runs import RunFailed
+from gamlib.data.batches import Batches, FromMemory, Stream, mean_and_std
+from gamlib.data.images import Images
 from gamlib.training import loop
-from gamlib.training.batches import Batches, FromMemory, Stream, mean_and_std
-from gamlib.training.data import Images
-from gamlib.training.loop import Speed
-from gamlib.training.recipes import RECIPES
+from gamlib.training.recipes import RECIPES, TrainingConfig
 
 CLASSES = 10
 LR = 0.01
@@ -42,14 +41,14 @@ Line: TypeAlias = "Connection[tuple[float, float] | str, Request]"  # a variant'
 class Variant:
     """A loop: the plain one, or gamlib's with what makes it fast."""
 
-    speed: Speed | None  # None: the plain loop
+    config: TrainingConfig | None  # None: the plain loop
     in_memory: bool = True  # the images lie on the device; else the plain loop's DataLoader feeds gamlib's loop
     keeps_memory: bool = True  # the allocator does, on a CPU
 
 
 def variants(cuda: bool) -> dict[str, Variant]:
     """What there is to compare on a GPU or on a CPU, by name."""
-    ours = Speed(amp=cuda, channels_last=True)
+    ours = replace(RECIPES["cifar"], amp=cuda, channels_last=True)
     both = {
         "plain": Variant(None),
         "gamlib": Variant(ours),
@@ -216,7 +215,7 @@ def _train(line: Line, work: Work, variant: Variant) -> None:
     model = build_model(work.network, work.attention, CLASSES, "cifar", width=work.width).to(device)
     mean, std = ((value / 255).tolist() for value in mean_and_std(images.train))
     loader = plain_loop.loader(images.train, images.train_labels, mean, std, work.batch_size, work.workers)
-    if variant.speed is None:
+    if variant.config is None:
         torch.backends.cudnn.benchmark = True
         pace = Pace(line, device)
         plain_loop.train(model, loader, device, LR, pace.after_step)
@@ -226,9 +225,9 @@ def _train(line: Line, work: Work, variant: Variant) -> None:
         batches = FromMemory(images, device, seed=0, pad=4, flip=True)
     if not variant.keeps_memory:
         loop.keep_memory = lambda: None
-    recipe = replace(RECIPES["cifar"], lr=LR, batch_size=work.batch_size, epochs=1)
+    config = replace(variant.config, lr=LR, batch_size=work.batch_size, epochs=1)
     pace = Pace(line, device, lambda: batches.train(1, work.batch_size))
-    for _ in loop.fit(model, batches, recipe, seed=0, speed=variant.speed, on_step=pace.after_step):
+    for _ in loop.fit(model, batches, config, on_step=pace.after_step):
         pass
 
 

@@ -36,15 +36,14 @@ from timing import CLASSES, Given, Outcome, Work, measure, random_images, varian
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ablation.config import ConfigError
+from ablation.console import out, plain_errors, print_frame
+from ablation.paths import cores
+from ablation.runs import RunFailed
 from gamlib import build_model
+from gamlib.data.batches import FromMemory
 from gamlib.files import write_whole
-from gamlib.lab.config import ConfigError
-from gamlib.lab.places import cores
-from gamlib.lab.runs import RunFailed
-from gamlib.lab.screen import err, out, print_frame
-from gamlib.options import speaks_plainly
 from gamlib.training import loop
-from gamlib.training.batches import FromMemory
 from gamlib.training.recipes import RECIPES
 
 ATTENTIONS = [name for name in build_model.attentions() if name != "abn"]  # whose loss is a sum of two
@@ -54,7 +53,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
-@speaks_plainly
+@plain_errors()
 def main(
     networks: Annotated[str, typer.Option(help="By default resnet18,resnet50; resnet18 with --check or --quick.")] = "",
     attentions: Annotated[str, typer.Option(help="By default none,gam; gam with --quick.")] = "",
@@ -109,7 +108,7 @@ def _variants(work: Work, chosen: Sequence[str]) -> list[str]:
     """Those for a network; always the plain loop, which the others are compared with."""
     known = variants(work.device == "cuda")
     if work.width < 1:  # to see that it works needs no minutes of compiling
-        known = {name: one for name, one in known.items() if one.speed is None or not one.speed.compile}
+        known = {name: one for name, one in known.items() if one.config is None or not one.config.compile}
     elif work.device == "cpu" and work.network != "resnet18":
         known = {"gamlib": known["gamlib"]}
     return list(dict.fromkeys(["plain", *(chosen or known)]))
@@ -229,9 +228,10 @@ def compare(work: Work, lr: float, *, calm: bool) -> Compared:
         for weight in rounded.parameters():
             weight.mul_(1 + torch.finfo(weight.dtype).eps * torch.randint_like(weight, -1, 2))
     losses, again = (plain_loop.train(network, loader, device, lr) for network in (plain, rounded))
-    recipe = replace(RECIPES["cifar"], lr=lr, drops=(), batch_size=work.batch_size, epochs=CHECKED)
+    config = replace(RECIPES["cifar"], lr=lr, milestones=(), batch_size=work.batch_size, epochs=CHECKED)
+    config = replace(config, channels_last=True)
     single = Given(lambda epoch: [batches[epoch]], work.batch_size, batches[:1])  # fit tells the loss of an epoch
-    epochs = loop.fit(model.to(device), single, recipe, seed=0, speed=loop.Speed(channels_last=True))
+    epochs = loop.fit(model.to(device), single, config)
     differences = [abs(epoch["train_loss"] - loss) for epoch, loss in zip(epochs, losses, strict=True)]
     apart = float((_weights(model) - _weights(plain)).norm() / (_weights(plain) - start).norm())
     return Compared(losses, differences, [abs(a - b) for a, b in zip(again, losses, strict=True)], apart, inputs)
@@ -244,7 +244,7 @@ def _weights(model: nn.Module) -> Tensor:
 def _check(works: Sequence[Work]) -> None:
     failed = False
     for work in works:
-        err.print(f"{work.network} {work.attention}: {CHECKED} steps, six times", highlight=False)
+        typer.echo(f"{work.network} {work.attention}: {CHECKED} steps, six times", err=True)
         rows = []
         for lr, calm in ((0.01, True), (0.1, False)):
             one = compare(work, lr, calm=calm)

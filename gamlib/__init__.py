@@ -1,7 +1,8 @@
 """Ablations of the Global Attention Mechanism (GAM, arXiv 2112.05561).
 
 `GAM` is the block, `build_model` a network with it (or a rival) in every slot, `attach` puts it into a network of your
-own. They are imported on first use, so that a command which needs no network does not wait for torch.
+own, `accelerate` has the GAM blocks of a network computed faster. They are imported on first use, so that a command
+which needs no network does not wait for torch.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gamlib.attention import GAM
     from gamlib.backbones import attach, build_model
+    from gamlib.kernels import accelerate
 
-__all__ = ["GAM", "attach", "build_model"]
+__all__ = ["GAM", "accelerate", "attach", "build_model"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from gamlib import backbones
 
         return getattr(backbones, name)
+    if name == "accelerate":
+        from gamlib.kernels import accelerate
+
+        return accelerate
     raise AttributeError(f"module 'gamlib' has no attribute {name!r}; it has {', '.join(__all__)}")

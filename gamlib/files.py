@@ -1,5 +1,6 @@
-"""Files that are whole or not there: written under another name in their folder, flushed, and renamed."""
+"""Files that are complete or not there: written under another name in their folder, flushed, and renamed; and locks."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import IO
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends well, and leaves nothing when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
@@ -25,7 +26,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
 
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write a file so that a reader sees all of it, or what was there before."""
-    with whole(path) as file:
+    with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
@@ -33,3 +34,15 @@ def remove_parts(path: Path) -> None:
     """Remove what killed writers of a file have left beside it. No other writer may be at work."""
     for part in path.parent.glob(f".{path.name}.*.part"):
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is made if it is not there: whoever comes second, in any process, waits.
+
+    Raises:
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -8,9 +8,9 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"  # gamlib need not be installed, only what it uses
-gamlib() { "${PYTHON:-python3}" -m gamlib.cli "$@"; }
+gamlib() { "${PYTHON:-python3}" -m ablation.cli "$@"; }
 timeout --foreground --signal=INT --kill-after=150 "${SECONDS_TO_RUN:-420}" \
-  "${PYTHON:-python3}" -m gamlib.cli study studies/cifar10-gpu.yaml --workers "${WORKERS:-8}" "$@"
+  "${PYTHON:-python3}" -m ablation.cli study studies/cifar10-gpu.yaml --workers "${WORKERS:-8}" "$@"
 ended=$?
 export GAM_FIGURES="${GAM_RUNS:-runs}/published"
 rm -rf "$GAM_FIGURES/data"  # of an earlier call

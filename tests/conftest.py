@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from gamlib.lab.by_image import write_predictions
-from gamlib.lab.config import RunConfig
-from gamlib.lab.places import ROOT
-from gamlib.lab.runs import Run
+from ablation.config import RunConfig
+from ablation.paths import ROOT
+from ablation.runs import Run
 
 LABEL = np.arange(40) % 10
 torch.set_num_threads(1)  # tests run side by side; threads that wait for each other's cores take ten times as long
@@ -67,7 +66,7 @@ def finish() -> Callable[..., Run]:
             "seconds": 3.0,
             "source": "0123456789abcdef",
         }
-        from gamlib.lab.runs import Result
+        from ablation.status import Result
 
         epochs = [{"epoch": e, "top1_error": error + 20 / e, "train_loss": 1 / e, "test_loss": 1 / e} for e in (1, 2)]
         rest = {"train_top1_error": 1.0, "images_per_second": 500.0, "peak_memory_mib": 640.0}
@@ -76,7 +75,7 @@ def finish() -> Callable[..., Run]:
 
         run.write("metrics.jsonl", "".join(json.dumps(epoch | rest) + "\n" for epoch in epochs))
         run.write("provenance.json", json.dumps(made))
-        write_predictions(run.folder, LABEL, LABEL)
+        run.write_predictions(LABEL, LABEL)
         run.write("result.json", Result.model_validate(values | changes).model_dump_json())
         return run
 

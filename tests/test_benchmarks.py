@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from gamlib import GAM, cli, reporting
-from gamlib.attention.ways import IMPLEMENTATIONS
-from gamlib.lab.places import ROOT
+from ablation import cli
+from ablation.paths import ROOT
+from gamlib import GAM
+from gamlib.kernels import CHOICES
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 timing, training = importlib.import_module("timing"), importlib.import_module("training")
@@ -139,7 +140,7 @@ def test_a_block_with_other_numbers_is_not_taken_for_the_same(monkeypatch: pytes
 
     class Wrong(GAM):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.plain(x) * (1 + 1e-5)
+            return super().forward(x) * (1 + 1e-5)
 
     monkeypatch.setitem(blocks.KNOWN, "wrong", blocks.Subject(Wrong, same="plain"))
     assert not blocks.agreement("wrong", shape, setting).holds(torch.float32)
@@ -162,7 +163,9 @@ def test_arithmetic_is_the_plain_blocks() -> None:
 
 @pytest.mark.slow
 def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> None:
-    done = benchmark("--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "gamlib.cli", "bench"))
+    done = benchmark(
+        "--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "ablation.cli", "bench")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     table: Any = pd.read_csv(tmp_path / "gam.csv")
     assert set(table["part"]) == {"blocks", "step", "study", "memory"}
@@ -176,8 +179,8 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     of_blocks = measured[measured["part"] == "blocks"]
     assert set(of_blocks["subject"]) == set(blocks.SUBJECTS) - missing
     assert set(of_blocks["mode"]) == {"training", "forward", "inference"}
-    assert set(of_blocks["way"].dropna()) <= set(IMPLEMENTATIONS) - {"auto"}
-    assert (of_blocks.loc[of_blocks["subject"] == "plain", "way"] == "plain").all()
+    assert set(of_blocks["backend"].dropna()) <= set(CHOICES) - {"auto"}
+    assert (of_blocks.loc[of_blocks["subject"] == "plain", "backend"] == "plain").all()
     assert (of_blocks[["difference", "error"]].dropna() < 1e-4).all().all()
     for row in of_blocks.itertuples():
         times = [float(text) for text in row.times.split()]
@@ -185,7 +188,7 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     lines = [line.split() for line in done.stdout.splitlines()]
     ours = of_blocks[(of_blocks["subject"] == "ours") & (of_blocks["mode"] == "training")]
     for row in ours[ours["base"] == "plain"].itertuples():
-        assert any(line[1:3] == [row.map, row.way] and f"{row.ratio:.2f}" in line for line in lines)
+        assert any(line[1:3] == [row.map, row.backend] and f"{row.ratio:.2f}" in line for line in lines)
     for part in ("step", "study"):
         steps = measured[measured["part"] == part].set_index("subject")
         assert list(steps.index) == ["plain NCHW", "plain loop", "ours loop", "none NCHW", "none loop"]
@@ -210,26 +213,26 @@ def test_a_block_that_fails_is_named_and_the_others_are_measured(
     monkeypatch.setitem(blocks.KNOWN, "failing", blocks.Subject(Failing, same="plain"))
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     arguments = ["--quick", "--parts", "blocks", "--markdown", "--csv", str(tmp_path / "gam.csv")]
-    subjects = ["ours", "failing", *blocks.WAYS]
+    subjects = ["ours", "failing", *blocks.BY_BACKEND]
     monkeypatch.setattr(sys, "argv", ["gam.py", "--device", "cpu", *arguments, "--subjects", ",".join(subjects)])
     with pytest.raises(SystemExit) as ended:
         gam.app()
     assert ended.value.code == 1
     printed = capsys.readouterr()
     assert "not everything could be measured" in printed.err and "no such compiler" in printed.out
-    assert "| network | map | way | plain, ms | ms | training | spread | forward | inference |" in printed.out
+    assert "| network | map | backend | plain, ms | ms | training | spread | forward | inference |" in printed.out
     table: Any = pd.read_csv(tmp_path / "gam.csv")
     assert "no such compiler" in table.loc[table["subject"] == "failing", "failed"].iloc[0]
     assert (table.loc[table["subject"] == "ours", "seconds"] > 0).all()
-    for name in set(blocks.WAYS) & set(table.loc[table["failed"].isna(), "subject"]):
-        assert set(table.loc[(table["subject"] == name) & (table["mode"] == "training"), "way"]) == {name[5:]}
+    for name in set(blocks.BY_BACKEND) & set(table.loc[table["failed"].isna(), "subject"]):
+        assert set(table.loc[(table["subject"] == name) & (table["mode"] == "training"), "backend"]) == {name[5:]}
 
 
 def test_what_is_measured_at_a_shape() -> None:
     first, deep, tiny = (blocks.shapes(name)[0] for name in ("ResNet-18 CIFAR", "ResNet-50 ImageNet", "tiny"))
     assert blocks.subjects(first) == list(blocks.SUBJECTS)
-    assert blocks.subjects(deep, compiled=True, ways=True) == [
-        *("plain", "plain channels_last", "ours", *blocks.WAYS),
+    assert blocks.subjects(deep, compiled=True, backends=True) == [
+        *("plain", "plain channels_last", "ours", *blocks.BY_BACKEND),
         *("plain compiled", "ours compiled"),
     ]
     assert {"copied", "ours r=4"} < set(blocks.subjects(tiny)) < set(blocks.SUBJECTS)
@@ -257,7 +260,7 @@ def test_bad_options_of_gamlib_bench_are_refused_in_one_line(
 
 
 def test_gamlib_bench_says_that_it_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "ROOT", tmp_path)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
     done = CliRunner().invoke(cli.app, ["bench", "--quick"])
     assert done.exit_code == 2 and "benchmarks/gam.py: not there; gamlib bench needs" in done.output
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gamlib.cli import app
-from gamlib.lab.runs import Run
-from gamlib.lab.studies import STUDIES
+from ablation.cli import app
+from ablation.runs import Run
+from ablation.study_files import find_study
 
 
 def gamlib(*arguments: str) -> tuple[int, str]:
@@ -52,7 +52,7 @@ def test_bad_input_is_refused_with_code_2_before_anything_is_written(
 
 
 def test_a_dry_run_shows_what_would_run_and_starts_nothing(finish: Callable[..., Run], places: Path) -> None:
-    done = finish(STUDIES["submodules"].plan(seeds="0").arms["sp"][0], 4.0)
+    done = finish(find_study("submodules").plan(seeds="0").arms["sp"][0], 4.0)
     code, output = gamlib("study", "submodules", "--seeds", "0", "--dry-run")
     assert code == 0
     assert f"done  {done.folder.name}" in output and output.count("would run (is missing)") == 5
@@ -69,7 +69,7 @@ def test_a_dry_run_of_some_arms_shows_those() -> None:
 
 
 def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> None:
-    plan = STUDIES["submodules"].plan(seeds="0-1")
+    plan = find_study("submodules").plan(seeds="0-1")
     plan.save()
     finish(plan.arms["ch"][1], 4.5)
     code, output = gamlib("status", "submodules", "--json")
@@ -82,7 +82,7 @@ def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> N
 
 
 def test_a_finished_run_is_not_run_again(finish: Callable[..., Run]) -> None:
-    from gamlib.lab.config import RunConfig
+    from ablation.config import RunConfig
 
     run = finish(RunConfig(), 4.25)
     code, output = gamlib("run")

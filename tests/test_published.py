@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from gamlib.cli import app
-from gamlib.lab import publication
-from gamlib.lab.places import figures_root
-from gamlib.training.datasets import title
+from ablation.cli import app
+from ablation.dataset_names import title
+from ablation.paths import figures_root
+from ablation.results import publication
 
 JPEG = "imagefolder:cifar10-jpeg"
 PICTURES = (".pdf", ".png")

@@ -2,58 +2,64 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+import typer
 import yaml
 
-from gamlib.lab import typeset
-from gamlib.lab.config import RunConfig
-from gamlib.lab.places import NOTEBOOKS, ROOT
+from ablation.cli import app
+from ablation.config import RunConfig
+from ablation.paths import NOTEBOOKS, ROOT
+from ablation.results import typeset
+from ablation.study_files import read_studies
 
-FLOORS = [
-    "files",
-    "signals",
-    "paper",
-    "attention",
-    "backbones",
-    "gates",
-    "complexity",
-    "audit",
-    "readings",
-    "training",
-    "lab",
-    "options",
-    "reporting",
-    "cli",
-]
+FLOORS = {
+    "gamlib": ["files", "signals", "names", "attention", "backbones", "data", "paper", "kernels", "training"],
+    "ablation": [
+        *("errors", "paths", "provenance", "networks", "dataset_names", "config", "parameters", "status", "runs"),
+        *("arms", "widths", "studies", "study_files", "submitted"),
+        *("execution", "results", "gates", "console", "cli"),
+    ],
+}
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"]
+)
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
 def imported(path: Path) -> set[str]:
-    """Modules of gamlib that a file imports, at its head or late."""
+    """Modules that a file imports, at its head, late, or for its types only."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("gamlib.")}
+    return names
 
 
-@pytest.mark.parametrize("floor", FLOORS)
-def test_nothing_looks_up(floor: str) -> None:
-    above = set(FLOORS[FLOORS.index(floor) + 1 :])
-    package = ROOT / "gamlib"
-    for path in [*(package / floor).rglob("*.py")] or [package / f"{floor}.py"]:
-        assert not imported(path) & above, path
+@pytest.mark.parametrize(("package", "floor"), [(package, floor) for package in FLOORS for floor in FLOORS[package]])
+def test_nothing_looks_up(package: str, floor: str) -> None:
+    above = set(FLOORS[package][FLOORS[package].index(floor) + 1 :])
+    folder = ROOT / package
+    for path in [*(folder / floor).rglob("*.py")] or [folder / f"{floor}.py"]:
+        names = imported(path)
+        assert not {name.split(".")[1] for name in names if name.startswith(f"{package}.")} & above, path
+        assert package == "ablation" or not any(name.startswith("ablation") for name in names), path
+
+
+def test_every_module_has_a_floor() -> None:
+    for package, floors in FLOORS.items():
+        assert {path.stem for path in (ROOT / package).iterdir() if path.stem[0] not in "_."} == set(floors)
 
 
 def test_a_room_is_read_in_one_sitting() -> None:
-    for path in (ROOT / "gamlib").rglob("*.py"):
+    for path in [path for package in FLOORS for path in (ROOT / package).rglob("*.py")]:
         assert len(path.read_text().splitlines()) <= 300, path
 
 
@@ -107,8 +113,48 @@ def test_the_table_of_the_readme_is_the_exported_one(committed: Path) -> None:
         assert f"| {' | '.join(row)} |" in readme
 
 
-@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", "CONTRIBUTING.md"])
-def test_every_file_that_a_page_names_is_there(page: str, committed: Path) -> None:
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as links name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_heading_that_a_page_names_is_there(page: str, committed: Path) -> None:
     text = (committed / page).read_text()
-    for path in re.findall(r"\]\(([^)h#][^)]*)\)", text) + re.findall(r'src="([^"]+)"', text):
-        assert (committed / path).exists(), path
+    for link in re.findall(r"\]\(([^)]*)\)", text) + re.findall(r'src="([^"]+)"', text):
+        path, _, heading = link.partition("#")
+        if not path.startswith("http"):
+            there = (committed / page).parent / path if path else committed / page
+            assert there.exists(), link
+            assert not heading or heading in anchors(there), link
+
+
+def test_the_readme_is_read_in_five_minutes(committed: Path) -> None:
+    text = (committed / "README.md").read_text()
+    lines = text.splitlines()
+    assert len(lines) <= 130 and len(text.split()) <= 1600 and max(map(len, lines)) <= 160
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_of_a_page_are_commands_with_such_options(page: str, committed: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"^gamlib (.+?)(?:   *.*)?$", (committed / page).read_text(), re.M):
+        name, *words = shlex.split(re.sub(r"[\[\]]", "", line))
+        commands[name].make_context(name, words)
+
+
+def test_the_yaml_and_papermill_lines_of_the_readme_are_sound(committed: Path, tmp_path: Path) -> None:
+    text = (committed / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.S)
+    (tmp_path / "own.yaml").write_text(block)
+    (study,) = read_studies(tmp_path / "own.yaml")
+    assert len(study.plan().configs) == 3 * len(study.arms)
+    for line in re.findall(r"^papermill (.+)$", text, re.M):
+        words = shlex.split(line)
+        (notebook,) = (word for word in words if word.startswith("notebooks/"))
+        (cell,) = (
+            cell for cell in nbformat.read(ROOT / notebook, 4).cells if "parameters" in cell.metadata.get("tags", [])
+        )
+        given = [words[at + 1].rstrip(":") for at, word in enumerate(words) if word in ("-p", "-y")]
+        assert all(re.search(rf"(?m)^{name.partition(':')[0]} = ", cell.source) for name in given), line

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ablation.results import load, publication, statistics, typeset
 from gamlib import paper
-from gamlib.lab import publication, statistics, typeset
 
 TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
 SUBMODULES = "figures/data/submodules-cpu-imagefolder-cifar10-jpeg-runs.csv"
@@ -39,7 +39,8 @@ def computed() -> pd.DataFrame:
     """What was computed of each published study: runs and how they ended, time, code, machine."""
     rows = []
     for plan in publication.published():
-        runs, origins = (publication.read(plan, name) for name in ("runs", "origins"))
+        found = load(plan, publication.data_folder())
+        runs, origins = found.runs, found.origins
         ended = runs.loc[runs["state"] != "done", "state"].value_counts()
         rows.append(
             {
@@ -59,7 +60,7 @@ def computed() -> pd.DataFrame:
 def combined() -> list[statistics.Comparison]:
     """How the submodules combine, from the published runs."""
     (plan,) = publication.published(["submodules-cpu"])
-    return statistics.combination(publication.read(plan, "runs"), "ch+sp", ("ch", "sp"), "baseline")
+    return statistics.combination(load(plan, publication.data_folder()).runs, "ch+sp", ("ch", "sp"), "baseline")
 
 
 def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
@@ -88,7 +89,7 @@ def known(text: str, figures: Path) -> set[str]:
     """The numbers of its tables and of the paper's; the ends of intervals, and p, behind those tables."""
     behind = [pd.read_csv(path) for path in figures.glob("*-differences.csv")] + [statistics.table(combined())]
     numbers = pd.concat([frame[["low", "high", "p"]].melt()["value"].abs() for frame in behind])
-    numbers = pd.concat([numbers, paper.table().select_dtypes("number").melt()["value"]]).dropna()
+    numbers = pd.concat([numbers, pd.DataFrame(paper.table()).select_dtypes("number").melt()["value"]]).dropna()
     there = {f"{number:.{digits}f}" for number in numbers for digits in (2, 3)}
     return there | {*re.findall(r"\d+\.\d+", "".join(shown(text).values()))}
 

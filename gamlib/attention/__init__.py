@@ -19,20 +19,7 @@ from gamlib.attention.gam_separable import SeparableGAM
 from gamlib.attention.se import SE
 from gamlib.attention.triplet import TripletAttention
 
-__all__ = [
-    "BAM",
-    "CBAM",
-    "GAM",
-    "MECHANISMS",
-    "SE",
-    "LowRankGAM",
-    "SeparableGAM",
-    "TripletAttention",
-    "UngatedGAM",
-    "build_attention",
-    "options",
-    "slot",
-]
+__all__ = ["BAM", "CBAM", "GAM", "MECHANISMS", "SE", "LowRankGAM", "SeparableGAM", "TripletAttention", "UngatedGAM"]
 
 MECHANISMS: dict[str, type[nn.Module]] = {
     "se": SE,
@@ -46,29 +33,25 @@ MECHANISMS: dict[str, type[nn.Module]] = {
 }
 
 
+def mechanism(attention: str) -> type[nn.Module]:
+    """The class of a mechanism.
+
+    Raises:
+        ValueError: an unknown mechanism; the message lists the known ones.
+    """
+    if attention not in MECHANISMS:
+        raise ValueError(f"attention={attention!r}: allowed: {', '.join(MECHANISMS)}")
+    return MECHANISMS[attention]
+
+
 def options(attention: str) -> dict[str, Any]:
     """The constructor arguments that a mechanism takes beside `channels`, with their defaults.
 
     Raises:
         ValueError: an unknown mechanism; the message lists the known ones.
     """
-    parameters = inspect.signature(_mechanism(attention)).parameters.values()
+    parameters = inspect.signature(mechanism(attention)).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.name != "channels"}
-
-
-def slot(attention: str) -> str:
-    """Where a mechanism's place is: "block" (in every residual block) or "stage" (behind a stage).
-
-    Raises:
-        ValueError: an unknown mechanism; the message lists the known ones.
-    """
-    return getattr(_mechanism(attention), "slot", "block")
-
-
-def _mechanism(attention: str) -> type[nn.Module]:
-    if attention not in MECHANISMS:
-        raise ValueError(f"attention={attention!r}: allowed: {', '.join(MECHANISMS)}")
-    return MECHANISMS[attention]
 
 
 def build_attention(attention: str, channels: int, /, **chosen: Any) -> nn.Module:
@@ -81,4 +64,4 @@ def build_attention(attention: str, channels: int, /, **chosen: Any) -> nn.Modul
     for key, value in chosen.items():
         if key not in known:
             raise ValueError(f"{key}={value!r}: attention={attention} has none; its options are {', '.join(known)}")
-    return MECHANISMS[attention](channels, **chosen)
+    return mechanism(attention)(channels, **chosen)

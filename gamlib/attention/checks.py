@@ -1,34 +1,25 @@
-"""Checks that several mechanisms make of their arguments, with one wording."""
+"""Checks that several mechanisms make of their arguments, with one wording.
+
+Each raises ValueError, with the name of the argument, its value and what is allowed.
+"""
 
 from typing import Any
 
 
-def whole(name: str, value: Any, least: int = 1) -> None:
-    """Refuse what is no whole number from `least` up.
-
-    Raises:
-        ValueError: names the value and what is allowed.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: allowed: whole numbers from {least}")
+def whole(name: str, value: Any) -> None:
+    """Refuse what is no whole number from 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: allowed: whole numbers from 1")
 
 
 def yes_or_no(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False; the text "false" would count as true.
-
-    Raises:
-        ValueError: names the value.
-    """
+    """Refuse what is neither True nor False; the text "false" would count as true."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r}: allowed: True, False")
 
 
 def divides(name: str, value: Any, number: int, what: str) -> None:
-    """Refuse a value that does not divide a number.
-
-    Raises:
-        ValueError: names the value, the number and its divisors.
-    """
+    """Refuse a value that does not divide a number, whose divisors are named."""
     if not isinstance(value, int) or isinstance(value, bool):
         whole(name, value)
     if value < 1 or number % value:
@@ -37,10 +28,6 @@ def divides(name: str, value: Any, number: int, what: str) -> None:
 
 
 def odd(name: str, value: Any) -> None:
-    """Refuse a size of a centred window that is not odd.
-
-    Raises:
-        ValueError: names the value.
-    """
+    """Refuse a size of a centred window that is not odd."""
     if not isinstance(value, int) or value < 1 or value % 2 == 0:
         raise ValueError(f"{name}={value!r}: allowed: odd numbers from 1")

@@ -14,7 +14,6 @@ import math
 
 from torch import Tensor, nn
 
-from gamlib.attention import ways
 from gamlib.attention.checks import divides, whole, yes_or_no
 
 SUBMODULES = ("ch+sp", "ch", "sp")
@@ -81,8 +80,6 @@ class GAM(nn.Module):
         groups: the paper's gc, groups of both 7x7 convolutions; divides `channels / reduction`.
         gate_max_pool: a 3x3 max-pooling of stride 1 in front of the 7x7 convolutions. Our interpretation of what the
             text says of max-pooling in the submodule; the printed numbers speak of the stem's.
-        implementation: "auto" takes the fastest for a map's shape, type and device; "plain" is `plain`, and any other
-            gives the same numbers within rounding, where it can be used (`way` says what is).
 
     Raises:
         ValueError: a value outside of these; the message names it and what is allowed.
@@ -98,12 +95,8 @@ class GAM(nn.Module):
         submodules: str = "ch+sp",
         groups: int = 1,
         gate_max_pool: bool = False,
-        implementation: str = "auto",
     ) -> None:
         super().__init__()
-        if implementation not in ways.IMPLEMENTATIONS:
-            raise ValueError(f"implementation={implementation!r}: allowed: {', '.join(ways.IMPLEMENTATIONS)}")
-        self.implementation = implementation
         if submodules not in SUBMODULES:
             raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
         yes_or_no("gate_max_pool", gate_max_pool)
@@ -122,20 +115,9 @@ class GAM(nn.Module):
         """A map and what a submodule makes of it, both [N, C, H, W], as one."""
         return x * attention
 
-    def way(self, x: Tensor) -> str:
-        """The implementation that `forward` takes for x [N, C, H, W], one of `IMPLEMENTATIONS` but for "auto"."""
-        return ways.choose(self, x)
-
     def forward(self, x: Tensor) -> Tensor:
-        return ways.compute(self, x)
-
-    def plain(self, x: Tensor) -> Tensor:
-        """The equations as they are written: the implementation to read. [N, C, H, W] -> [N, C, H, W]."""
         if self.channel is not None:
             x = self.join(x, self.channel(x))
         if self.spatial is not None:
             x = self.join(x, self.spatial(x))
         return x
-
-
-ways.conditions.remember(GAM, ChannelAttention, SpatialAttention)

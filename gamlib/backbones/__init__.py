@@ -17,13 +17,11 @@ from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
 from gamlib.backbones.initial import initialise, load_weights
 from gamlib.backbones.mobilenet_v2 import MobileNetV2
-from gamlib.backbones.resnet import BLOCKS, ResNet
+from gamlib.backbones.resnet import ResNet
 from gamlib.backbones.slots import attach
+from gamlib.names import BACKBONES, OPTIONS, STEMS
 
-__all__ = ["OPTIONS", "STEMS", "attach", "build_model"]
-
-STEMS = ("imagenet", "cifar")
-OPTIONS = ("submodules", "reduction", "groups", "gate_max_pool")  # of mechanisms, as far as build_model takes them
+__all__ = ["attach", "build_model"]
 
 
 class _BuildModel:
@@ -31,7 +29,7 @@ class _BuildModel:
 
     def backbones(self) -> tuple[str, ...]:
         """Names that `backbone` may take."""
-        return (*BLOCKS, "mobilenet_v2")
+        return BACKBONES
 
     def attentions(self) -> tuple[str, ...]:
         """Names that `attention` may take."""
@@ -43,14 +41,9 @@ class _BuildModel:
         Raises:
             ValueError: an unknown mechanism; the message lists the known ones.
         """
-        if attention not in self.attentions():
-            raise ValueError(f"attention={attention!r}: allowed: {', '.join(self.attentions())}")
+        _one_of("attention", attention, self.attentions())
         known = options(attention) if attention in MECHANISMS else {}
         return {key: known[key] for key in OPTIONS if key in known}
-
-    def has_max_pool(self, backbone: str, stem: str) -> bool:
-        """Whether there is a max-pooling that `max_pool=False` can take out."""
-        return backbone in BLOCKS and stem == "imagenet"
 
     def __call__(
         self,
@@ -90,12 +83,9 @@ class _BuildModel:
         Raises:
             ValueError: an unknown name or a value that does not fit; the message names it and what is allowed.
         """
-        if backbone not in self.backbones():
-            raise ValueError(f"backbone={backbone!r}: allowed: {', '.join(self.backbones())}")
-        if stem not in STEMS:
-            raise ValueError(f"stem={stem!r}: allowed: {', '.join(STEMS)}")
-        if submodules not in SUBMODULES:
-            raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
+        _one_of("backbone", backbone, BACKBONES)
+        _one_of("stem", stem, STEMS)
+        _one_of("submodules", submodules, SUBMODULES)
         for name, number in (("num_classes", num_classes), ("reduction", reduction), ("groups", groups)):
             whole(name, number)
         yes_or_no("max_pool", max_pool)
@@ -112,13 +102,18 @@ class _BuildModel:
         initialise(model)
         nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
         if weights is not None:
-            load_weights(model, backbone, weights, model.classifier_name)
+            load_weights(model, backbone, weights)
         if attention == "none":
             return model
         if attention == "abn":
             return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
         return attach(model, attention, **{key: given[key] for key in known if given[key] is not None})
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: allowed: {', '.join(allowed)}")
 
 
 build_model = _BuildModel()

@@ -28,29 +28,26 @@ def initialise(model: nn.Module) -> None:
         if isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             nn.init.zeros_(bias)
     for module in model.modules():
-        own_way = getattr(module, "init_weights", None)
-        if callable(own_way):
-            own_way()
+        if callable(init_weights := getattr(module, "init_weights", None)):
+            init_weights()
 
 
-def load_weights(
-    model: nn.Module, backbone: str, weights: str | os.PathLike[str] | WeightsEnum, classifier: str
-) -> None:
+def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> None:
     """Load pretrained weights of torchvision's plain backbone, in place.
 
     Args:
-        model: the backbone before any attention is in it.
+        model: the backbone before any attention is in it. Its last layer, which `classifier_name` names, keeps its
+            initial weights where the number of classes differs.
         backbone: its name at torchvision.
         weights: a file with a state dictionary, a checkpoint of a run, a member of torchvision's enumeration for this
             backbone, or the name of one, e.g. "IMAGENET1K_V1"; torchvision downloads these unless its cache has them.
-        classifier: name of the last layer, which keeps its initial weights where the number of classes differs.
 
     Raises:
         ValueError: the file cannot be read or is of another network; the message names what does not fit.
     """
     found = dict(_read(backbone, weights))
     wanted = model.state_dict()
-    head = {name: value for name, value in wanted.items() if name.startswith(f"{classifier}.")}
+    head = {name: value for name, value in wanted.items() if name.startswith(f"{model.classifier_name}.")}
     if all(name in found and found[name].shape[1:] == value.shape[1:] for name, value in head.items()):
         found |= {name: value for name, value in head.items() if found[name].shape != value.shape}
     wrong = []
@@ -118,8 +115,7 @@ def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mappi
     if isinstance(content, Mapping) and {"identity", "model"} <= content.keys():  # a checkpoint of a run
         content = content["model"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        what = (
-            f"a dictionary of {', '.join(map(str, content))}"[:80] if isinstance(content, Mapping) else "something else"
-        )
+        keys = ", ".join(map(str, content)) if isinstance(content, Mapping) else ""
+        what = f"a dictionary of {keys}"[:80] if isinstance(content, Mapping) else "something else"
         raise ValueError(f"weights={str(weights)!r}: the file holds no state dictionary of tensors but {what}")
     return content

@@ -28,11 +28,8 @@ class ResNet(tv.ResNet):
         self._first_stride = 2 if stem == "imagenet" and not max_pool else 1
         block, layers = BLOCKS[backbone]
         super().__init__(block, layers, num_classes)
-        channels = self._scaled(64)
-        if stem == "cifar":
-            self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False)
+        channels, (size, stride) = self._scaled(64), (3, 1) if stem == "cifar" else (7, 2)
+        self.conv1 = nn.Conv2d(3, channels, size, stride, padding=size // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         if stem == "cifar" or not max_pool:
             self.maxpool = nn.Identity()

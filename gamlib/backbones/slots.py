@@ -15,12 +15,13 @@ from torch import nn
 from torchvision.models import mobilenetv2, resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from gamlib.attention import MECHANISMS, build_attention, options, slot
+from gamlib.attention import MECHANISMS, build_attention, mechanism, options
 from gamlib.attention.checks import whole
 from gamlib.backbones.initial import initialise
 from gamlib.backbones.mobilenet_v2 import STAGES
 
 ENDS = list(accumulate(blocks for _, _, blocks, _ in STAGES))  # of MobileNetV2's stages, among its `features`
+LAST = {resnet.BasicBlock: "bn2", resnet.Bottleneck: "bn3", mobilenetv2.InvertedResidual: "conv"}  # in a block
 
 
 def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] = (), **chosen: Any) -> nn.Module:
@@ -45,7 +46,7 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
     """
     known = options(attention)
     patterns = [after] if isinstance(after, str) else list(after)
-    names = _named(model, patterns) if patterns else _usual(model, slot(attention))
+    names = _matching(model, patterns) if patterns else _usual(model, mechanism(attention))
     modules = {name: model.get_submodule(name) for name in names}  # one module may stand under several names
     mobile = any(isinstance(part, mobilenetv2.MobileNetV2) for part in model.modules())
     blocks: dict[nn.Module, nn.Module] = {}
@@ -65,39 +66,38 @@ def _followed(module: nn.Module, block: nn.Module, model: nn.Module) -> nn.Modul
     """A module with an initialised block behind it, which gets the device, dtype and mode of what is around it."""
     initialise(block)
     block.train(model.training)
-    for tensor in chain(module.parameters(), module.buffers(), model.parameters()):
-        if tensor.is_floating_point():
-            block.to(tensor.device, tensor.dtype)
-            break
+    tensors = chain(module.parameters(), module.buffers(), model.parameters())
+    if (like := next((tensor for tensor in tensors if tensor.is_floating_point()), None)) is not None:
+        block.to(like.device, like.dtype)
     if isinstance(module, nn.Sequential):
         module.add_module("attention", block)
         return module
     return nn.Sequential(OrderedDict(inner=module, attention=block))
 
 
-def _usual(model: nn.Module, place: str) -> list[str]:
+def _usual(model: nn.Module, block: type[nn.Module]) -> list[str]:
     """Names of the modules that a block follows by default."""
+    behind_stages = getattr(block, "slot", "block") == "stage"
     found: list[str] = []
     for name, module in model.named_modules():
         inner: Iterable[str] = ()
-        if place == "block":
-            last = {resnet.BasicBlock: "bn2", resnet.Bottleneck: "bn3", mobilenetv2.InvertedResidual: "conv"}
-            inner = (child for kind, child in last.items() if isinstance(module, kind))
+        if not behind_stages:
+            inner = (child for kind, child in LAST.items() if isinstance(module, kind))
         elif isinstance(module, resnet.ResNet):
             inner = ("layer1", "layer2", "layer3")
         elif isinstance(module, mobilenetv2.MobileNetV2) and len(module.features) == ENDS[-1] + 2:
             inner = (f"features.{end}" for end in ENDS)
         found += [f"{name}.{child}".removeprefix(".") for child in inner]
     if not found:
-        kind = {"block": "residual blocks", "stage": "stages"}[place]
         raise ValueError(
-            f"{type(model).__name__} has no {kind} of torchvision's ResNet or MobileNetV2; say with after= which "
-            f"modules the attention follows, of: {_listed(name for name, _ in model.named_modules() if name)}"
+            f"{type(model).__name__} has no {'stages' if behind_stages else 'residual blocks'} of torchvision's ResNet "
+            "or MobileNetV2; say with after= which modules the attention follows, of: "
+            f"{_listed([name for name, _ in model.named_modules() if name])}"
         )
     return found
 
 
-def _named(model: nn.Module, patterns: list[str]) -> list[str]:
+def _matching(model: nn.Module, patterns: list[str]) -> list[str]:
     every = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in every):
@@ -105,8 +105,7 @@ def _named(model: nn.Module, patterns: list[str]) -> list[str]:
     return [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+def _listed(names: list[str]) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gamlib.files import remove_parts, whole, write_whole
+from gamlib.files import remove_parts, replacing, write_whole
 
 
 class CheckpointError(RuntimeError):
@@ -26,7 +26,7 @@ class Checkpoints:
     Args:
         folder: where they lie. No other process may write there.
         identity: what decides a run, as plain values; a checkpoint of another identity is refused.
-        report: told in one line what was found damaged.
+        report: gets in one line what was found damaged.
         keep: numbers of epochs at whose end the weights alone are kept too, each in a file of its own.
     """
 
@@ -50,11 +50,10 @@ class Checkpoints:
         Raises:
             CheckpointError: there is no room, or no permission; the last good checkpoint is intact.
         """
-        buffer = BytesIO()
-        torch.save({**state, "identity": self.identity}, buffer)
+        content = self._serialised(state)
         try:
-            with whole(self.path) as file:
-                file.write(buffer.getbuffer())
+            with replacing(self.path) as file:
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
                 if self.path.exists():  # it gives way only now that the new one is on the disk
@@ -98,16 +97,19 @@ class Checkpoints:
         """Remove what a run that is done has no use for."""
         self.previous.unlink(missing_ok=True)
 
+    def _serialised(self, state: Mapping[str, Any]) -> BytesIO:
+        torch.save({**state, "identity": self.identity}, content := BytesIO())
+        return content
+
     def _keep(self, state: Mapping[str, Any]) -> None:
         """The weights, if they are of the end of an epoch to keep. Training needs none of it and goes on without."""
         if state["step"] or state["epoch"] not in self.keep:
             return
         path = kept(self.path.parent, state["epoch"])
-        buffer = BytesIO()
-        torch.save({key: state[key] for key in ("epoch", "step", "model")} | {"identity": self.identity}, buffer)
+        content = self._serialised({key: state[key] for key in ("epoch", "step", "model")})
         try:
             remove_parts(path)
-            write_whole(path, buffer.getvalue())
+            write_whole(path, content.getvalue())
         except OSError as error:
             self.report(f"{path} cannot be saved: {error.strerror}; the run goes on without")
 

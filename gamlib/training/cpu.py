@@ -9,12 +9,10 @@ from torch import Tensor, nn
 def keep_memory() -> None:
     """Have the C library keep what a step frees for the next one: the system would clear every page of it anew."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-    if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        if mallopt(m_mmap_threshold, 2**30) or mallopt(
-            m_mmap_threshold, 2**25
-        ):  # the most that glibc before 2.35 takes
-            mallopt(m_trim_threshold, 2**31 - 1)
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    # The second is the most that glibc before 2.35 takes.
+    if mallopt is not None and (mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)):
+        mallopt(m_trim_threshold, 2**31 - 1)
 
 
 class _Conv2d(nn.Conv2d):

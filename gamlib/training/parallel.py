@@ -1,4 +1,4 @@
-"""Several processes that train one network, each on its own device: torch's DistributedDataParallel and its launcher.
+"""Several processes that train one network, each on its own GPU: torch's DistributedDataParallel and its launcher.
 
 Batch statistics are taken over the whole batch, so that a run is the same on one device and on four, but for rounding.
 """
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -23,7 +22,7 @@ class Group:
     device: torch.device
     rank: int = 0
     world: int = 1
-    control: Any = None  # a gloo group for words between the processes, beside the device's own
+    control: Any = None  # a gloo group for messages between the processes, beside the device's own
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -35,9 +34,9 @@ class Group:
         """Which of some flags hold in one process at least; all processes must ask."""
         if self.world == 1:
             return list(flags)
-        words = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(words, dist.ReduceOp.MAX, group=self.control)
-        return [bool(word) for word in words]
+        found = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self.control)
+        return [bool(flag) for flag in found]
 
     def wrap(self, model: nn.Module, exact: bool) -> nn.Module:
         """The network for training in this group; its own modules stay the ones to save and to evaluate.
@@ -49,7 +48,7 @@ class Group:
         """
         if self.world == 1:
             return model
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if self.device.type == "cuda" else synchronised(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, ids, find_unused_parameters=exact)
 
@@ -101,41 +100,3 @@ def join() -> Group:
         return Group(device, rank, world, dist.new_group(backend="gloo"))
     dist.init_process_group("gloo")
     return Group(torch.device("cpu"), rank, world)
-
-
-class SyncBatchNorm(_BatchNorm):
-    """Batch normalisation over the batches of all processes: torch's own `SyncBatchNorm` needs a GPU, this one none."""
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, input: Tensor) -> Tensor:
-        """[N, C, ...] to the same; in evaluation torch's own."""
-        if not self.training:
-            return super().forward(input)
-        from torch.distributed.nn.functional import all_reduce
-
-        kind, input = input.dtype, input if input.dtype == torch.float64 else input.float()
-        dims = [0, *range(2, input.dim())]
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        count = torch.tensor(float(input.numel() // input.shape[1]))
-        dist.all_reduce(count)
-        mean = all_reduce(input.sum(dims)) / count
-        centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(variance * count / (count - 1), share)
-        normed = centred * (variance + self.eps).rsqrt().view(shape)
-        return (normed * self.weight.view(shape) + self.bias.view(shape) if self.affine else normed).to(kind)
-
-
-def synchronised(model: nn.Module) -> nn.Module:
-    """The network with its batch normalisations turned into `SyncBatchNorm`, in place: same parameters and buffers."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.__class__ = SyncBatchNorm
-    return model

@@ -12,7 +12,7 @@ from torch import nn
 from gamlib import GAM, build_model
 from gamlib.attention import UngatedGAM
 from gamlib.attention.gam import SUBMODULES
-from gamlib.complexity import complexity
+from gamlib.paper.complexity import complexity
 
 
 @sizes

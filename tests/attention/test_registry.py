@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from gamlib.attention import MECHANISMS, build_attention, options, slot
+from gamlib.attention import MECHANISMS, build_attention, options
 
 C, K = 64, 4  # channels, and the hidden ones that the usual reduction leaves
 MLP = 2 * C * K + K + C
@@ -25,7 +25,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"groups": 4, "reduction": 32}, "groups=4 does not divide the 2 hidden channels (64 / reduction 32)"),
     ({"groups": 0}, "groups=0 does not divide the 4 hidden channels"),
     ({"submodules": "chsp"}, "submodules='chsp': allowed: ch+sp, ch, sp"),
-    ({"implementation": "fast"}, "implementation='fast': allowed: auto, plain, direct, fourier, dense, triton"),
     ({"gate_max_pool": True, "submodules": "ch"}, "gate_max_pool=True: submodules='ch' has no spatial convolutions"),
 ]
 
@@ -60,11 +59,7 @@ def test_an_unknown_mechanism_is_refused_with_the_known_ones(ask: Callable[[str]
             {"reduction": 8, "kernel_size": 3},
             "kernel_size=3: attention=bam .* its options are reduction, dilation",
         ),
-        (
-            "gam",
-            {"kernel_size": 5},
-            "kernel_size=5: .* are reduction, submodules, groups, gate_max_pool, implementation",
-        ),
+        ("gam", {"kernel_size": 5}, "kernel_size=5: .* are reduction, submodules, groups, gate_max_pool"),
     ],
 )
 def test_an_option_that_a_mechanism_lacks_is_refused_with_those_it_has(
@@ -79,8 +74,6 @@ def test_a_mechanism_is_built_with_the_options_that_are_chosen() -> None:
         assert type(build_attention(attention, 32)) is mechanism
     block: Any = build_attention("cbam", 32, reduction=8, kernel_size=3)
     assert (block.mlp[0].out_features, block.conv.kernel_size) == (4, (3, 3))
-    block = build_attention("gam", 64, implementation="plain")
-    assert block.implementation == block.way(torch.empty(1, 64, 8, 8)) == "plain"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +112,8 @@ def test_an_option_has_one_default_everywhere() -> None:
 
 
 def test_bam_alone_stands_behind_a_stage() -> None:
-    assert {attention: slot(attention) for attention in MECHANISMS} == dict.fromkeys(MECHANISMS, "block") | {
-        "bam": "stage"
-    }
+    slots = {attention: getattr(mechanism, "slot", "block") for attention, mechanism in MECHANISMS.items()}
+    assert slots == dict.fromkeys(MECHANISMS, "block") | {"bam": "stage"}
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])

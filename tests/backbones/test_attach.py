@@ -11,9 +11,9 @@ from torch import nn
 from torchvision.models import densenet121, mobilenet_v2, resnet18, resnext50_32x4d
 from torchvision.ops import FrozenBatchNorm2d
 
+from ablation.paths import ROOT
 from gamlib import GAM, attach
 from gamlib.attention import CBAM
-from gamlib.lab.places import ROOT
 
 
 class Own(nn.Module):

@@ -1,3 +1,5 @@
+import inspect
+import itertools
 from typing import Any
 
 import pytest
@@ -5,8 +7,9 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from gamlib import GAM, build_model, paper
+from gamlib import GAM, build_model, names, paper
 from gamlib.attention import CBAM
+from gamlib.backbones.resnet import BLOCKS
 
 PRINTED = [  # table, attention, variant, and the arguments that make it
     (2, "none", "", {"attention": "none"}),
@@ -26,7 +29,7 @@ def test_resnet18_has_the_printed_parameters(
     with torch.device("meta"):
         model = build_model("resnet18", **arguments)  # type: ignore[arg-type]
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert f"{millions:.2f}" == f"{paper.row(table, 'resnet18', attention, variant).params_m:.2f}"
+    assert f"{millions:.2f}" == f"{paper.row(table, 'resnet18', attention, variant)['params_m']:.2f}"
 
 
 def test_without_attention_it_is_torchvisions_network() -> None:
@@ -112,3 +115,19 @@ def test_cbams_gates_start_at_one_half() -> None:
 def test_a_bad_value_is_refused_by_name(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_model(**{"backbone": "resnet18", **arguments})  # type: ignore[arg-type]
+
+
+def test_the_table_that_needs_no_torch_is_what_the_classes_say() -> None:
+    assert [*names.ATTENTIONS] == [*build_model.attentions()]
+    for attention, options in names.ATTENTIONS.items():
+        assert build_model.options(attention) == options, attention
+    assert list(names.RESNETS) == [*BLOCKS]
+    for backbone, stem in itertools.product(names.BACKBONES, names.STEMS):
+        pooled = any(isinstance(m, nn.MaxPool2d) for m in build_model(backbone, "none", stem=stem, width=0.1).modules())
+        assert names.has_max_pool(backbone, stem) == pooled
+
+
+def test_build_models_defaults_are_those_of_gam() -> None:
+    defaults = {key: value.default for key, value in inspect.signature(build_model).parameters.items()}
+    gam = names.ATTENTIONS[defaults["attention"]]
+    assert {key: defaults[key] for key in gam} == gam | {"gate_max_pool": None}  # as the mechanism's paper says

@@ -39,7 +39,7 @@ def test_a_run_without_room_stops_with_its_last_good_checkpoint_and_goes_on_with
     path = run.folder / "checkpoint.pt"
     message = f"{path} cannot be saved: No space left on device; the last good checkpoint is of epoch 2, step 0: {path}"
     assert message in status.error
-    state = Checkpoints(run.folder, run.config.model_dump()).load()
+    state = Checkpoints(run.folder, run.config.identity()).load()
     assert state is not None and (state["epoch"], state["step"]) == (1, 0)
     assert not any(run.folder.glob(".*.part"))
     subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)

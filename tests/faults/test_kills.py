@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from victims import NETWORKS, run_in, same, start
 
-from gamlib.lab.runs import Run
+from ablation.runs import Run
 
 KILLS = int(os.environ.get("GAM_KILLS", "6"))
 

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from victims import processes, same
 
-from gamlib.lab.config import RunConfig
-from gamlib.lab.runs import Run
-from gamlib.lab.train import train
+from ablation.config import RunConfig
+from ablation.execution.train import train
+from ablation.runs import Run
 
 
 def run_in(folder: Path) -> Run:

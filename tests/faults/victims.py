@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from gamlib.lab.config import RunConfig
-from gamlib.lab.runs import Run
-from gamlib.lab.train import train
+from ablation.config import RunConfig
+from ablation.execution.train import train
+from ablation.runs import Run
 from gamlib.training.loop import MEASURED
 
 # Batches of 10 from 50 images, shuffled and cropped; MobileNetV2 has dropout: all that a lost generator would change.
@@ -21,7 +21,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "mobilenet_v2-se": {"backbone": "mobilenet_v2", "attention": "se", "width": 0.5},
 }
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["gamlib.lab.train", "gamlib.training.data"])
+processes.set_forkserver_preload(["ablation.execution.train", "gamlib.data.images"])
 
 
 def run_in(folder: Path, network: str) -> Run:

@@ -13,11 +13,11 @@ import pandas as pd
 import psutil
 from cluster import Cluster
 
-from gamlib.lab import slurm
-from gamlib.lab.config import RunConfig
-from gamlib.lab.dispatch import dispatch
-from gamlib.lab.runs import Run
-from gamlib.lab.status import Status
+from ablation.config import RunConfig
+from ablation.execution import slurm
+from ablation.execution.dispatch import dispatch
+from ablation.runs import Run
+from ablation.status import Status
 from gamlib.training.loop import MEASURED
 
 LONG: dict[str, Any] = {"epochs": 60, "width": 0.25, "train_fraction": 0.2}  # some six seconds of training
@@ -27,7 +27,7 @@ Survives = Callable[[str], None]
 
 def command(*arguments: str, values: dict[str, Any] | None = None) -> list[str]:
     parameters = [text for key, value in (values or {}).items() for text in ("-p", f"{key}={value}")]
-    return [sys.executable, "-m", "gamlib.cli", *arguments, *parameters]
+    return [sys.executable, "-m", "ablation.cli", *arguments, *parameters]
 
 
 def gamlib(*arguments: str, values: dict[str, Any] | None = None) -> "subprocess.CompletedProcess[str]":

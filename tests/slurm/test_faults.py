@@ -50,15 +50,15 @@ from on_slurm import (
 )
 from submitit.core.utils import DelayedSubmission
 
+from ablation.config import ConfigError, RunConfig
+from ablation.execution import arrays, slurm, slurm_options
+from ablation.execution.dispatch import dispatch
+from ablation.execution.housekeeping import cancel, leftovers
+from ablation.paths import runs_root
+from ablation.provenance import source_hash
+from ablation.runs import Run
+from ablation.study_files import find_study
 from gamlib.files import write_whole
-from gamlib.lab import arrays, slurm, slurm_options
-from gamlib.lab.config import ConfigError, RunConfig
-from gamlib.lab.dispatch import dispatch
-from gamlib.lab.housekeeping import cancel, leftovers
-from gamlib.lab.places import runs_root
-from gamlib.lab.provenance import source_hash
-from gamlib.lab.runs import Run
-from gamlib.lab.study_files import find_study
 
 pytestmark = pytest.mark.slow
 FAULTS = 100
@@ -438,7 +438,7 @@ def test_a_bad_parameter_in_one_of_fifty_is_refused_before_any_is_submitted(
 def test_code_that_differs_from_the_submitters_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a GPU that is asked for is one that SLURM counts."""
     with monkeypatch.context() as patch:
-        patch.setattr("gamlib.lab.dispatch.source_hash", lambda: "0123456789abcdef")
+        patch.setattr("ablation.execution.dispatch.source_hash", lambda: "0123456789abcdef")
         run = submit(SHORT, gpus=1)
     assert "gres:gpu:1" in cluster.run("squeue", "-h", "-o", "%b").stdout
     wait_for(lambda: now(run).state == "running" and now(run).error)
@@ -532,9 +532,8 @@ def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Clu
     run = Run(RunConfig(**values))
     local = subprocess.Popen(command("run", values=values), stdout=subprocess.DEVNULL)
     trains(run)
-    second = arrays._submit([run], slurm_options.options({"cpus": 1}), {})
-    second.record.unlink()
-    (job_id,) = second.ids
+    (job_id,), record = arrays._submit([run], slurm_options.parameters({"cpus": 1}), {})
+    record.unlink()
     wait_for(lambda: processes("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
     time.sleep(6)  # until it waits for the run
     assert run.result() is None and job_id in jobs(cluster)

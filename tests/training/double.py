@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from gamlib.training import batches
+from gamlib.data import batches
 
 
 class Double(batches.FromMemory):

@@ -173,13 +173,13 @@ def test_without_room_the_last_good_one_stays_and_the_error_names_it(
 
     @contextmanager
     def unwritable(path: Path) -> Iterator[IO[bytes]]:
-        with files.whole(path) as file:
+        with files.replacing(path) as file:
             file.write(b"half")
             full()
             yield file
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "whole", unwritable) if at == "write" else patch.setattr(os, "fsync", full)
+        patch.setattr(checkpoint, "replacing", unwritable) if at == "write" else patch.setattr(os, "fsync", full)
         message = (
             r"checkpoint.pt cannot be saved: No space left on device; the last good checkpoint is of epoch 2, step 4"
         )

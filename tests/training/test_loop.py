@@ -9,13 +9,15 @@ from double import Double
 from torch import nn
 
 from gamlib import build_model
-from gamlib.training import batches, data, loop
+from gamlib.data import batches
+from gamlib.data import images as data
+from gamlib.training import evaluation, loop
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
-from gamlib.training.loop import Speed
 from gamlib.training.parallel import Group
-from gamlib.training.recipes import RECIPES
+from gamlib.training.recipes import RECIPES, TrainingConfig
 
-RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=32, lr=0.05)
+CONFIG = replace(RECIPES["digits"], epochs=2, batch_size=32, lr=0.05, channels_last=True)
+IN_ORDER = replace(CONFIG, channels_last=False)
 CPU = torch.device("cpu")
 Metrics = list[dict[str, float]]
 
@@ -34,8 +36,8 @@ def network(attention: str = "gam", backbone: str = "resnet18") -> nn.Module:
 def train(seed: int = 0, model: nn.Module | None = None, **options: Any) -> Metrics:
     feed = {key: options.pop(key) for key in ("pad", "flip") if key in options}
     source = batches.FromMemory(options.pop("images", None) or images(), CPU, seed=seed, **{"pad": 2, **feed})
-    options = {"recipe": RECIPE, "speed": Speed(channels_last=True), **options}
-    return list(loop.fit(model or network(), source, options.pop("recipe"), seed=seed, **options))
+    config = replace(options.pop("config", CONFIG), seed=seed)
+    return list(loop.fit(model or network(), source, config, **options))
 
 
 def without_times(metrics: Metrics) -> Metrics:
@@ -53,11 +55,11 @@ def test_the_test_images_change_nothing_in_training() -> None:
 
 
 def test_the_test_images_are_looked_at_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, calls = loop.evaluate, []
+    calls = []
 
     def counted(*arguments: Any) -> tuple[float, float, float]:
         calls.append(1)
-        return evaluate(*arguments)
+        return evaluation.evaluate(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", counted)
     assert len(train()) == len(calls) == 2
@@ -68,10 +70,12 @@ def test_the_baseline_is_neither_at_a_ceiling_nor_untrained() -> None:
     """At a test error of 3 to 20 % an ablation can say something."""
     torch.manual_seed(0)
     model = build_model("resnet18", attention="none", num_classes=10, width=0.5)
-    assert 3 < train(model=model, images=images(1.0), recipe=RECIPES["digits"])[-1]["top1_error"] < 20
+    assert 3 < train(model=model, images=images(1.0), config=RECIPES["digits"])[-1]["top1_error"] < 20
 
 
-@pytest.mark.parametrize("options", [{"speed": Speed(amp=True)}, {"speed": Speed()}, {"flip": True}, {"pad": 0}])
+@pytest.mark.parametrize(
+    "options", [{"config": replace(IN_ORDER, amp=True)}, {"config": IN_ORDER}, {"flip": True}, {"pad": 0}]
+)
 def test_every_option_trains(options: dict[str, Any]) -> None:
     metrics = train(**options)
     assert metrics[-1]["train_loss"] < metrics[0]["train_loss"]
@@ -86,8 +90,8 @@ def test_a_network_with_two_branches_learns_by_the_sum_of_both_losses() -> None:
     ((batch, labels),) = source.train(0, 20)
     perception, attention = (nn.functional.cross_entropy(scores, labels) for scores in model.train()(batch))
     gradients = torch.autograd.grad(perception + attention, list(model.parameters()))
-    recipe = replace(RECIPE, epochs=1, batch_size=20, lr=0.1, momentum=0.0, weight_decay=0.0)
-    (metrics,) = loop.fit(model, source, recipe, seed=3)
+    config = replace(IN_ORDER, epochs=1, batch_size=20, lr=0.1, momentum=0.0, weight_decay=0.0, seed=3)
+    (metrics,) = loop.fit(model, source, config)
     assert metrics["train_loss"] == pytest.approx(perception.item(), abs=1e-5)
     for (name, value), gradient in zip(model.named_parameters(), gradients, strict=True):
         torch.testing.assert_close(value, before[name] - 0.1 * gradient, rtol=1e-5, atol=1e-6, msg=name)
@@ -95,9 +99,9 @@ def test_a_network_with_two_branches_learns_by_the_sum_of_both_losses() -> None:
 
 def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> None:
     """The loop's weights after an epoch, to the last bit, from torch's parts put together by hand."""
-    recipe = replace(RECIPE, epochs=1, label_smoothing=0.1)
+    config = replace(IN_ORDER, epochs=1, label_smoothing=0.1)
     trained, model = network(), network().train()
-    (metrics,) = train(model=trained, recipe=recipe, speed=Speed())
+    (metrics,) = train(model=trained, config=config)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     losses = []
     for batch, labels in batches.FromMemory(images(), CPU, seed=0, pad=2).train(0, 32):
@@ -113,29 +117,28 @@ def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> 
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize(
-    ("backbone", "attention", "speed"),
+    ("backbone", "attention", "config"),
     [
-        ("resnet18", "gam", Speed(channels_last=True)),
-        ("mobilenet_v2", "se", Speed()),
-        ("resnet18", "abn", Speed(amp=True)),
+        ("resnet18", "gam", CONFIG),
+        ("mobilenet_v2", "se", IN_ORDER),
+        ("resnet18", "abn", replace(IN_ORDER, amp=True)),
     ],
     ids=["gam", "dropout", "amp"],
 )
 def test_a_training_stopped_again_and_again_ends_in_the_same_bits(
-    tmp_path: Path, seed: int, backbone: str, attention: str, speed: Speed
+    tmp_path: Path, seed: int, backbone: str, attention: str, config: TrainingConfig
 ) -> None:
     """Stopped between epochs, in their middle and in evaluations; with dropout, augmentation and momentum."""
-    recipe = replace(RECIPE, epochs=3, batch_size=13, lr=0.01)
+    config = replace(config, epochs=3, batch_size=13, lr=0.01)
     whole = network(attention, backbone)
-    expected = train(model=whole, recipe=recipe, speed=speed, flip=True)
+    expected = train(model=whole, config=config, flip=True)
     moments, stops = random.Random(seed), []
     while True:
         model = network(attention, backbone)
         options: dict[str, Any] = {
             "checkpoints": Checkpoints(tmp_path, {}),
             "stop": lambda: "a test" * (moments.random() < 0.3),
-            "recipe": recipe,
-            "speed": speed,
+            "config": config,
         }
         try:
             found = train(model=model, flip=True, **options)
@@ -180,9 +183,9 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_place_and_no_checkpoint_of_it(tmp_path: Path) -> None:
-    recipe = replace(RECIPE, epochs=3, drops=(0.5,), drop_factor=1e30)  # the third epoch's learning rate
+    config = replace(CONFIG, epochs=3, milestones=(0.5,), gamma=1e30)  # the third epoch's learning rate
     with pytest.raises(FloatingPointError) as refused:
-        train(recipe=recipe, checkpoints=Checkpoints(tmp_path, {}), save_seconds=0.0)
+        train(config=config, checkpoints=Checkpoints(tmp_path, {}), save_seconds=0.0)
     assert str(refused.value).startswith("training diverged: ")
     assert " in epoch 3, step " in str(refused.value)
     assert "; the last good checkpoint is of epoch " in str(refused.value)
@@ -201,7 +204,7 @@ def test_a_loss_is_found_at_its_very_step() -> None:
     source = Spoiled(images(), CPU, seed=0)
     message = r"the training loss is nan in epoch 2, step 3$"
     with pytest.raises(FloatingPointError, match=message):
-        list(loop.fit(network(), source, replace(RECIPE, batch_size=8), seed=0))
+        list(loop.fit(network(), source, replace(IN_ORDER, batch_size=8)))
 
 
 def test_errors_count_every_image_once() -> None:
@@ -211,7 +214,7 @@ def test_errors_count_every_image_once() -> None:
     scores[torch.arange(700), labels] = 1.0
     scores[:70] = torch.arange(8, 0, -1).float()  # the first 70 always rank class 0 first, 5, 6 and 7 last
     parts = zip(scores.split(300), labels.split(300), strict=True)
-    loss, top1, top5 = loop.evaluate(lambda x: x, parts, Group(CPU))
+    loss, top1, top5 = evaluation.evaluate(lambda x: x, parts, Group(CPU))
     wrong1 = sum(int(label != 0) for label in labels[:70])
     wrong5 = sum(int(label >= 5) for label in labels[:70])
     assert (top1, top5) == (100 * wrong1 / 700, 100 * wrong5 / 700)
@@ -219,7 +222,7 @@ def test_errors_count_every_image_once() -> None:
 
 
 def test_metrics_say_what_a_figure_needs() -> None:
-    first, last = train(recipe=replace(RECIPE, drops=(0.5,)))
+    first, last = train(config=replace(CONFIG, milestones=(0.5,)))
     assert (first["epoch"], last["epoch"]) == (1, 2)
     assert [first["lr"], last["lr"]] == pytest.approx([0.05, 0.005])
     assert first["images_per_second"] == pytest.approx(50 / first["seconds"])

@@ -5,25 +5,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sync_batchnorm  # noqa: F401
 import torch
 from double import Double
-from torch import nn
 
 from gamlib import build_model
-from gamlib.training import batches, data, loop
+from gamlib.data import batches
+from gamlib.data import images as data
+from gamlib.training import loop
 from gamlib.training.checkpoint import Checkpoints
-from gamlib.training.loop import Speed
-from gamlib.training.parallel import Group, SyncBatchNorm, join, launch, synchronised
+from gamlib.training.parallel import Group, join, launch
 from gamlib.training.recipes import RECIPES
 
 # 100 training images: three batches of 33, which two processes share unevenly.
 # A small learning rate: at a large one the rounding of the first steps is another path by the tenth.
-RECIPE = replace(RECIPES["digits"], epochs=2, batch_size=33, lr=0.001)
+CONFIG = replace(RECIPES["digits"], epochs=2, batch_size=33, lr=0.001)
 
 ALONE = Group(torch.device("cpu"))
 
 
-def fit(group: Group, attention: str, double: bool, **options: Any) -> tuple[list[dict[str, float]], dict[str, Any]]:
+def fit(
+    group: Group, attention: str, double: bool, amp: bool = False, **options: Any
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = build_model("resnet18", attention, num_classes=10, width=0.25)
@@ -34,7 +37,8 @@ def fit(group: Group, attention: str, double: bool, **options: Any) -> tuple[lis
     feed = kind(images, group.device, seed=0, pad=2, rank=group.rank, world=group.world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "EVALUATION_BATCH", 448)  # one process has a test batch more than the other
-        metrics = list(loop.fit(model.double() if double else model, feed, RECIPE, seed=0, group=group, **options))
+        config = replace(CONFIG, amp=amp)
+        metrics = list(loop.fit(model.double() if double else model, feed, config, group=group, **options))
     return metrics, {name: value.clone() for name, value in model.state_dict().items()}
 
 
@@ -43,7 +47,7 @@ def one_of_two(attention: str, double: bool) -> Any:
 
 
 def two_in_bfloat16() -> Any:
-    return fit(join(), "gam", False, speed=Speed(amp=True))
+    return fit(join(), "gam", False, amp=True)
 
 
 def stopped(folder: Path) -> str:
@@ -84,7 +88,7 @@ def test_two_processes_have_the_losses_of_one(attention: str, double: bool) -> N
 
 @pytest.mark.slow
 def test_two_processes_in_bfloat16_have_about_the_losses_of_one() -> None:
-    expected, _ = fit(ALONE, "gam", False, speed=Speed(amp=True))
+    expected, _ = fit(ALONE, "gam", False, amp=True)
     found, _ = launch(two_in_bfloat16, 2)
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=0.15)
 
@@ -102,11 +106,3 @@ def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(tmp_path: Path)
 def test_the_failure_of_one_process_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"process 1 of 2 failed: .*the second has failed"):
         launch(fails, 2)
-
-
-def test_synchronised_keeps_parameters_and_buffers() -> None:
-    model = build_model("resnet18", "bam", num_classes=10, width=0.25)
-    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
-    normed = [module for module in synchronised(model).modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
-    assert not normed and any(isinstance(module, SyncBatchNorm) for module in model.modules())
-    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before

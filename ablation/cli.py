@@ -1,0 +1,288 @@
+"""The command `gamlib`: runs and studies of attention mechanisms, and what became of them."""
+
+import os
+import sys
+from contextlib import suppress
+from functools import partial
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from ablation import console
+from ablation.config import ConfigError, RunConfig
+from ablation.parameters import key_values
+from ablation.paths import ROOT
+
+app = typer.Typer(
+    cls=console.Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Ablations of the Global Attention Mechanism (arXiv 2112.05561): run them, watch them, report them.\n\n"
+    "Begin with [bold]gamlib study submodules --dry-run[/bold].",
+)
+
+
+@app.command()
+@console.slurm_options
+def run(
+    slurm: dict[str, Any],
+    parameter: console.Parameters = None,
+    cluster: console.Cluster = "local",
+    no_wait: console.NoWait = False,
+    dry_run: console.DryRun = False,
+) -> None:
+    """One training run, e.g. [bold]gamlib run -p dataset=digits -p attention=gam -p epochs=5[/bold]."""
+    from ablation.execution.dispatch import dispatch
+    from ablation.runs import Run
+
+    run = Run(RunConfig(**key_values(parameter or [])))
+    if dry_run:
+        print(console.in_words(run.config.model_dump()))
+        print(f"{run.status().state}: {run.folder}")
+        return
+    before = run.result()
+    progress = dispatch([run.config], cluster, None, not no_wait, slurm)
+    if before is not None:
+        print(f"already done: top-1 error {before.top1_error:.2f} %")
+    print(run.folder)
+    console.exit_if_failed(progress)
+
+
+@app.command()
+@console.slurm_options
+def study(
+    slurm: dict[str, Any],
+    studies: Annotated[list[str], Argument(metavar="STUDY...", help="submodules, max_pooling, benchmark, YAML files.")],
+    dataset: Annotated[str | None, Option(help="Where to run; by default the study's own, most often digits.")] = None,
+    seeds: Annotated[str | None, Option(help="0-4 or 0,3,7; by default the study's own, most often 0-2.")] = None,
+    arms: Annotated[list[str] | None, Option(help="Such as 'ResNet-18*'; may be given many times.")] = None,
+    parameter: console.Parameters = None,
+    cluster: console.Cluster = "local",
+    workers: Annotated[int | None, Option(help="Local runs at once; by default one a core, four at most.")] = None,
+    no_wait: console.NoWait = False,
+    dry_run: console.DryRun = False,
+    and_report: Annotated[bool, Option("--report", help="Report the studies when their runs are done.")] = False,
+    rerun_stale: Annotated[bool, Option("--rerun-stale", help="Do again what other code has done.")] = False,
+) -> None:
+    """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
+    from ablation.execution.dispatch import dispatch
+    from ablation.runs import RunFailed
+    from ablation.studies import Plan
+    from ablation.study_files import find_studies
+
+    overrides = key_values(parameter or [])
+    dataset = overrides.pop("dataset", dataset)
+    found = [study for name in dict.fromkeys(studies) for study in find_studies(name)]
+    plans = [study.plan(dataset, seeds, arms or (), **overrides) for study in found]
+    if dry_run:
+        for plan in plans:
+            console.show_plan(plan)
+        return
+
+    def save() -> None:
+        for plan in plans:
+            plan.save(cluster, slurm)
+
+    configs = [config for plan in plans for config in plan.configs]
+    progress = dispatch(configs, cluster, workers, not no_wait, slurm, save, rerun_stale)
+    names = " ".join(plan.study.name for plan in plans)
+    if no_wait:
+        print(f"submitted; watch with `gamlib status {names}`")
+        return
+    runs = len(progress.runs)
+    print(f"{runs - len(progress.failed)} of {runs} runs done, {progress.done_before} of them before")
+    if not and_report:
+        print(f"see `gamlib report {names}`")
+    for plan in plans if and_report else ():
+        try:
+            console.report_study(Plan.load(plan.study.name, plan.dataset))  # with the arms asked for before
+        except RunFailed as error:  # the other studies are reported all the same
+            console.complain(str(error))
+    console.exit_if_failed(progress)
+
+
+@app.command()
+def status(
+    study: Annotated[str | None, Argument(metavar="[STUDY]", help="A study; by default all runs there are.")] = None,
+    dataset: console.LastDataset = None,
+    watch: Annotated[bool, Option("--watch", help="Look again and again, until all have ended.")] = False,
+    json_: console.AsJson = False,
+) -> None:
+    """What every run is doing: done, running, queued, failed and why, preempted, lost, or missing."""
+    from ablation.runs import all_runs
+    from ablation.study_files import study_name
+    from ablation.submitted import submitted
+
+    if study is None:
+        found, foreign = all_runs()
+        runs = dict.fromkeys(found, "")
+        for folder in foreign:
+            print(f"not a run of this code, left out: {folder}", file=sys.stderr)
+    else:
+        runs = {run: arm for run, arm, _ in submitted(study_name(study), dataset)}
+    console.show_statuses(runs, json_, watch)
+
+
+@app.command()
+@console.slurm_options
+def retry(
+    slurm: dict[str, Any],
+    study: console.Submitted,
+    dataset: console.LastDataset = None,
+    cluster: Annotated[str | None, Option(help="By default the one it was submitted to.")] = None,
+    no_wait: console.NoWait = False,
+) -> None:
+    """Submit what failed, was lost, stopped or removed of a study again; each goes on from its last checkpoint.
+
+    SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
+    """
+    from ablation.execution.dispatch import dispatch
+    from ablation.execution.slurm import statuses
+    from ablation.execution.slurm_options import merged
+    from ablation.study_files import study_name
+    from ablation.submitted import submitted
+
+    entries = submitted(study_name(study), dataset)
+    now = statuses(run for run, _, _ in entries)
+    ended = [(run, plan) for run, _, plan in entries if now[run].state not in ("queued", "running", "done")]
+    if not ended:
+        print("nothing to retry: no run has failed, was lost, stopped or removed")
+    plans = {id(plan): plan for _, plan in reversed(ended)}  # the last one's runs are those that are waited for
+    progresses = []
+    for number, plan in enumerate(plans.values(), 1):
+        where = cluster or plan.cluster
+        options = merged(plan.slurm, slurm) if where == "slurm" else slurm
+        remember = partial(plan.save if plan is entries[0][2] else plan.keep, cluster=where, slurm=options)
+        wait = where != "slurm" or (number == len(plans) and not no_wait)
+        configs = [run.config for run, of in ended if of is plan]
+        progresses.append(dispatch(configs, where, None, wait, options, remember))
+    console.exit_if_failed(*progresses)
+
+
+@app.command()
+def cancel(study: console.Submitted, dataset: console.LastDataset = None) -> None:
+    """Stop what is queued or running of a study, and say what that left; [bold]gamlib retry[/bold] goes on."""
+    from ablation.execution.housekeeping import cancel
+    from ablation.study_files import study_name
+    from ablation.submitted import submitted
+
+    left = cancel([run for run, _, _ in submitted(study_name(study), dataset)])
+    for run, now in left.items():
+        print(f"{run.folder.name}: {now.state}, {now.error}")
+    print(f"{len(left)} runs stopped" if left else "nothing is queued or running")
+
+
+@app.command()
+def gc(
+    checkpoints: Annotated[bool, Option("--checkpoints", help="Checkpoints of finished runs, too.")] = False,
+    failed: Annotated[bool, Option("--failed", help="Failed runs, too, with all that they left.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Remove them; without this they are only shown.")] = False,
+) -> None:
+    """Remove what submission left of finished runs: shows it first, and removes it with --yes."""
+    from ablation.execution.housekeeping import leftovers
+
+    paths = leftovers(checkpoints, failed)
+    size = sum(path.lstat().st_size for path in paths) / 2**20
+    for path in paths if yes else ():
+        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.parent.rmdir()  # of a run that has failed: nothing else lies there
+    if not yes:
+        console.show_paths(paths)
+    how = "removed" if yes else "would be removed with --yes"
+    print(f"{len(paths)} files, {size:.1f} MiB {how}" if paths else "nothing to remove")
+
+
+@app.command()
+def report(
+    studies: Annotated[list[str] | None, Argument(metavar="STUDY...", help="Names of studies.")] = None,
+    dataset: console.LastDataset = None,
+    force: Annotated[bool, Option("--force", help="Has no effect any more: every report is made anew.")] = False,
+    published: Annotated[
+        bool, Option("--published", help="Of the published runs in figures/data, by default of all studies.")
+    ] = False,
+) -> None:
+    """Execute the notebook of a study, which writes its figures and tables to figures/. Nothing is trained.
+
+    With [bold]--published[/bold] from figures/data: neither runs nor images are needed.
+    """
+    from ablation.results import publication
+    from ablation.studies import Plan
+    from ablation.study_files import study_name
+
+    if not studies and not published:
+        raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
+    if not published:
+        for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
+            console.report_study(plan)
+        return
+    named = publication.published(studies or ())
+    if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
+        there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
+        raise ConfigError(f"dataset={dataset!r}: published on {there}")
+    for plan in plans:
+        console.report_study(plan, publication.data_folder())
+
+
+@app.command()
+def publish(
+    studies: Annotated[list[str], Argument(metavar="STUDY...", help="Names of studies that were submitted.")],
+    dataset: console.LastDataset = None,
+) -> None:
+    """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
+    from ablation.results import publication
+    from ablation.studies import Plan
+    from ablation.study_files import study_name
+
+    for plan in [Plan.load(study_name(name), dataset) for name in studies]:
+        console.show_paths(publication.publish(plan))
+
+
+@app.command()
+def restore(
+    studies: Annotated[list[str] | None, Argument(metavar="[STUDY]...", help="Names; by default all.")] = None,
+) -> None:
+    """Put published runs into runs/, where nothing is done yet: [bold]gamlib study[/bold] goes on from them."""
+    from ablation.results import publication
+
+    for plan in publication.published(studies or ()):
+        print(f"{plan.name}: {publication.restore(plan)} of {len(plan.configs)} runs restored")
+
+
+@app.command()
+def audit(
+    json_: console.AsJson = False,
+    and_report: Annotated[
+        bool,
+        Option("--report", help="Execute 1_complexity.ipynb too, which tells the story and exports its figure."),
+    ] = False,
+) -> None:
+    """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
+    from ablation.results import audits
+    from gamlib.paper.audit import audit as counted
+
+    rows = counted()
+    console.show_audit(rows, json_)
+    if and_report:
+        from ablation.results.report import complexity_report
+
+        for path in complexity_report():
+            print(os.path.relpath(path), file=sys.stderr)
+    if audits.differences(rows):
+        raise typer.Exit(console.FAILED)
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+def bench(arguments: Annotated[list[str] | None, Argument(metavar="[OPTIONS]...")] = None) -> None:
+    """The speed tables of the README, measured on this machine; [bold]gamlib bench --help[/bold] says what there is."""
+    script = ROOT / "benchmarks" / "gam.py"
+    if not script.exists():
+        raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")
+    os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""One run and its kernel, the queue on this machine, SLURM."""

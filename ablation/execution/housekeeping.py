@@ -1,0 +1,79 @@
+"""Runs that are to stop, and files that nobody needs any more."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ablation.execution import arrays, slurm
+from ablation.paths import runs_root
+from ablation.runs import Run, all_runs
+from ablation.status import Status
+
+CANCEL_SECONDS = 60.0
+
+
+def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
+    """Stop what is queued or running, wherever it is, and say what every one of those runs left.
+
+    A run that trains saves its state, where its cluster gives it the time. This waits for that, but not for ever.
+
+    Raises:
+        ConfigError: SLURM cannot be told.
+    """
+    if slurm.available():
+        arrays.cancel_killed_submissions()
+    found = slurm.statuses(runs)
+    stopped = {run: status for run, status in found.items() if status.state in ("queued", "running")}
+    for run, status in stopped.items():
+        if status.cluster != "slurm":
+            run.ask_to_stop("gamlib cancel")
+    jobs = {job_id for status in found.values() for job_id in status.slurm_jobs()}  # of runs that are done, too
+    slurm.cancel(slurm.live(jobs, or_unknown=True))
+    for run, status in stopped.items():
+        if status.state == "queued" and status.cluster == "slurm":
+            before = "before it began" if status.attempts == 0 else "while it waited to go on"
+            run.write_status(state="preempted", error=f"cancelled {before}")
+    until = time.monotonic() + CANCEL_SECONDS
+    while True:
+        now = slurm.statuses(stopped)
+        if time.monotonic() > until or all(status.state not in ("queued", "running") for status in now.values()):
+            return now
+        time.sleep(1)
+
+
+def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
+    """Files of submitit's that no job needs, and of killed processes; if asked, checkpoints of runs done, failed runs.
+
+    What is of a run that is done, and of jobs of which no run knows any more. The next submission puts right what one
+    that was killed has left: while its word of that lies there, nothing of submitit's is taken away. Nor while a local
+    run waits, which does not know its job yet.
+    """
+    folder, there = runs_root() / "submitit", list[Path]()
+    if folder.is_dir():
+        with FileLock(folder / ".lock"):  # what is just being submitted has no run yet
+            if not any(folder.glob("*.submitting")):
+                there = sorted(folder.iterdir())
+    runs, _ = all_runs()  # after the files: a local run says that it waits before its job has one
+    statuses = [status for run in runs if (status := run.status()).state not in ("done", "missing")]
+    needed = {job_id for status in statuses for job_id in (status.job_id, *status.earlier_jobs)}
+    found = []
+    if all((status.state, status.cluster) != ("queued", "local") for status in statuses):
+        for path in there:
+            name = path.resolve().name  # submitit leaves a link to 12_submission.sh, too
+            parts = name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
+            if path.name != ".lock" and not {parts[0], "_".join(parts[:2])} & needed:
+                found.append(path)
+    for run in runs:
+        with suppress(Timeout), run.lock(timeout=0):  # or its owner is at work
+            run.recover_notebook()
+            found += [*run.partial_notebooks(), *sorted(run.folder.glob(".*.part"))]
+    if failed:
+        gone = [run for run, status in slurm.statuses(runs).items() if status.state == "failed"]
+        found += [path for run in gone for path in sorted(run.folder.rglob("*")) if path.is_file()]
+    if checkpoints:
+        done = [run for run in runs if run.result() is not None]
+        found += [path for run in done for path in sorted(run.folder.glob("checkpoint*.*")) if path.is_file()]
+    return list(dict.fromkeys(found))

@@ -1,0 +1,190 @@
+"""Training of one run, as `notebooks/run.ipynb` calls it."""
+
+import json
+import os
+import time
+from contextlib import nullcontext, suppress
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from ablation.execution.signals import forward_signals
+from ablation.paths import share_of_cores
+from ablation.provenance import processor, provenance
+from ablation.runs import BATCH, JOB, Run, RunFailed, RunStopped
+from ablation.status import Result
+from gamlib.backbones import build_model
+from gamlib.data import images as data
+from gamlib.data.batches import Batches, FromFiles, FromMemory, sizes
+from gamlib.data.datasets import describe
+from gamlib.kernels import native
+from gamlib.paper.complexity import complexity
+from gamlib.training import loop
+from gamlib.training.checkpoint import Checkpoints
+from gamlib.training.evaluation import predict
+from gamlib.training.parallel import Group, join, launch
+
+MINUTES = "GAM_CHECKPOINT_MINUTES"  # between two checkpoints within an epoch
+DEFAULT_MINUTES = 10.0
+
+
+def train(run: Run) -> Run:
+    """Train a run's network unless that is done, and leave `metrics.jsonl`, `predictions.npz` and `result.json`.
+
+    It goes on from the run's last checkpoint. SIGTERM, SIGUSR2, Ctrl-C and a request in the run's folder save the state
+    after the present step and end it. In a terminal or in Jupyter a bar shows the progress; under papermill each epoch
+    prints one line.
+
+    Raises:
+        RunStopped: it was asked to stop; the same call goes on from there.
+        RunFailed: this machine lacks devices, or one of several processes failed.
+        FloatingPointError: the training diverged.
+        DatasetError, CheckpointError: images or a checkpoint that cannot be used.
+    """
+    owned = os.environ.get(JOB) == run.signature
+    if not owned:  # as a job would: one share of the cores, and so the same bits
+        torch.set_num_threads(share_of_cores())
+    with nullcontext(True) if owned else run.claim() as mine:
+        if mine:
+            with forward_signals(_patiently(run)):
+                _train(run)
+    return run
+
+
+def _patiently(run: Run) -> Any:
+    """What a signal calls: the first asks, a second Ctrl-C does not wait for the step to end."""
+
+    def ask(by: str) -> None:
+        if by == "SIGINT" and run.asked_to_stop() and BATCH not in os.environ:
+            raise KeyboardInterrupt
+        run.ask_to_stop(by)
+
+    return ask
+
+
+def _train(run: Run) -> None:
+    devices, gpus = run.config.devices, torch.cuda.device_count()
+    began = time.perf_counter()
+    if devices == 1:
+        stopped = _fit(run, Group(torch.device("cuda" if gpus else "cpu")))
+    elif devices > gpus:
+        raise RunFailed(f"devices={devices}: this machine shows {gpus or 'no'} GPU{'s' * (gpus > 1)}")
+    else:
+        threads = max(1, torch.get_num_threads() // devices)
+        try:
+            stopped = launch(_one_of_several, devices, run, threads)
+        except RuntimeError as error:
+            raise RunFailed(str(error)) from None
+    if stopped:
+        raise RunStopped(stopped)
+    if BATCH in os.environ:
+        print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def _one_of_several(run: Run, threads: int) -> str:
+    """What each process of a run on several devices does; why it was stopped, or nothing."""
+    torch.set_num_threads(threads)
+    with forward_signals(run.ask_to_stop):
+        return _fit(run, join())
+
+
+def _fit(run: Run, group: Group) -> str:
+    """Train in a group of processes, of which the first one writes; why it was stopped, or nothing."""
+    config, training, first = run.config, run.config.training(), group.rank == 0
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    batches = _batches(run, group)
+    torch.manual_seed(config.seed)
+    model = build_model(**config.architecture()).to(group.device)
+    report, keep = (print, kept_epochs(config.epochs)) if first else (lambda _: None, ())
+    checkpoints = Checkpoints(run.folder, config.identity(), report, keep)
+    continued = checkpoints.path.exists() or checkpoints.previous.exists()
+    source = _provenance(run, group, continued) if first else ""
+    quiet, steps = BATCH in os.environ, config.epochs * len(sizes(batches.train_size, config.batch_size))
+    history: list[dict[str, float]] = []
+    with tqdm(total=steps, unit="step", disable=quiet or not first, desc=config.name) as bar:
+        epochs = loop.fit(
+            model,
+            batches,
+            training,
+            group=group,
+            checkpoints=checkpoints,
+            save_seconds=60 * checkpoint_minutes(),
+            stop=run.asked_to_stop,
+            on_step=lambda done: bar.update(done - bar.n),
+        )
+        try:
+            for metrics in epochs:
+                history.append(metrics)
+                if first and len(history) >= checkpoints.epochs:  # those before the checkpoint are there already
+                    run.write("metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
+                if first and len(history) > checkpoints.epochs:
+                    _show(metrics, config.epochs, bar, quiet)
+        except loop.Stopped as stopped:
+            return str(stopped)
+    predicted, label = predict(model, batches, group, training)
+    if first:
+        run.write_predictions(predicted.numpy(), label.numpy())
+        width, height = describe(config.dataset).image_size
+        costs = complexity(model, (1, 3, height, width))
+        outcome: dict[str, Any] = {key: history[-1][key] for key in Result.model_fields.keys() & history[-1].keys()}
+        outcome |= {"epochs": config.epochs, "seconds": sum(epoch["seconds"] for epoch in history)}
+        outcome |= {"parameters": costs.parameters, "flops": costs.flops}
+        result = Result(signature=run.signature, source=source, **outcome)
+        run.write("result.json", result.model_dump_json(indent=2))
+        checkpoints.finish()
+    return ""
+
+
+def kept_epochs(epochs: int) -> tuple[int, ...]:
+    """After which epochs a run keeps its weights beside those of the last: the first, a quarter and half of them."""
+    return tuple(sorted({1, round(epochs / 4), round(epochs / 2)} - {0, epochs}))
+
+
+def checkpoint_minutes() -> float:
+    """Minutes between two checkpoints within an epoch: $GAM_CHECKPOINT_MINUTES, by default 10.
+
+    Raises:
+        RunFailed: that is no number from 0.
+    """
+    text = os.environ.get(MINUTES) or str(DEFAULT_MINUTES)
+    with suppress(ValueError):
+        if (minutes := float(text)) >= 0:
+            return minutes
+    raise RunFailed(f"{MINUTES}={text!r}: allowed: a number from 0")
+
+
+def _batches(run: Run, group: Group) -> Batches:
+    config = run.config
+    images = data.load(config.dataset, config.train_fraction, config.evaluate_on)
+    ranks: dict[str, Any] = {"seed": config.seed, "flip": config.flip, "rank": group.rank, "world": group.world}
+    if isinstance(images, data.Images):
+        return FromMemory(images, group.device, pad=config.pad, **ranks)
+    return FromFiles(images, group.device, workers=config.workers, **ranks)
+
+
+def _provenance(run: Run, group: Group, continued: bool) -> str:
+    """Write where this run comes from, and what a checkpoint that it goes on from came from; all codes' hashes."""
+    name = torch.cuda.get_device_name(group.device) if group.device.type == "cuda" else processor()
+    now = provenance(name, torch.get_num_threads())
+    if group.device.type == "cpu":  # both decide how GAM rounds
+        now |= {"cpu_capability": torch.backends.cpu.get_cpu_capability(), "c_library": native.library() is not None}
+    earlier: list[dict[str, Any]] = []
+    if continued:
+        with suppress(OSError, ValueError):
+            before = json.loads((run.folder / "provenance.json").read_text())
+            earlier = [*before.pop("earlier", []), before]
+            earlier = [one for one in earlier if one != now]
+    run.write("provenance.json", json.dumps({**now, "earlier": earlier}, indent=2))
+    return "+".join(dict.fromkeys(one["source"] for one in [*earlier, now]))
+
+
+def _show(metrics: dict[str, float], epochs: int, bar: Any, quiet: bool) -> None:
+    bar.set_postfix(loss=f"{metrics['train_loss']:.3f}", error=f"{metrics['top1_error']:.2f} %")
+    if quiet:
+        print(
+            f"epoch {metrics['epoch']:3.0f}/{epochs}  loss {metrics['train_loss']:.4f}  "
+            f"top-1 error {metrics['top1_error']:.2f} %  {metrics['images_per_second']:.0f} images/s",
+            flush=True,
+        )

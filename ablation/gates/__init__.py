@@ -1,0 +1,1 @@
+"""Views of attention: the gates of networks, Grad-CAM, parts of their figures, and the explorer."""

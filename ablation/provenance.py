@@ -1,0 +1,67 @@
+"""Where a result comes from: the commit, the code, the versions, the machine."""
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gamlib
+from ablation.paths import ROOT
+
+SOURCE = "GAM_SOURCE"  # in a job's environment: the hash of the code that submitted it
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "submitit")
+
+
+@cache
+def source_hash() -> str:
+    """Hash of gamlib's Python and C files, 16 hexadecimal digits: results of two were made by different code."""
+    package = Path(gamlib.__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".c", ".h")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def commit() -> tuple[str | None, bool | None]:
+    """The commit of this checkout, and whether what trains is as it was committed; None outside a git checkout."""
+    changed = _git("status", "--porcelain", "--", "gamlib", "notebooks")
+    return _git("rev-parse", "HEAD"), None if changed is None else not changed
+
+
+def provenance(device: str, threads: int) -> dict[str, Any]:
+    """What `provenance.json` holds, as of this process; `commit` is None outside a git checkout."""
+    made, clean = commit()
+    return {
+        "commit": made,
+        "clean": clean,
+        "source": source_hash(),
+        "submitted_source": os.environ.get(SOURCE) or source_hash(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "device": device,
+        "threads": threads,
+        "cores": os.cpu_count(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "interpreter": sys.executable,
+    }
+
+
+def processor() -> str:
+    """The processor's name as Linux knows it, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -1,0 +1,296 @@
+"""A run's folder: who owns it, what happened in it.
+
+Every file is written under another name in the same folder, flushed and renamed, so that a reader never meets half of
+one. A run is done if and only if its `result.json` is whole.
+"""
+
+import json
+import math
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from filelock import FileLock
+from pydantic import BaseModel, ValidationError
+
+from ablation.config import RunConfig
+from ablation.paths import require_locks, runs_root
+from ablation.provenance import source_hash
+from ablation.status import HEARTBEAT_SECONDS, Result, Status, alive, now
+from gamlib.files import write_whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+PREDICTIONS = "predictions.npz"
+JOB = "GAM_JOB"  # in the environment of a kernel: the signature of the run that a job around it owns
+BATCH = "GAM_BATCH"  # in the environment of a kernel: nobody watches, print lines and no bars
+REMOVED = "its folder was removed while it ran"
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class RunFailed(RuntimeError):
+    """A run ended without a whole result; the message says why in one line."""
+
+
+class RunStopped(RunFailed):
+    """A run was asked to stop, and its state is saved; the message says by what and where."""
+
+
+class Run:
+    """One configuration and its folder `<runs>/<dataset>/<readable-name>-<signature8>/`."""
+
+    _inode = 0  # of its lock, since this object has first met one
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.signature = config.signature
+        self.folder = runs_root() / config.dataset_name / f"{config.name}-{self.signature[:8]}"
+
+    def __repr__(self) -> str:
+        return f"Run({self.folder.name})"
+
+    def result(self) -> Result | None:
+        """The outcome, if the run is done: a whole `result.json` of this very configuration."""
+        result = _read(Result, self.folder / "result.json")
+        return result if result is not None and result.signature == self.signature else None
+
+    def stale(self) -> bool:
+        """Whether it is done, and other code than the present did it."""
+        result = self.result()
+        return result is not None and result.source != source_hash()
+
+    def archive(self) -> None:
+        """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew.
+
+        What was set aside there before stays: the folder then is `before-<hash of its code>-2/`, and so on.
+        """
+        result = self.result()
+        name = f"before-{result.source if result else 'unknown'}"
+        kept, number = self.folder / name, 1
+        while kept.exists():
+            number += 1
+            kept = self.folder / f"{name}-{number}"
+        left = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+        for path in sorted(left, key=lambda path: path.name != "result.json"):
+            kept.mkdir(exist_ok=True)
+            path.replace(kept / path.name)
+
+    def metrics(self) -> "pd.DataFrame":
+        """The epochs so far, one row each."""
+        import pandas as pd  # late: a job that only watches a kernel has no need of it
+
+        path = self.folder / "metrics.jsonl"
+        return pd.DataFrame(map(json.loads, path.read_text().splitlines() if path.exists() else ()))
+
+    def status(self) -> Status:
+        """What `status.json` says, corrected by what is known better.
+
+        A whole result is `done` whatever else is written; a run whose owner is gone is `lost`; a run that says it is
+        done but has no whole result has `failed`.
+        """
+        status = _read(Status, self.folder / "status.json") or Status()
+        if self.result() is not None:
+            return status.model_copy(update={"state": "done", "error": ""})
+        if status.state == "done":
+            return status.model_copy(update={"state": "failed", "error": "its result.json is missing or damaged"})
+        if status.state in ("queued", "running") and not alive(status):
+            return status.model_copy(update={"state": "lost", "error": "the process that owned it is gone"})
+        return status
+
+    def write_status(self, **changes: Any) -> None:
+        """Write `status.json` anew with some values changed, its heartbeat among them."""
+        before = _read(Status, self.folder / "status.json") or Status()
+        status = before.model_copy(update={**changes, "heartbeat": now()})
+        status.earlier_jobs = [job_id for job_id in before.slurm_jobs() if job_id != status.job_id]
+        self.write("status.json", status.model_dump_json(indent=2))
+
+    def write(self, name: str, text: str) -> None:
+        """Write one file of the folder so that a reader sees all of it or what was there before."""
+        write_whole(self.folder / name, text)
+
+    def write_predictions(self, predicted: "NDArray[np.integer]", label: "NDArray[np.integer]") -> None:
+        """Leave `predictions.npz`: `predicted` and `label`, one or two bytes an image, compressed."""
+        import numpy as np
+
+        kind = np.uint8 if max(predicted.max(initial=0), label.max(initial=0)) < 256 else np.uint16
+        buffer = BytesIO()
+        np.savez_compressed(buffer, predicted=predicted.astype(kind), label=label.astype(kind))
+        write_whole(self.folder / PREDICTIONS, buffer.getvalue())
+
+    def queue(self, job_id: str = "", cluster: str = "local") -> None:
+        """Say that the run waits, in this process or as a cluster's job, but not if it or that job runs already."""
+        status = self.status()
+        if status.state != "running" or (cluster == "slurm" and status.job_id != job_id):  # whose job has died
+            self.write_config()
+            self._forget_requests(math.inf)
+            host, pid = (socket.gethostname(), os.getpid()) if cluster == "local" else ("", 0)
+            self.write_status(state="queued", host=host, pid=pid, job_id=job_id, cluster=cluster, error="")
+
+    def unqueue(self) -> None:
+        """Take back that the run waits in this process: it never began."""
+        status = self.status()
+        if (status.state, status.host, status.pid) == ("queued", socket.gethostname(), os.getpid()):
+            self.write_status(state="missing", pid=0)
+
+    def write_config(self) -> None:
+        """Write `config.json`."""
+        self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
+
+    def ask_to_stop(self, by: str) -> None:
+        """Ask whoever trains this run to save its state after the present step and to end; `by` says who asks."""
+        with suppress(OSError):
+            try:
+                write_whole(self.folder / "stop", by)  # without its word it would be anybody's request
+            except OSError:
+                (self.folder / "stop").touch()  # on a full disk that is enough
+
+    def asked_to_stop(self) -> str:
+        """By whom the run was asked to stop, or nothing.
+
+        Raises:
+            RunStopped: its folder was removed, and with it the lock that kept others out.
+        """
+        with suppress(OSError):
+            return (self.folder / "stop").read_text() or "a request"
+        if self.removed():
+            raise RunStopped(REMOVED)
+        return ""
+
+    def removed(self) -> bool:
+        """Whether its folder is not the one any more in which this object has first met the run's lock."""
+        try:
+            inode = (self.folder / ".lock").stat().st_ino
+        except FileNotFoundError:
+            inode = 0
+        except OSError:
+            return False
+        self._inode = self._inode or inode
+        return inode != self._inode
+
+    def _forget_requests(self, before: float) -> None:
+        with suppress(OSError):
+            if (request := self.folder / "stop").stat().st_mtime < before:
+                request.unlink()
+
+    def partial_notebooks(self) -> list[Path]:
+        """What executions write their notebook to, the last one last; those of killed ones stay."""
+        return sorted(self.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
+
+    def recover_notebook(self) -> None:
+        """Give a run that is done and whose job was killed after that the notebook that the job left. For its owner."""
+        if self.result() is not None and not (self.folder / "run.ipynb").exists():
+            for part in self.partial_notebooks()[-1:]:
+                part.replace(self.folder / "run.ipynb")
+
+    def lock(self, timeout: float = -1) -> FileLock:
+        """What the owner of the run holds.
+
+        Args:
+            timeout: seconds to wait for it before `filelock.Timeout`; -1 is for ever.
+        """
+        return FileLock(self.folder / ".lock", timeout=timeout)
+
+    @contextmanager
+    def claim(self, cluster: str = "", job_id: str = "", since: float = math.inf) -> Iterator[bool]:
+        """Own the run while the block lasts; the state it ends in is written whatever happens.
+
+        Only one process owns a run, so a second waits here. It gets False when it finds the run done after that.
+
+        Args:
+            cluster, job_id: of the job that this is, if it is one.
+            since: when the job began; requests to stop from before were for another one, and are forgotten, as all
+                are that the block has met.
+
+        Raises:
+            RunFailed: the block ended without an exception and without a whole result.
+            ConfigError: the file system has no locks.
+        """
+        require_locks(self.folder)
+        with self.lock():
+            self._inode = (self.folder / ".lock").stat().st_ino
+            if self.result() is not None:
+                yield False
+                return
+            self._forget_requests(since)
+            self.write_config()
+            mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
+            mine |= {"cluster": cluster, "job_id": job_id}
+            self.write_status(attempts=self.status().attempts + 1, started=now(), error="", **mine)
+            ended = threading.Event()
+            heart = threading.Thread(target=self._beat, args=(ended, mine), daemon=True)
+            heart.start()
+            changes: dict[str, Any] = {"state": "done", "error": ""}
+            try:
+                yield True
+                if self.result() is None:
+                    raise RunFailed("it ended without a whole result.json")
+            except RunStopped as stopped:
+                changes = {"state": "preempted", "error": str(stopped)}
+                raise
+            except KeyboardInterrupt:
+                changes = {"state": "preempted", "error": "stopped from outside"}
+                raise
+            except BaseException as error:
+                changes = {"state": "failed", "error": first_line(error)}
+                raise
+            finally:
+                ended.set()
+                heart.join()
+                if not self.removed():  # or it is another's by now
+                    self._forget_requests(math.inf)
+                    self.write_status(**changes)
+
+    def _beat(self, ended: threading.Event, mine: Mapping[str, Any]) -> None:
+        """Say again whose it is, too: who submitted it may have written "queued" a moment late."""
+        while not ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):  # a full disk must not end a run that has nothing to write just now
+                if not self.removed():
+                    self.write_status(**mine)
+
+
+def first_line(error: BaseException) -> str:
+    """An exception in one line: what the user's code raised, where papermill or submitit wrapped it."""
+    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error)).strip()
+    line = text.splitlines()[0] if text else "no message"
+    return line if name in ("RunFailed", "RunStopped") else f"{name}: {line}"
+
+
+def _read(model: type[Model], path: Path) -> Model | None:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:
+    """Every run that has a folder (of one data set), and folders whose `config.json` is damaged or not their own."""
+    runs, foreign = [], []
+    for path in sorted(runs_root().glob("*/*/config.json")):
+        if dataset not in (None, path.parent.parent.name):
+            continue
+        try:
+            values = json.loads(path.read_text())
+            signature = values.pop("signature")
+            run = Run(RunConfig.trusted(values))
+            known = run.signature == signature and run.folder == path.parent
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            known = False
+        if known:
+            runs.append(run)
+        else:
+            foreign.append(path.parent)
+    return runs, foreign
+
+
+def unique(configs: Iterable[RunConfig]) -> list[Run]:
+    """The runs of some configurations in their order, each signature once."""
+    return [Run(config) for config in {config.signature: config for config in configs}.values()]

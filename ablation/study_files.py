@@ -1,0 +1,106 @@
+"""Studies by name, or from YAML files: one file may hold several, and a study may extend one of the paper's three."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ablation.config import ConfigError
+from ablation.paths import ROOT, require
+from ablation.studies import Plan, Study
+
+FOLDER = ROOT / "studies"
+PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known by their names
+
+
+def find_studies(name: str) -> list[Study]:
+    """A study of the paper's by its name, or the user's own: from a YAML file, which may hold several, or by its name
+    as it was submitted last.
+
+    Raises:
+        ConfigError: neither; the message lists the names.
+    """
+    if name in PAPER_STUDIES:
+        return read_studies(_paper_file(name))
+    if name.endswith((".yaml", ".yml")):
+        return read_studies(Path(name))
+    for plan in Plan.saved():
+        if plan.study.name == name:
+            return [plan.study]
+    raise ConfigError(f"study {name!r}: allowed: {', '.join(PAPER_STUDIES)}, or a YAML file")
+
+
+def find_study(name: str) -> Study:
+    """The one study of a name or file.
+
+    Raises:
+        ConfigError: as `find_studies`, or a file with several studies.
+    """
+    study, *others = find_studies(name)
+    if others:
+        raise ConfigError(f"{name} has {1 + len(others)} studies: allowed here: one")
+    return study
+
+
+def study_name(text: str) -> str:
+    """The name of a study that was submitted, which may be given by its YAML file.
+
+    Raises:
+        ConfigError: as `find_study`, of a file.
+    """
+    return find_study(text).name if text.endswith((".yaml", ".yml")) else text
+
+
+def read_studies(path: Path) -> list[Study]:
+    """The studies of a YAML file, which are often one; between several stands a line `---`.
+
+    One that `extends` a study of the paper's has what that has, with its own `base` on top of that one's. The paper's
+    notebooks are about the studies themselves, so it has the one of any study.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not hold studies with names of their own.
+    """
+    found: dict[str, Study] = {}
+    for content in _contents(path):
+        study = Study(**{"name": path.stem, **_extended(content)})
+        if study.name in PAPER_STUDIES and path.resolve() != FOLDER / f"{study.name}.yaml":
+            raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
+        if study.name in found:
+            raise ConfigError(f"name={study.name!r}: {path} has two studies of that name; give each its own")
+        found[study.name] = study
+    return list(found.values())
+
+
+def _contents(path: Path) -> list[dict[str, Any]]:
+    """What a YAML file says of each of its studies; errors are those of `read_studies`."""
+    try:
+        contents = list(yaml.safe_load_all(path.read_text())) or [None]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    for content in contents:
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(Study.model_fields)}, extends")
+    return contents
+
+
+def _extended(content: dict[str, Any]) -> dict[str, Any]:
+    """What a YAML file says of a study, with what the one has that it `extends`."""
+    if "extends" not in content:
+        return content
+    if (name := content["extends"]) not in list(PAPER_STUDIES):
+        raise ConfigError(f"extends={name!r}: allowed: {', '.join(PAPER_STUDIES)}")
+    (extended,) = _contents(_paper_file(name))
+    given = {**extended, "notebook": "", **content}
+    del given["extends"]
+    if isinstance(given.get("base"), dict):
+        given["base"] = {**extended.get("base", {}), **given["base"]}
+    if isinstance(content.get("arms"), dict) and "compare" not in content:  # of arms that may be others
+        arms = set(map(str, content["arms"]))
+        given["compare"] = [pair for pair in given.get("compare") or () if arms.issuperset(pair)] or None
+    return given
+
+
+def _paper_file(name: str) -> Path:
+    return require(FOLDER / f"{name}.yaml", "studies")

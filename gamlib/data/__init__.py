@@ -1,0 +1,1 @@
+"""Data sets, their images, and the batches that are made of them."""

@@ -1,0 +1,91 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ablation.config import RunConfig
+from ablation.results import load, typeset
+from ablation.results.frames import read_predictions
+from ablation.results.tables import by_image
+from ablation.runs import Run
+from ablation.studies import Plan, Study
+
+Finish = Callable[..., Run]
+LABEL = np.arange(40) % 4
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Study(name="two", arms={"plain": {"attention": "none"}, "gam": {}}).plan(seeds="0-1")
+
+
+def leave(run: Run, wrong: list[int], label: "np.ndarray[tuple[int], np.dtype[np.int64]]" = LABEL) -> None:
+    predicted = label.copy()
+    predicted[wrong] += 1
+    run.write_predictions(predicted, label)
+
+
+def test_each_seed_is_compared_on_its_images(plan: Plan, finish: Finish) -> None:
+    for label, wrong in (("plain", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), ("gam", [9, 10])):
+        leave(finish(plan.arms[label][0], 5.0), wrong)
+    table = by_image(load(plan))
+    (row,) = table.to_dict("records")
+    p = row.pop("p")
+    assert row == {"arm": "gam", "reference": "plain", "seed": 0, "images": 40, "only_arm": 9, "only_reference": 1}
+    assert p == pytest.approx(2 * (1 + 10) / 2**10)
+
+
+def test_a_notebook_shows_an_arm_once_and_every_seed(plan: Plan, finish: Finish) -> None:
+    for seed, wrong in enumerate(([9, 10], list(range(40)))):
+        leave(finish(plan.arms["plain"][seed], 5.0), [9])
+        leave(finish(plan.arms["gam"][seed], 5.0), wrong)
+    html = typeset.by_image(load(plan)).to_html()
+    assert html.count(">gam<") == html.count(">plain<") == 1 and html.count(">40<") == 2
+    assert ">1.000<" in html and ">&lt; 0.001<" in html and "McNemar" in html
+    for run in map(Run, plan.configs):
+        (run.folder / "predictions.npz").unlink()
+    assert "McNemar" in typeset.by_image(load(plan)).to_html()
+
+
+def assert_left_out(plan: Plan, problem: str) -> None:
+    found = load(plan)
+    assert by_image(found).empty and found.problems == (problem,)
+
+
+def test_what_cannot_be_compared_is_left_out(plan: Plan, finish: Finish) -> None:
+    runs = {label: [Run(config) for config in configs] for label, configs in plan.arms.items()}
+    finish(runs["plain"][0].config, 5.0)
+    leave(runs["plain"][0], [1])
+    assert by_image(load(plan)).empty, "the other is not done"
+    finish(runs["gam"][0].config, 5.0)
+    other = f"digits/{runs['gam'][0].folder.name}/predictions.npz is of other test images"
+    for label in (LABEL[:20], LABEL[::-1].copy()):  # fewer, or in another order
+        leave(runs["gam"][0], [1], label)
+        assert_left_out(plan, f"{other}: is missing in the comparison by image")
+    leave(runs["gam"][0], [1])
+    assert len(by_image(load(plan))) == 1 and load(plan).problems == ()
+    file = runs["gam"][0].folder / "predictions.npz"
+    name = f"digits/{file.parent.name}/predictions.npz"
+    file.write_bytes(file.read_bytes()[:50])
+    assert by_image(load(plan)).empty and list(load(plan).problems) == [
+        f"{name} is damaged: is missing in the comparison by image"
+    ]
+    file.unlink()
+    assert by_image(load(plan)).empty and list(load(plan).problems) == [
+        f"{name} is missing: is missing in the comparison by image"
+    ]
+
+
+@pytest.mark.parametrize(("classes", "size"), [(10, 1), (1000, 2)])
+def test_predictions_are_compact_and_whole(classes: int, size: int, tmp_path: Path) -> None:
+    label = np.arange(5000) % classes
+    predicted = (label + (np.arange(5000) % 7 == 0)) % classes
+    run = Run(RunConfig())
+    run.folder.mkdir(parents=True)
+    run.write_predictions(predicted, label)
+    with np.load(run.folder / "predictions.npz") as arrays:
+        assert arrays["predicted"].dtype.itemsize == size
+        assert (arrays["predicted"] == predicted).all() and (arrays["label"] == label).all()
+    found, classes_of_images = read_predictions(run)
+    assert (found == predicted).all() and (classes_of_images == label).all()

@@ -1,0 +1,276 @@
+"""Tables, figures and their export, from runs whose outcomes are known."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from cells import written
+from matplotlib.image import imread
+from typer.testing import CliRunner
+
+from ablation.cli import app
+from ablation.provenance import source_hash
+from ablation.results import load, report, tables, typeset
+from ablation.runs import Run, RunFailed
+from ablation.studies import Plan, Study
+from ablation.study_files import find_study
+
+FinishAll = Callable[..., None]
+ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [5.0, 5.5, 6.0], "sp": [4.0, 4.5, 5.0], "ch+sp": [3.0, 3.5, 4.0]}
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return find_study("submodules").plan(seeds="0-2", arms=["baseline", "ch", "sp", "ch+sp"])
+
+
+def test_the_summary_is_mean_interval_and_the_papers_row(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    table = tables.summary(load(plan)).set_index("arm")
+    assert table["top1_error"].tolist() == [7.0, 5.5, 4.5, 3.5]
+    assert table.loc["baseline", "top1_half"] == pytest.approx(4.302652729911275 / math.sqrt(3))
+    assert table["paper_imagenet_top1_error"].tolist() == [30.91, 30.25, 29.61, 29.34]
+    assert table["done"].tolist() == [3, 3, 3, 3]
+
+
+def test_an_arm_that_the_paper_lacks_has_no_number_of_it() -> None:
+    pooling = find_study("max_pooling").plan(seeds="0")
+    table = tables.summary(load(pooling)).set_index("arm")
+    assert table["paper_imagenet_top1_error"].isna().tolist() == [False, True, False, False, False, False, True, True]
+    assert table.loc["GAM wmp", "paper_imagenet_top1_error"] == 28.57
+
+
+def test_the_papers_numbers_stand_beside_the_papers_backbone_only() -> None:
+    for backbone, printed in (("resnet18", 30.91), ("resnet50", 24.81), ("resnet34", None)):
+        pooling = find_study("max_pooling").plan(seeds="0", backbone=backbone)
+        table = tables.summary(found := load(pooling)).set_index("arm")["paper_imagenet_top1_error"]
+        assert table.dropna().get("baseline") == printed
+        assert ("Paper: full width" in tables.note(found)) == (printed is not None)
+        assert (len(table.dropna()) == 5) == (backbone == "resnet18")
+    assert "resnet34 at width 0.5, 20 epochs; errors" in tables.note(found)
+    assert tables.note(found).endswith(pooling.study.note)
+
+
+def test_a_study_of_several_backbones_names_them_all() -> None:
+    arms = {backbone: {"backbone": backbone, "attention": "se"} for backbone in ("resnet18", "mobilenet_v2")}
+    plan = Study(name="two", arms=arms).plan(seeds="0")
+    assert "digits, resnet18, mobilenet_v2 at width 0.5" in tables.note(load(plan))
+
+
+def test_failed_and_partial_runs_stay_out(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    failed = Run(plan.arms["sp"][1])
+    (failed.folder / "result.json").unlink()
+    failed.write_status(state="failed", error="lost power")
+    found = load(plan)
+    assert found.runs.set_index(["arm", "seed"]).loc[("sp", 1), "state"] == "failed"
+    table = tables.summary(found).set_index("arm")
+    assert (table.loc["sp", "done"], table.loc["sp", "top1_error"]) == (2, 4.5)
+    assert len(load(plan).epochs) == 11 * 2
+    assert tables.about(found) == "digits, test images, 3 seeds, 11 of 12 runs"
+
+
+def test_the_same_data_give_the_same_bytes(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    finish_all(other := elsewhere(plan), ERRORS)
+    other.save()
+    paths = written(plan)
+    first = [path.read_bytes() for path in paths]
+    assert [path.read_bytes() for path in written(plan)] == first
+    pictures = ["", "-differences", "-curves", "-frontier"]
+    assert [path.name for path in paths] == [
+        *(f"submodules-digits{part}.{kind}" for part in pictures for kind in ("pdf", "png")),
+        *("submodules-datasets.pdf", "submodules-datasets.png"),
+        *("submodules-digits.csv", "submodules-digits.tex", "submodules-digits-differences.csv"),
+    ]
+
+
+def elsewhere(plan: Plan) -> Plan:
+    return plan.study.plan("cifar10", plan.seeds, list(plan.arms), epochs=2, width=0.25)
+
+
+def test_figures_have_the_width_of_one_column_or_two_and_embedded_truetype_fonts(
+    plan: Plan, finish_all: FinishAll
+) -> None:
+    finish_all(plan, ERRORS)
+    paths = {path.name.removeprefix("submodules-digits"): path for path in written(plan)}
+    assert {name: imread(path).shape[1] for name, path in paths.items() if path.suffix == ".png"} == {
+        ".png": 1005,  # 85 mm at 300 dots an inch
+        "-differences.png": 1005,
+        "-curves.png": 1005,
+        "-frontier.png": 2070,  # 175 mm
+    }
+    drawings = [path.read_bytes() for path in paths.values() if path.suffix == ".pdf"]
+    assert len(drawings) == 4 and all(b"FontFile2" in drawing and b"/Type3" not in drawing for drawing in drawings)
+
+
+def test_tables_are_read_back_as_they_were(plan: Plan, finish_all: FinishAll, places: Path) -> None:
+    finish_all(plan, ERRORS)
+    written(plan)
+    read = pd.read_csv(places / "figures" / "submodules-digits.csv")
+    found = load(plan)
+    pd.testing.assert_frame_equal(read, tables.summary(found), check_dtype=False)
+    compared = pd.read_csv(places / "figures" / "submodules-digits-differences.csv")
+    pd.testing.assert_frame_equal(compared, tables.differences(found), check_dtype=False)
+    tex = (places / "figures" / "submodules-digits.tex").read_text()
+    assert r"\toprule" in tex and r"3.50 $\pm$ 1.24" in tex and "ch+sp" in tex
+    assert "%" not in tex.replace(r"\%", "")
+
+
+def test_nothing_done_is_nothing_to_report(plan: Plan) -> None:
+    with pytest.raises(RunFailed, match="no run of submodules-digits is done"):
+        report.report(plan)
+
+
+def test_costs_are_those_that_the_runs_have_found(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS | {"sp": [None] * 3})
+    table = tables.summary(load(plan)).set_index("arm")
+    assert list(table.loc["ch", ["flops", "images_per_second", "peak_memory_mib"]]) == [9_920_000, 500, 640]
+    costs = ["parameters", "flops", "images_per_second", "peak_memory_mib", "top1_error"]
+    assert table.loc["sp", costs].isna().all() and table.loc["ch", costs].notna().all()
+
+
+def test_speeds_are_medians_over_the_epochs_of_all_runs(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    for config, speeds in zip(plan.arms["ch"], ((1, 900), (100, 200), (300, 400)), strict=True):
+        lines = [{"epoch": e, "top1_error": 5.0, "images_per_second": s} for e, s in zip((1, 2), speeds, strict=True)]
+        Run(config).write("metrics.jsonl", "\n".join(map(json.dumps, lines)))
+    table = tables.summary(load(plan)).set_index("arm")
+    assert table.loc["ch", "images_per_second"] == 250
+    assert math.isnan(float(table.loc["ch", "peak_memory_mib"]))  # type: ignore[arg-type]
+
+
+def test_the_flops_of_results_that_lack_them_are_unknown(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS, flops=None)
+    table = tables.summary(load(plan))
+    assert table["flops"].isna().all() and table["top1_error"].notna().all()
+
+
+def test_the_comparisons_of_a_study_are_a_table(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS | {"ch": [5.0, 5.75, 7.0], "sp": [4.0, None, None], "ch+sp": [None] * 3})
+    found = load(plan)
+    table = tables.differences(found).set_index("arm")
+    first = tables.comparisons(found)[0]
+    assert list(table.loc["ch", ["reference", "seeds", "difference"]]) == ["baseline", 3, first.mean]
+    assert list(table.loc["ch", ["low", "high", "p_corrected"]]) == [*first.ci95, first.p_holm]
+    verdicts = ["better", "nothing can be said of one seed", "not measured"]
+    assert table["verdict"].tolist() == verdicts
+
+
+def test_some_arms_of_a_study_are_corrected_for_all_its_comparisons(finish_all: FinishAll) -> None:
+    whole = find_study("submodules").plan(seeds="0-2")
+    some = find_study("submodules").plan(seeds="0-2", arms=["baseline", "ch"])
+    finish_all(some, ERRORS)
+    (alone,) = tables.comparisons(load(some))
+    assert alone == tables.comparisons(load(whole))[0]
+    assert alone.p_holm == pytest.approx(7 * alone.p)
+    assert "corrected by Holm for all 7 comparisons" in tables.note(load(some))
+
+
+def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS | {"sp": [4.0, 5.0, None]})
+    changed = {"commit": "1234567890", "clean": False, "device": "NVIDIA H200", "earlier": []}
+    Run(plan.arms["ch"][0]).write("provenance.json", json.dumps(changed))
+    note = tables.note(load(plan))
+    assert (
+        "digits, resnet18 at width 0.5, 20 epochs" in note
+        and "over seeds 0–2; 11 of 12 runs are done (1 missing);" in note
+    )
+    assert "gamlib at commit 1234567 with changes, 8fbcf0f, code 0123456789abcdef" in note
+    assert "medians over epochs, on NVIDIA H200, cpu." in note and "minus that of baseline in points" in note
+    finish_all(plan, ERRORS)
+    assert "runs are done" not in tables.note(load(plan))
+    wider = find_study("submodules").plan(seeds="0", arms="wider")
+    assert "digits, resnet18 at width 0.589 (wider: 0.589), 20 epochs" in tables.note(load(wider))
+    alone = find_study("submodules").plan(seeds="0")
+    assert "Holm" not in tables.note(load(alone))
+
+
+def test_what_has_nothing_to_show_any_more_is_taken_away(plan: Plan, finish_all: FinishAll, places: Path) -> None:
+    finish_all(plan, ERRORS)
+    written(plan)
+    (mine := places / "figures" / "submodules-digits-mine.pdf").write_text("kept")
+    for arm in ("ch", "sp", "ch+sp"):
+        for config in plan.arms[arm]:
+            (Run(config).folder / "result.json").unlink()
+    names = {path.name for path in written(plan)}
+    assert names == {path.name for path in (places / "figures").iterdir()} - {mine.name}
+    assert "submodules-digits-differences.pdf" not in names and "submodules-digits-curves.pdf" in names
+
+
+def test_a_half_done_study_is_reported_from_its_finished_runs(plan: Plan, finish_all: FinishAll, places: Path) -> None:
+    finish_all(plan, ERRORS | {"ch": [5.0, None, None], "ch+sp": [None] * 3})
+    Run(plan.arms["ch"][1]).write("metrics.jsonl", '{"epoch": 1, "top1_error": 1.0}\n')  # stopped, and partial
+    Run(plan.arms["ch"][1]).write_status(state="preempted")
+    written(plan)
+    table = pd.read_csv(places / "figures" / "submodules-digits.csv").set_index("arm")
+    assert table["done"].tolist() == [3, 1, 3, 0] and table.loc["ch", "top1_error"] == 5.0
+    assert "7 of 12 runs are done" in (places / "figures" / "submodules-digits.tex").read_text()
+    assert len(load(plan).epochs) == 7 * 2
+
+
+def test_a_width_that_was_found_is_named_beside_the_usual_one() -> None:
+    plan = find_study("submodules").plan(seeds="0-2")
+    assert "resnet18 at width 0.5 (wider: 0.589), 20 epochs; errors" in tables.note(load(plan))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "source", "printed"),
+    [("digits", "imagenet", [30.91, 24.81, 23.01]), ("cifar100", "cifar100", [None, 22.74, 18.99])],
+)
+def test_the_benchmark_stands_beside_the_table_of_its_data_set(
+    dataset: str, source: str, printed: list[float | None]
+) -> None:
+    plan = find_study("benchmark").plan(dataset, seeds="0", arms=["ResNet-18", "ResNet-50", "* (gc)"])
+    table = tables.summary(found := load(plan))
+    column = table[f"paper_{source}_top1_error"]
+    assert [None if math.isnan(value) else value for value in column] == printed
+    name = {"imagenet": "ImageNet-1K", "cifar100": "CIFAR-100"}[source]
+    assert f"Paper: full width, {name}, one run each." in tables.note(found)
+    texts = typeset.for_reading(table)
+    assert texts["Paper top-1"].tolist() == ["–" if value is None else f"{value:.2f}" for value in printed]
+    assert texts["Paper top-5"].tolist()[1] == {"imagenet": "7.69", "cifar100": "6.37"}[source]
+    assert set(texts["Runs"]) == {"0 of 1"} and set(texts["Top-1 error"]) == {"–"}
+
+
+def test_on_cifar_arms_that_table_1_lacks_have_the_numbers_of_imagenet() -> None:
+    plan = find_study("submodules").plan("cifar100", seeds="0")
+    table = tables.summary(found := load(plan))
+    assert table["paper_imagenet_top1_error"].tolist()[:2] == [30.91, 30.25]
+    assert "Paper: full width, ImageNet-1K" in tables.note(found)
+
+
+def gamlib(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_a_study_without_a_notebook_is_reported_by_the_one_of_any_study(finish_all: FinishAll, places: Path) -> None:
+    """Its arms are called by numbers, and stay so in every table."""
+    own = Study(name="own", arms={"16": {"reduction": 16}, "0.10": {"reduction": 4}}).plan(seeds="0-1")
+    finish_all(own, {"16": [5.0, 6.0], "0.10": [4.0, 5.5]})
+    own.save()
+    output = gamlib("report", "own")
+    lines = [line.split() for line in output.splitlines()]
+    assert [line[:2] for line in lines if line and line[0] in ("16", "0.10")] == [
+        ["16", "2"],
+        ["0.10", "2"],
+        ["0.10", "16"],
+    ]
+    names = {path.name for path in (places / "figures").iterdir()}
+    assert names >= {"own-digits.png", "own-digits-curves.pdf", "own-digits.tex"}
+    assert all(name in output for name in names)
+    assert "arms:" in (places / "runs" / "studies" / "own-digits.ipynb").read_text()
+
+
+def test_numbers_that_other_code_made_are_said_to_be_and_from_which_commit(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS, source=source_hash())
+    assert tables.outdated(load(plan)) == ""
+    finish_all(plan, ERRORS)
+    said = tables.outdated(load(plan))
+    assert said.startswith("Other code made these numbers, at commit 8fbcf0f, than the present, which is ")
+    assert source_hash() in said and " at commit " in said.rpartition(source_hash())[2]
