@@ -8,7 +8,7 @@ import torch
 from double import Double
 from torch import nn
 
-from gamlib import build_model
+from gamlib import accelerate, build_model
 from gamlib.data import batches
 from gamlib.data import images as data
 from gamlib.training import evaluation, loop
@@ -100,7 +100,7 @@ def test_a_network_with_two_branches_learns_by_the_sum_of_both_losses() -> None:
 def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> None:
     """The loop's weights after an epoch, to the last bit, from torch's parts put together by hand."""
     config = replace(IN_ORDER, epochs=1, label_smoothing=0.1)
-    trained, model = network(), network().train()
+    trained, model = network(), accelerate(network().train())
     (metrics,) = train(model=trained, config=config)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     losses = []
