@@ -6,14 +6,13 @@ from typing import Any, TypeAlias
 
 import ipywidgets as widgets
 import matplotlib.pyplot as plt
-from IPython.display import display
 from matplotlib.figure import Figure
 
 from ablation.gates.explanation import Explanation, explain
 from ablation.gates.networks import finished_runs, load_networks
 from ablation.gates.reading import Gates, blocks, read_gates
 from ablation.gates.samples import Sample, image_count, load_sample
-from ablation.runs import Run, RunFailed
+from ablation.runs import RunFailed
 from gamlib.backbones import build_model
 
 Compare: TypeAlias = Callable[[Mapping[str, Explanation]], Figure]
@@ -21,8 +20,12 @@ Follow: TypeAlias = Callable[[Mapping[str, Mapping[int, Gates]], Sample], Figure
 DEFAULT_LAYER = ("the deepest whose map has 8x8 positions", "")
 
 
-def explore(compare: Compare, follow: Follow, dataset: str = "digits", image: int | str = 0) -> widgets.interactive:
+def explore(compare: Compare, follow: Follow, dataset: str = "digits", image: int | str = 0) -> widgets.VBox:
     """Two figures of what is chosen, drawn anew whenever that changes; what cannot be drawn is said in their place.
+
+    The figures are put into the output widget as its value. Were they captured, as `interactive` does, papermill could
+    wait for ever: nbclient answers every captured output through the socket on which it waits for the end of the cell,
+    and pyzmq then misses an end that has arrived just before.
 
     Args:
         compare: draws explanations by arm; here of one network.
@@ -48,6 +51,8 @@ def explore(compare: Compare, follow: Follow, dataset: str = "digits", image: in
         "file": widgets.Text(path, placeholder="a file of your own, not a test image", description="File", **given),
     }
 
+    shown = widgets.Output()
+
     def offer(_: Any = None) -> None:
         """The layers and test images of the run that is chosen; the layer stays where the run has that one too."""
         config, layer = controls["run"].value.config, controls["layer"].value
@@ -59,19 +64,27 @@ def explore(compare: Compare, follow: Follow, dataset: str = "digits", image: in
         controls["layer"].options = [DEFAULT_LAYER, *((name.removesuffix(".attention"), name) for name in names)]
         controls["layer"].value = layer if layer in names else ""
 
-    def draw(run: Run, layer: str, index: int, file: str) -> None:
+    def draw(_: Any = None) -> None:
+        run, layer, index, file = (control.value for control in controls.values())
         try:
             networks, sample = networks_of(run), load_sample(run.config, file.strip() or index)
             found = explain(networks[run.config.epochs], sample, layer or None)
             history = {epoch: read_gates(network, sample.input)[found.layer] for epoch, network in networks.items()}
         except (RunFailed, ValueError) as error:
-            print(error)
+            shown.outputs = ()
+            shown.append_stdout(f"{error}\n")
             return
         arm = " ".join(filter(None, (run.config.attention, run.config.submodules)))
-        for figure in (compare({arm: found}), follow({arm: history}, sample)):
-            display(figure)
-            plt.close(figure)
+        figures = [compare({arm: found}), follow({arm: history}, sample)]
+        with shown.hold_sync():  # one message, and nothing flickers
+            shown.outputs = ()
+            for figure in figures:
+                shown.append_display_data(figure)
+                plt.close(figure)
 
     offer()
-    controls["run"].observe(offer, "value")  # before `interactive` draws
-    return widgets.interactive(draw, **controls)
+    draw()
+    controls["run"].observe(offer, "value")  # before it draws
+    for control in controls.values():
+        control.observe(draw, "value")
+    return widgets.VBox([*controls.values(), shown])

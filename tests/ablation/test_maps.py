@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -222,6 +223,7 @@ def notebook(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch, plt.rc_context():
         patch.setenv("GAM_RUNS", str(trained_once))
         patch.setenv("GAM_FIGURES", str(folder))
+        patch.setattr(widgets.Output, "append_display_data", lambda *_: None)  # no kernel makes pictures here
         for cell in nbformat.read(NOTEBOOKS / "5_attention_maps.ipynb", as_version=4).cells:
             if cell.cell_type == "code":
                 left["In"].append(cell.source)
@@ -289,7 +291,15 @@ def test_what_is_rounded_to_one_number_does_not_show_as_a_pattern() -> None:
     assert mean_limits([Gates(None, None, flat)]) == (0.0, 1.0)
 
 
-def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that an output widget is given: a kernel's formatter makes pictures of them."""
+    found: list[Figure] = []
+    monkeypatch.setattr(widgets.Output, "append_display_data", lambda _, figure: found.append(figure))
+    return found
+
+
+def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, displayed: list[Figure]) -> None:
     drawn: list[Any] = []
 
     def compare(explanations: Any) -> Figure:
@@ -304,12 +314,12 @@ def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, capsys: 
 
     def last() -> tuple[str, str, str]:
         ((arm, found),) = drawn[-1].items()
-        assert "cannot" not in capsys.readouterr().out and not plt.get_fignums()
+        assert not shown.outputs and len(displayed) == 2 * len(drawn) and not plt.get_fignums()
         return arm, found.layer, found.sample.name
 
     plt.close("all")
     explorer = explore(compare, follow, "digits", 1)
-    run, layer, index, file, _ = explorer.children
+    run, layer, index, file, shown = explorer.children
     assert last() == ("gam ch+sp", LAYER, "test image 1")
     assert len(run.options) == 2 and index.max == 897
     index.value = 2
@@ -321,14 +331,15 @@ def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, capsys: 
     file.value = str(save(np.eye(40) * 255, tmp_path / "own.png"))
     assert last() == ("se", "layer2.0.bn2.attention", "own.png")
     file.value = "/nowhere/b.png"
-    assert "/nowhere/b.png cannot be read" in capsys.readouterr().out and len(drawn) == 5
+    assert "/nowhere/b.png cannot be read" in shown.outputs[0]["text"] and len(drawn) == 5
     file.value = ""
     assert last()[2] == "test image 2"
     (trained.folder / "checkpoint.epoch1.pt").write_bytes(b"damaged")
     run.index = 1 - run.index
-    assert "checkpoint.epoch1.pt cannot be used" in capsys.readouterr().out and len(drawn) == 6
+    assert "checkpoint.epoch1.pt cannot be used" in shown.outputs[0]["text"] and len(drawn) == 6
 
 
+@pytest.mark.usefixtures("displayed")
 def test_the_controls_begin_with_a_file_and_need_a_run(trained: Run, tmp_path: Path) -> None:
     path, drawn = save(np.eye(40) * 255, tmp_path / "own.png"), []
 
