@@ -262,7 +262,7 @@ def test_an_explanation_is_of_the_known_class_or_else_of_the_predicted_one(noteb
         probabilities = model(test_image.input[None])[0].softmax(0)
     assert unknown.label == unknown.predicted == known.predicted == int(probabilities.argmax())
     assert unknown.confidence == pytest.approx(float(probabilities.max())) and unknown.layer == LAYER
-    assert known.label == 3 and known.gates.factor.shape == (32, 8, 8)
+    assert known.label == 3 and known.gates.factor.shape == (32, 4, 4)
     for found, label in ((unknown, unknown.predicted), (known, 3)):
         before, after = grad_cam(model, test_image.input, found.layer, label)
         assert torch.equal(found.before, before) and torch.equal(found.after, after)
