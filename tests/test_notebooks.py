@@ -8,6 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from nbclient.output_widget import OutputWidget
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
@@ -112,7 +113,11 @@ def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:
         execute("1_complexity.ipynb", places, backbones=["resnet19"])
 
 
-def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(places: Path) -> None:
+def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a word from papermill to the kernel while a cell runs: after one it can miss the cell's end."""
+    monkeypatch.setattr(OutputWidget, "send", lambda *_, **__: pytest.fail("an output was captured by a widget"))
     overrides = {"epochs": 2, "width": 0.25, "train_fraction": 0.2}
     values = {"seeds": "4", "arms": ["ch+sp"], "overrides": overrides}
     text = execute("5_attention_maps.ipynb", places, **values)

@@ -1,1 +1,1 @@
-"""Views of attention: the gates of networks, Grad-CAM, parts of their figures, and the explorer."""
+"""Views of attention: the gates of networks for an image, Grad-CAM, and the networks and images of runs."""

@@ -1,22 +1,19 @@
-"""The gates of attention blocks for one image, read by forward hooks while the network computes."""
+"""What a network makes of one image, block by block: the gates, read by forward hooks, and Grad-CAM around a block."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention
-from gamlib.attention.gam_no_gate import UngatedGAM
+from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention, UngatedGAM
 from gamlib.backbones.attention_branch import AttentionBranch
 
-LEGIBLE = 8  # positions along a side from which a spatial gate can be read
 Outputs: TypeAlias = Mapping[str, list[Tensor]]  # of the children of a block, call by call, without the batch
-Parts: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,39 +32,38 @@ class Gates:
     factor: Tensor
 
 
-def _gam(outputs: Outputs) -> Parts:
-    channel, spatial = (outputs[name][0] if name in outputs else None for name in ("channel", "spatial"))
-    both = [gate for gate in (channel, spatial) if gate is not None]
-    return channel, spatial, both[0] * both[1] if len(both) == 2 else both[0]
+def _gam(outputs: Outputs) -> Gates:
+    found = {name: outputs[name][0] for name in ("channel", "spatial") if name in outputs}
+    return Gates(found.get("channel"), found.get("spatial"), torch.stack(list(found.values())).prod(0))
 
 
-def _se(outputs: Outputs) -> Parts:
+def _se(outputs: Outputs) -> Gates:
     channel = outputs["mlp"][0].sigmoid()
-    return channel, None, channel[:, None, None]
+    return Gates(channel, None, channel[:, None, None])
 
 
-def _cbam(outputs: Outputs) -> Parts:
+def _cbam(outputs: Outputs) -> Gates:
     channel, spatial = torch.stack(outputs["mlp"]).sum(0).sigmoid(), outputs["norm"][0].sigmoid()
-    return channel, spatial, channel[:, None, None] * spatial
+    return Gates(channel, spatial, channel[:, None, None] * spatial)
 
 
-def _bam(outputs: Outputs) -> Parts:
+def _bam(outputs: Outputs) -> Gates:
     channel, spatial = outputs["mlp"][0], outputs["convs"][0]
-    return channel.sigmoid(), spatial.sigmoid(), 1 + (channel[:, None, None] + spatial).sigmoid()
+    return Gates(channel.sigmoid(), spatial.sigmoid(), 1 + (channel[:, None, None] + spatial).sigmoid())
 
 
-def _tam(outputs: Outputs) -> Parts:
+def _tam(outputs: Outputs) -> Gates:
     over_hc, over_cw = outputs["over_hc"][0].permute(2, 1, 0), outputs["over_cw"][0].permute(1, 0, 2)
-    channel, spatial = (over_hc + over_cw) / 2, outputs["over_hw"][0]
-    return channel, spatial, (over_hc + over_cw + spatial) / 3
+    spatial = outputs["over_hw"][0]
+    return Gates((over_hc + over_cw) / 2, spatial, (over_hc + over_cw + spatial) / 3)
 
 
-def _abn(outputs: Outputs) -> Parts:
+def _abn(outputs: Outputs) -> Gates:
     spatial = outputs["gate"][0].sigmoid()
-    return None, spatial, 1 + spatial
+    return Gates(None, spatial, 1 + spatial)
 
 
-READERS: dict[type[nn.Module], Callable[[Outputs], Parts]] = {
+READERS: dict[type[nn.Module], Callable[[Outputs], Gates]] = {
     GAM: _gam,
     SE: _se,
     CBAM: _cbam,
@@ -110,51 +106,74 @@ def read_gates(network: nn.Module, image: Tensor) -> dict[str, Gates]:
     Raises:
         ValueError: another shape, or a network without attention blocks.
     """
-    batch, known = batch_of(image), blocks(network)
-    outputs: dict[str, dict[str, list[Tensor]]] = {name: defaultdict(list) for name in known}
-    found: dict[str, Gates] = {}
+    batch, known = _batch_of(image), blocks(network)
+    shapes: dict[str, torch.Size] = {}
+    outputs: dict[str, defaultdict[str, list[Tensor]]] = {}
+
+    def begin(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shapes[name], outputs[name] = inputs[0].shape[1:], defaultdict(list)
 
     def keep(name: str, child: str, _: nn.Module, __: Any, output: Tensor) -> None:
         outputs[name][child].append(output[0])
 
-    def read(name: str, block: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
-        reader = next(reader for kind, reader in READERS.items() if isinstance(block, kind))
-        channel, spatial, factor = reader(outputs[name])
-        found[name] = Gates(channel, spatial, factor.expand(inputs[0].shape[1:]))
-        outputs[name].clear()
-
-    with ExitStack() as hooks, evaluation_mode(network):
+    with ExitStack() as hooks, _evaluation_mode(network):
         for name, block in known.items():
+            hooks.enter_context(block.register_forward_pre_hook(partial(begin, name)))
             for child, module in block.named_children():
                 hooks.enter_context(module.register_forward_hook(partial(keep, name, child)))
-            hooks.enter_context(block.register_forward_hook(partial(read, name)))
         network(batch)
-    return {name: found[name] for name in known if name in found}
+    found = {}
+    for name in (name for name in known if name in outputs):
+        gates = next(read for kind, read in READERS.items() if isinstance(known[name], kind))(outputs[name])
+        found[name] = replace(gates, factor=gates.factor.expand(shapes[name]))
+    return found
 
 
-def choose_layer(gates: Mapping[str, Gates], layer: str | None = None) -> str:
-    """The name of a block: `layer`, or by default the deepest whose map has 8x8 positions, else the first largest.
+def grad_cam(network: nn.Module, image: Tensor, layer: str, label: int) -> tuple[Tensor, Tensor]:
+    """Grad-CAM for a class before and after an attention block: two maps [H, W] of the image's size, from 0 to 1.
+
+    Selvaraju et al. 2016, https://arxiv.org/abs/1610.02391, as the package grad-cam computes it. Each map is stretched
+    between its own least and greatest value; all zeros where nothing speaks for the class. The gradients that the
+    network's parameters hold are cleared.
+
+    Args:
+        image: [3, H, W] float, as the network takes it.
+        layer: name of a block, see `blocks`. It follows another module in a Sequential, as `attach` puts it.
+        label: the class whose score is explained.
 
     Raises:
-        ValueError: there is no such block.
+        ValueError: another shape, no such block, or one that follows no module (ABN's branch).
     """
-    sides = {name: min(gate.factor.shape[1:]) for name, gate in gates.items()}
-    legible = [name for name, side in sides.items() if side >= LEGIBLE]
-    layer = layer or (legible[-1] if legible else max(sides, key=lambda name: sides[name]))
-    if layer not in gates:
-        raise ValueError(f"layer={layer!r}: allowed: {', '.join(gates)}")
-    return layer
+    from pytorch_grad_cam import GradCAM  # late: with OpenCV and scikit-learn it takes seconds
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    if layer not in (known := blocks(network)):
+        raise ValueError(f"layer={layer!r}: allowed: {', '.join(known)}")
+    parent = network.get_submodule(layer.rpartition(".")[0])
+    siblings = list(parent.children())
+    place = siblings.index(known[layer])
+    if not isinstance(parent, nn.Sequential) or place == 0:
+        raise ValueError(f"layer={layer!r} follows no module in a Sequential: Grad-CAM has no place before it")
+    batch = _batch_of(image).clone().requires_grad_()  # a frozen network has gradients too
+    maps = []
+    with _evaluation_mode(network), torch.enable_grad():
+        for target in (siblings[place - 1], known[layer]):
+            # A copy of the map: residual blocks add to it in place, after grad-cam has seen it and before it is used.
+            with GradCAM(network, [target], reshape_transform=torch.clone) as cam:
+                found = cam(batch, [ClassifierOutputTarget(label)])[0]
+            maps.append(torch.from_numpy(found / found.max() if found.any() else found))  # its maximum can be below 1
+    network.zero_grad()
+    return maps[0], maps[1]
 
 
-def batch_of(image: Tensor) -> Tensor:
-    """A batch of one image; a ValueError where that is not [3, H, W]."""
+def _batch_of(image: Tensor) -> Tensor:
     if image.ndim != 3 or len(image) != 3:
         raise ValueError(f"image of shape {list(image.shape)}: allowed: [3, H, W]")
     return image[None]
 
 
 @contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
+def _evaluation_mode(network: nn.Module) -> Iterator[None]:
     """Evaluation mode for the length of a block; afterwards every module has the mode it had."""
     modes = {module: module.training for module in network.modules()}
     network.eval()

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ablation.gates.explanation import explain, grad_cam
-from ablation.gates.reading import READERS, Gates, blocks, choose_layer, read_gates
-from ablation.gates.samples import Sample
+from ablation.gates.reading import READERS, blocks, grad_cam, read_gates
 from gamlib import build_model
 from gamlib.attention import GAM, MECHANISMS
 
@@ -31,10 +29,6 @@ def network_of(attention: str, **options: Any) -> nn.Module:
 
 def image(size: int = 32) -> Tensor:
     return torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def sample(label: int | None = None) -> Sample:
-    return Sample(torch.zeros(3, 32, 32, dtype=torch.uint8), image(), label, "random")
 
 
 def passed(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
@@ -128,7 +122,6 @@ def test_looking_changes_nothing() -> None:
     modes = [module.training for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
     read_gates(model, image())
-    explain(model, sample())
     grad_cam(model, image(), "layer1.0.bn2.attention", 3)
     with pytest.raises(RuntimeError):
         read_gates(model, image().double())
@@ -152,32 +145,6 @@ def test_what_has_no_gates_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(MECHANISMS, "novel", Novel)
     with pytest.raises(ValueError, match=r"0.attention is a Novel, .*reading.py has GAM, SE"):
         read_gates(nn.Sequential(nn.Sequential(OrderedDict(attention=Novel()))), image())
-
-
-def test_an_explanation_is_of_the_known_class_or_else_of_the_predicted_one() -> None:
-    model = network_of("gam").train()
-    unknown, known = explain(model, sample()), explain(model, sample(label=3), "layer2.0.bn2.attention")
-    with torch.no_grad():
-        probabilities = model.eval()(image()[None])[0].softmax(0)
-    assert unknown.label == unknown.predicted == known.predicted == int(probabilities.argmax())
-    assert unknown.confidence == pytest.approx(float(probabilities.max())) and unknown.layer == "layer3.1.bn2.attention"
-    assert known.label == 3 and known.gates.factor.shape == (32, 16, 16)
-    for found, label in ((unknown, unknown.predicted), (known, 3)):
-        assert found.before is not None and found.after is not None
-        before, after = grad_cam(model, image(), found.layer, label)
-        assert torch.equal(found.before, before) and torch.equal(found.after, after)
-    with pytest.raises(ValueError, match=r"layer='layer9': allowed: layer1.0.bn2.attention, "):
-        explain(model, sample(), "layer9")
-    abn = explain(network_of("abn"), sample())
-    assert (abn.layer, abn.before, abn.after) == ("attention_branch", None, None)
-
-
-def test_the_default_layer_is_the_deepest_legible_one() -> None:
-    def choose(**sides: int) -> str:
-        return choose_layer({name: Gates(None, None, torch.ones(2, side, side)) for name, side in sides.items()})
-
-    assert choose(a=32, b=8, c=4) == "b"
-    assert choose(a=2, b=4, c=4) == "b"
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -3,10 +3,12 @@
 import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -19,12 +21,8 @@ from PIL import Image
 
 from ablation.config import RunConfig
 from ablation.execution.train import kept_epochs, train
-from ablation.gates.explanation import explain
-from ablation.gates.explorer import explore
-from ablation.gates.figures import mean_limits
-from ablation.gates.networks import epochs_of, finished_runs, load_network, load_networks, runs_by_arm
-from ablation.gates.reading import Gates, read_gates
-from ablation.gates.samples import image_count, load_sample
+from ablation.gates.reading import Gates, grad_cam, read_gates
+from ablation.gates.runs import Sample, epochs_of, image_count, load_network, load_sample, runs_by_arm
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.runs import Run, RunFailed
 from ablation.studies import Study
@@ -39,6 +37,7 @@ LAYER = "layer1.1.bn2.attention"
 SMALL: dict[str, Any] = {"epochs": 4, "width": 0.25, "train_fraction": 0.25, "batch_size": 10}
 ARMS = {"ch+sp": {"attention": "gam"}, "SE": {"attention": "se"}, "plain": {"attention": "none"}}
 STUDY = Study(name="two", base=SMALL, arms=ARMS)
+CELLS = [cell for cell in nbformat.read(NOTEBOOKS / "5_attention_maps.ipynb", 4).cells if cell.cell_type == "code"]
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +84,7 @@ def test_the_network_and_the_pictures_are_those_that_gave_the_runs_error(trained
 
 def test_the_networks_along_training_are_there_and_differ(trained: Run) -> None:
     assert epochs_of(trained) == [0, 1, 2, 4]
-    weights = [model.state_dict()["conv1.weight"] for model in load_networks(trained).values()]
-    assert len(weights) == 4
+    weights = [load_network(trained, epoch).state_dict()["conv1.weight"] for epoch in epochs_of(trained)]
     assert not any(torch.equal(one, other) for one, other in pairwise(weights))
     torch.manual_seed(99)
     before = torch.get_rng_state()
@@ -106,7 +104,7 @@ def test_the_network_of_epoch_0_is_the_one_that_training_began_with() -> None:
 
 def test_what_cannot_be_loaded_is_refused_with_its_path(trained: Run) -> None:
     waiting = Run(RunConfig(**SMALL, seed=5))
-    for call in (load_network, epochs_of, load_networks):
+    for call in (load_network, epochs_of):
         with pytest.raises(
             RunFailed, match=f"{waiting.folder.name} is missing: only the gates of a run that is done can be read"
         ):
@@ -124,12 +122,9 @@ def test_what_cannot_be_loaded_is_refused_with_its_path(trained: Run) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunFailed, match=r"checkpoint.pt cannot be used: "):
         load_network(trained)
-    assert len(finished_runs()) == 2
     path.unlink()
     with pytest.raises(RunFailed, match=r"checkpoint.pt is not there: .* are removed; there are those after 0, 1\."):
         load_network(trained)
-    assert [run.config.attention for run in finished_runs("digits")] == ["se"]
-    assert finished_runs("cifar10") == []
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK"])
@@ -222,11 +217,11 @@ def notebook(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     with pytest.MonkeyPatch.context() as patch, plt.rc_context():
         patch.setenv("GAM_RUNS", str(trained_once))
         patch.setenv("GAM_FIGURES", str(folder))
-        for cell in nbformat.read(NOTEBOOKS / "5_attention_maps.ipynb", as_version=4).cells:
-            if cell.cell_type == "code":
-                left["In"].append(cell.source)
-                exec(cell.source, left)
-                left |= given if "parameters" in cell.metadata.get("tags", ()) else {}
+        patch.setattr(widgets.Output, "append_display_data", lambda *_: None)  # no kernel makes pictures here
+        for cell in CELLS:
+            left["In"].append(cell.source)
+            exec(cell.source, left)
+            left |= given if "parameters" in cell.metadata.get("tags", ()) else {}
         yield left
     plt.close("all")
 
@@ -249,10 +244,39 @@ def test_the_figures_have_two_columns_width_and_the_same_bytes(notebook: dict[st
     first = [path.read_bytes() for path in paths]
     compare, follow, export = notebook["compare"], notebook["follow"], notebook["figures"].export
     again = export(compare(notebook["explanations"]), "maps")
-    again += export(follow(notebook["histories"], notebook["found"].sample), "along")
+    again += export(follow(notebook["histories"], notebook["sample"]), "along")
     assert [path.read_bytes() for path in again] == first
     assert all(imread(path).shape[1] == 2070 for path in paths[1::2])  # 175 mm at 300 dots an inch
     assert all(b"FontFile2" in content for content in first[::2])
+
+
+def test_an_explanation_is_of_the_known_class_or_else_of_the_predicted_one(notebook: dict[str, Any]) -> None:
+    explain, model = notebook["explain"], load_network(notebook["runs"]["ch+sp"])
+    test_image = load_sample(RunConfig(**SMALL), 2)
+
+    def sample(label: int | None) -> Sample:
+        return replace(test_image, label=label)
+
+    unknown, known = explain(model, sample(None)), explain(model, sample(3), "layer2.0.bn2.attention")
+    with torch.no_grad():
+        probabilities = model(test_image.input[None])[0].softmax(0)
+    assert unknown.label == unknown.predicted == known.predicted == int(probabilities.argmax())
+    assert unknown.confidence == pytest.approx(float(probabilities.max())) and unknown.layer == LAYER
+    assert known.label == 3 and known.gates.factor.shape == (32, 4, 4)
+    for found, label in ((unknown, unknown.predicted), (known, 3)):
+        before, after = grad_cam(model, test_image.input, found.layer, label)
+        assert torch.equal(found.before, before) and torch.equal(found.after, after)
+    with pytest.raises(ValueError, match=r"layer='layer9': allowed: layer1.0.bn2.attention, "):
+        explain(model, test_image, "layer9")
+
+
+def test_the_default_layer_is_the_deepest_legible_one(notebook: dict[str, Any]) -> None:
+    def choose(**sides: int) -> str:
+        gates = {name: Gates(None, None, torch.ones(2, side, side)) for name, side in sides.items()}
+        return str(notebook["choose_layer"](gates))
+
+    assert choose(a=32, b=8, c=4) == "b"
+    assert choose(a=2, b=4, c=4) == "b"
 
 
 def texts(figure: Figure) -> list[str]:
@@ -273,7 +297,7 @@ def test_other_mechanisms_can_be_drawn(attention: str, notebook: dict[str, Any],
     """Also without outlines, of an image that is grey all over."""
     config = RunConfig(**SMALL | {"epochs": 1}, attention=attention)
     grey = load_sample(config, save(np.full((32, 32), 99), places / "grey.png"))
-    found = explain(network := build_model(**config.architecture()).eval(), grey)
+    found = notebook["explain"](network := build_model(**config.architecture()).eval(), grey)
     drawn = notebook["compare"]({"one": found})
     along = notebook["follow"]({"one": {0: read_gates(network, grey.input)[found.layer]}}, grey)
     paths = notebook["figures"].export(drawn, "one") + notebook["figures"].export(along, "along")
@@ -281,15 +305,34 @@ def test_other_mechanisms_can_be_drawn(attention: str, notebook: dict[str, Any],
     assert texts(drawn).count("ABN is\nno block") == (2 if attention == "abn" else 0)
 
 
-def test_what_is_rounded_to_one_number_does_not_show_as_a_pattern() -> None:
+def test_what_is_rounded_to_one_number_does_not_show_as_a_pattern(notebook: dict[str, Any]) -> None:
     flat = torch.full((1, 8, 8), 0.5)
     flat[0, 0, 0] = 0.501
+    mean_limits = notebook["mean_limits"]
     low, high = mean_limits([Gates(None, flat, flat), Gates(None, None, flat)])
     assert math.isclose(high - low, 0.02, rel_tol=1e-4) and low < 0.5 < high
     assert mean_limits([Gates(None, None, flat)]) == (0.0, 1.0)
 
 
-def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def displayed(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that an output widget is given: a kernel's formatter makes pictures of them."""
+    found: list[Figure] = []
+    monkeypatch.setattr(widgets.Output, "append_display_data", lambda _, figure: found.append(figure))
+    return found
+
+
+def explorer(notebook: dict[str, Any], **given: Any) -> dict[str, Any]:
+    """The names after the cell of controls, executed once more, with some others than the notebook has before it."""
+    (cell,) = (cell for cell in CELLS if "widgets.Output()" in cell.source)
+    left = notebook | given
+    exec(cell.source, left)
+    return left
+
+
+def test_the_controls_draw_what_is_chosen(
+    notebook: dict[str, Any], trained: Run, tmp_path: Path, displayed: list[Figure]
+) -> None:
     drawn: list[Any] = []
 
     def compare(explanations: Any) -> Figure:
@@ -302,14 +345,15 @@ def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, capsys: 
         assert torch.equal(history[4].factor, found.gates.factor)
         return plt.figure()
 
+    plt.close("all")
+    left = explorer(notebook, compare=compare, follow=follow, image=1)
+    (run, layer, index, file), shown = left["controls"].values(), left["shown"]
+
     def last() -> tuple[str, str, str]:
         ((arm, found),) = drawn[-1].items()
-        assert "cannot" not in capsys.readouterr().out and not plt.get_fignums()
+        assert not shown.outputs and len(displayed) == 2 * len(drawn) and not plt.get_fignums()
         return arm, found.layer, found.sample.name
 
-    plt.close("all")
-    explorer = explore(compare, follow, "digits", 1)
-    run, layer, index, file, _ = explorer.children
     assert last() == ("gam ch+sp", LAYER, "test image 1")
     assert len(run.options) == 2 and index.max == 897
     index.value = 2
@@ -321,23 +365,35 @@ def test_the_controls_draw_what_is_chosen(trained: Run, tmp_path: Path, capsys: 
     file.value = str(save(np.eye(40) * 255, tmp_path / "own.png"))
     assert last() == ("se", "layer2.0.bn2.attention", "own.png")
     file.value = "/nowhere/b.png"
-    assert "/nowhere/b.png cannot be read" in capsys.readouterr().out and len(drawn) == 5
+    assert "/nowhere/b.png cannot be read" in shown.outputs[0]["text"] and len(drawn) == 5
     file.value = ""
     assert last()[2] == "test image 2"
+    left["network_of"].cache_clear()
     (trained.folder / "checkpoint.epoch1.pt").write_bytes(b"damaged")
     run.index = 1 - run.index
-    assert "checkpoint.epoch1.pt cannot be used" in capsys.readouterr().out and len(drawn) == 6
+    assert "checkpoint.epoch1.pt cannot be used" in shown.outputs[0]["text"] and len(drawn) == 6
 
 
-def test_the_controls_begin_with_a_file_and_need_a_run(trained: Run, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("displayed")
+def test_the_controls_begin_with_a_file_and_show_finished_runs_alone(
+    notebook: dict[str, Any], trained: Run, tmp_path: Path
+) -> None:
     path, drawn = save(np.eye(40) * 255, tmp_path / "own.png"), []
 
     def draw(explanations: Any, *_: Any) -> Figure:
         drawn.append(explanations)
         return plt.figure()
 
-    explore(draw, draw, "digits", str(path))
-    assert drawn[0]["gam ch+sp"].sample.name == "own.png"
-    shutil.rmtree(trained.folder.parent)
-    with pytest.raises(RunFailed, match="no run with attention on digits is done"):
-        explore(draw, draw, "digits")
+    train(Run(RunConfig(**SMALL | {"epochs": 1}, attention="none")))
+    shutil.copytree(trained.folder, (other := Run(RunConfig(**SMALL, seed=1))).folder)
+    other.write_config()  # which is not done: the result is another run's
+
+    def choices(**given: Any) -> list[str]:
+        left = explorer(notebook, compare=draw, follow=draw, **given)
+        return [run.config.attention for _, run in left["controls"]["run"].options]
+
+    assert choices(image=str(path)) == ["gam", "se"] and drawn[0]["gam ch+sp"].sample.name == "own.png"
+    (trained.folder / "checkpoint.pt").unlink()
+    assert choices() == ["se"]
+    with pytest.raises(RunFailed, match="no run with attention on cifar10 is done"):
+        choices(plan=STUDY.plan("cifar10"))

@@ -238,7 +238,7 @@ def test_the_slider_of_the_maps_changes_their_figures(page: "Page") -> None:
     panel = unroll(page)
     states = panel.locator("table").filter(has_text="Top-5 error").locator("tbody tr")
     expect(states).to_have_text([re.compile(rf"^\s*{arm}\s+0\s+done\s") for arm in ("ch", "sp", r"ch\+sp", "CBAM")])
-    explored = panel.locator(".widget-interact img")
+    explored = panel.locator(".widget-output img")
     expect(explored).to_have_count(2)
     expect(panel.locator(".jp-RenderedImage img")).to_have_count(4)  # two cells', and two of what is explored
     for figure in panel.locator(".jp-RenderedImage img").all():

@@ -1,30 +1,27 @@
-"""The networks of finished runs, as initialised, along training and at its end."""
+"""The networks of finished runs, as initialised, along training and at its end, and images to look at through them."""
 
+import os
 import warnings
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from PIL import ImageOps
+from torch import Tensor, nn
+from torchvision.transforms.functional import pil_to_tensor
 
-from ablation.runs import Run, RunFailed, all_runs
+from ablation.config import RunConfig
+from ablation.runs import Run, RunFailed
 from ablation.studies import Plan
 from ablation.study_files import PAPER_STUDIES
 from gamlib.backbones import build_model
+from gamlib.data import images as data
+from gamlib.data.batches import FromFiles, FromMemory, for_test
 from gamlib.training.checkpoint import kept, read
 
 GATELESS = ("none", "gam_no_gate")
-
-
-def finished_runs(dataset: str | None = None) -> list[Run]:
-    """The runs with attention, of a data set or of all, that are done and whose last weights are there."""
-    return [
-        run
-        for run in all_runs()[0]
-        if dataset in (None, run.config.dataset)
-        and run.config.attention not in GATELESS
-        and run.result() is not None
-        and run.config.epochs in epochs_of(run)
-    ]
 
 
 def runs_by_arm(plan: Plan) -> dict[str, Run]:
@@ -91,10 +88,57 @@ def load_network(run: Run, epoch: int | None = None) -> nn.Module:
     return network
 
 
-def load_networks(run: Run) -> dict[int, nn.Module]:
-    """The networks of a finished run along training, by `epochs_of`; errors are those of `load_network`."""
-    return {epoch: load_network(run, epoch) for epoch in epochs_of(run)}
-
-
 def _weights(run: Run, epoch: int) -> Path:
     return run.folder / "checkpoint.pt" if epoch == run.config.epochs else kept(run.folder, epoch)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image, uint8 [3, H, W], normalised as a network takes it, float32 [3, H, W], and its class if it is known."""
+
+    image: Tensor
+    input: Tensor
+    label: int | None
+    name: str
+
+
+def load_sample(config: RunConfig, image: int | str | os.PathLike[str] = 0) -> Sample:
+    """One of the test images of a run, or a file of one's own, cropped to their size.
+
+    Args:
+        image: index of a test image from 0, or the path of a file. Grey becomes RGB, transparency is dropped.
+
+    Raises:
+        ValueError: no such index.
+        DatasetError: a file that cannot be read as an image.
+    """
+    images, mean, std = _images(config.dataset, config.train_fraction, config.evaluate_on)
+    if isinstance(image, int) or str(image).isdecimal():
+        index = int(image)  # type: ignore[arg-type]
+        if not 0 <= index < len(images.test):
+            raise ValueError(f"image={image}: allowed: 0 to {len(images.test) - 1}, or the path of a file")
+        found, label, name = images.test[index], int(images.test_labels[index]), f"{config.evaluate_on} image {index}"
+    else:
+        found, label, name = Path(image).expanduser(), None, Path(image).name
+    if isinstance(found, Path):
+        opened = data.open_rgb(found)
+        if isinstance(images, data.Images):
+            height, width = images.test.shape[2:]
+            found = pil_to_tensor(ImageOps.fit(opened, (width, height)))
+        else:
+            found = for_test()(opened)
+    return Sample(found, (found.float() - mean) / std, label, name)
+
+
+def image_count(config: RunConfig) -> int:
+    """Number of images that a run was tested on."""
+    return len(_images(config.dataset, config.train_fraction, config.evaluate_on)[0].test)
+
+
+@lru_cache(maxsize=2)
+def _images(dataset: str, train_fraction: float, evaluate_on: str) -> tuple[data.Images | data.Files, Tensor, Tensor]:
+    """The images of runs, and the mean and deviation that normalise them, [3, 1, 1] in units of 0 to 255."""
+    images = data.load(dataset, train_fraction, evaluate_on)
+    source: Any = FromMemory if isinstance(images, data.Images) else FromFiles
+    batches = source(images, torch.device("cpu"), seed=0)
+    return images, batches.mean[:, None, None], batches.std[:, None, None]
