@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention
-from gamlib.attention.gam_no_gate import UngatedGAM
+from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention, UngatedGAM
 from gamlib.backbones.attention_branch import AttentionBranch
 
 LEGIBLE = 8  # positions along a side from which a spatial gate can be read
