@@ -273,13 +273,13 @@ def _resolved(weights: Any, backbone: str) -> str:
 
     A file given with a hash, as a configuration that was written has it, must still hold what it held then.
     """
-    from gamlib.backbones.initial import is_file, member
+    from gamlib.backbones.weights import locate
 
     text = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
     path, expected = split_hash(text) if isinstance(text, str) else (text, "")
-    if not is_file(path):
-        return member(backbone, path).name
-    file = Path(path).expanduser().resolve()
+    if not isinstance(source := locate(backbone, path), Path):
+        return source.name
+    file = source.expanduser().resolve()
     try:
         found = _content_hash(file, file.stat().st_mtime_ns, file.stat().st_size)
     except OSError as error:

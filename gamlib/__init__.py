@@ -5,6 +5,7 @@ own, `accelerate` has the GAM blocks of a network computed faster. They are impo
 which needs no network does not wait for torch.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,19 +14,10 @@ if TYPE_CHECKING:
     from gamlib.kernels import accelerate
 
 __all__ = ["GAM", "accelerate", "attach", "build_model"]
+_PACKAGES = {"GAM": "attention", "accelerate": "kernels", "attach": "backbones", "build_model": "backbones"}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "GAM":
-        from gamlib.attention import GAM
-
-        return GAM
-    if name in ("attach", "build_model"):
-        from gamlib import backbones
-
-        return getattr(backbones, name)
-    if name == "accelerate":
-        from gamlib.kernels import accelerate
-
-        return accelerate
+    if name in _PACKAGES:
+        return getattr(import_module(f"gamlib.{_PACKAGES[name]}"), name)
     raise AttributeError(f"module 'gamlib' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -1,8 +1,11 @@
-"""Attention mechanisms: one file each, named after its paper, and the registry that finds them by name.
+"""Attention mechanisms: one file for each paper, and the registry that finds them by name.
 
-Every mechanism is a module [N, C, H, W] -> [N, C, H, W] whose first argument is `channels`. It may have two things
-more: `slot = "stage"` where its place is behind a stage of the backbone instead of in every block, and a method
-`init_weights` where it is initialised in a way of its own.
+Every mechanism is a module [N, C, H, W] -> [N, C, H, W]. All have one vocabulary of arguments: first `channels`, C of
+the map; `reduction`, the ratio r of C to the hidden channels, which divides C; `kernel_size`, odd; `gate_max_pool`,
+whether a gate has max-pooling. A value that does not fit raises a ValueError, which says what is allowed.
+
+A mechanism may have two things more: `slot = "stage"` where its place is behind a stage of the backbone instead of in
+every block, and a method `init_weights` where it is initialised in a way of its own.
 """
 
 import inspect
@@ -12,10 +15,9 @@ from torch import nn
 
 from gamlib.attention.bam import BAM
 from gamlib.attention.cbam import CBAM
+from gamlib.attention.checks import one_of
 from gamlib.attention.gam import GAM
-from gamlib.attention.gam_low_rank import LowRankGAM
-from gamlib.attention.gam_no_gate import UngatedGAM
-from gamlib.attention.gam_separable import SeparableGAM
+from gamlib.attention.gam_variants import LowRankGAM, SeparableGAM, UngatedGAM
 from gamlib.attention.se import SE
 from gamlib.attention.triplet import TripletAttention
 
@@ -33,24 +35,14 @@ MECHANISMS: dict[str, type[nn.Module]] = {
 }
 
 
-def mechanism(attention: str) -> type[nn.Module]:
-    """The class of a mechanism.
-
-    Raises:
-        ValueError: an unknown mechanism; the message lists the known ones.
-    """
-    if attention not in MECHANISMS:
-        raise ValueError(f"attention={attention!r}: allowed: {', '.join(MECHANISMS)}")
-    return MECHANISMS[attention]
-
-
 def options(attention: str) -> dict[str, Any]:
     """The constructor arguments that a mechanism takes beside `channels`, with their defaults.
 
     Raises:
         ValueError: an unknown mechanism; the message lists the known ones.
     """
-    parameters = inspect.signature(mechanism(attention)).parameters.values()
+    one_of("attention", attention, MECHANISMS)
+    parameters = inspect.signature(MECHANISMS[attention]).parameters.values()
     return {parameter.name: parameter.default for parameter in parameters if parameter.name != "channels"}
 
 
@@ -64,4 +56,4 @@ def build_attention(attention: str, channels: int, /, **chosen: Any) -> nn.Modul
     for key, value in chosen.items():
         if key not in known:
             raise ValueError(f"{key}={value!r}: attention={attention} has none; its options are {', '.join(known)}")
-    return mechanism(attention)(channels, **chosen)
+    return MECHANISMS[attention](channels, **chosen)

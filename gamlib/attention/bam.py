@@ -13,31 +13,22 @@ Ms; here they are added, as its paper says.
 
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides, whole
+from gamlib.attention.checks import hidden_channels, whole
 
 
 class BAM(nn.Module):
     """One gate from a channel branch and a spatial branch in parallel. [N, C, H, W] -> [N, C, H, W].
 
-    Its place is the bottleneck between two stages of a backbone, not every block.
-
-    Args:
-        channels: C of the map.
-        reduction: ratio r of both branches; divides `channels`.
-        dilation: of the two 3x3 convolutions, from 1.
-
-    Raises:
-        ValueError: a value outside of these; the message names it.
+    Its place is the bottleneck between two stages of a backbone, not every block. `reduction` is that of both branches,
+    `dilation`, from 1, that of the two 3x3 convolutions.
     """
 
     slot = "stage"
 
     def __init__(self, channels: int, reduction: int = 16, dilation: int = 4) -> None:
         super().__init__()
-        whole("channels", channels)
-        divides("reduction", reduction, channels, "channels")
+        hidden = hidden_channels(channels, reduction)
         whole("dilation", dilation)
-        hidden = channels // reduction
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, channels)
         )

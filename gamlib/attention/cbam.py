@@ -13,30 +13,22 @@ statistics would still be half initial values, and CBAM would be judged by that.
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides, odd, whole, yes_or_no
+from gamlib.attention.checks import hidden_channels, odd, yes_or_no
 
 
 class CBAM(nn.Module):
     """Channel gate, then spatial gate, both from pooled descriptors. [N, C, H, W] -> [N, C, H, W].
 
-    Args:
-        channels: C of the map.
-        reduction: ratio r of the MLP; divides `channels`.
-        kernel_size: of the spatial convolution, odd.
-        gate_max_pool: False takes the max-pooled descriptors out of both gates, and leaves the averages.
-
-    Raises:
-        ValueError: a value outside of these; the message names it.
+    `kernel_size` is that of the spatial convolution. `gate_max_pool=False` takes the max-pooled descriptors out of both
+    gates, and leaves the averages.
     """
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7, gate_max_pool: bool = True) -> None:
         super().__init__()
-        whole("channels", channels)
-        divides("reduction", reduction, channels, "channels")
+        hidden = hidden_channels(channels, reduction)
         odd("kernel_size", kernel_size)
         yes_or_no("gate_max_pool", gate_max_pool)
         self.gate_max_pool = gate_max_pool
-        hidden = channels // reduction
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
         self.conv = nn.Conv2d(1 + gate_max_pool, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.norm = nn.BatchNorm2d(1)

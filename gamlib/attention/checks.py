@@ -1,9 +1,13 @@
-"""Checks that several mechanisms make of their arguments, with one wording.
+"""Checks of arguments, with one wording: a ValueError names the argument, its value and what is allowed."""
 
-Each raises ValueError, with the name of the argument, its value and what is allowed.
-"""
-
+from collections.abc import Iterable
 from typing import Any
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Refuse a name that is not listed."""
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: allowed: {', '.join(allowed)}")
 
 
 def whole(name: str, value: Any) -> None:
@@ -18,6 +22,12 @@ def yes_or_no(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r}: allowed: True, False")
 
 
+def odd(name: str, value: Any) -> None:
+    """Refuse a size of a centred window that is not odd."""
+    if not isinstance(value, int) or value < 1 or value % 2 == 0:
+        raise ValueError(f"{name}={value!r}: allowed: odd numbers from 1")
+
+
 def divides(name: str, value: Any, number: int, what: str) -> None:
     """Refuse a value that does not divide a number, whose divisors are named."""
     if not isinstance(value, int) or isinstance(value, bool):
@@ -27,7 +37,9 @@ def divides(name: str, value: Any, number: int, what: str) -> None:
         raise ValueError(f"{name}={value} does not divide the {number} {what}; allowed: {divisors}")
 
 
-def odd(name: str, value: Any) -> None:
-    """Refuse a size of a centred window that is not odd."""
-    if not isinstance(value, int) or value < 1 or value % 2 == 0:
-        raise ValueError(f"{name}={value!r}: allowed: odd numbers from 1")
+def hidden_channels(channels: Any, reduction: Any) -> int:
+    """The channels C/r that a ratio r leaves of C; refuse one that does not divide them."""
+    whole("channels", channels)
+    divides("reduction", reduction, channels, "channels")
+    hidden: int = channels // reduction
+    return hidden

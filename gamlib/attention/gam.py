@@ -11,10 +11,11 @@ that circulates under this paper's name (r = 4, biases, BatchNorm) prints other 
 """
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides, whole, yes_or_no
+from gamlib.attention.checks import divides, hidden_channels, one_of, yes_or_no
 
 SUBMODULES = ("ch+sp", "ch", "sp")
 
@@ -22,9 +23,8 @@ SUBMODULES = ("ch+sp", "ch", "sp")
 class ChannelAttention(nn.Module):
     """Mc of equation 1: sigmoid of an MLP C -> C/r -> C applied at every position. [N, C, H, W] -> [N, C, H, W]."""
 
-    def __init__(self, channels: int, reduction: int) -> None:
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
-        hidden = channels // reduction
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels))
 
     def branch(self, x: Tensor) -> Tensor:
@@ -41,19 +41,15 @@ class SpatialAttention(nn.Module):
     With `groups` > 1 (the paper's gc) both convolutions are grouped and the channels are shuffled between them.
     """
 
-    def __init__(self, channels: int, reduction: int, groups: int, max_pool: bool) -> None:
+    def __init__(
+        self, channels: int, hidden: int, groups: int, max_pool: bool, convolution: Callable[[int, int, int], nn.Module]
+    ) -> None:
         super().__init__()
-        hidden = channels // reduction
         self.pool = nn.MaxPool2d(3, stride=1, padding=1) if max_pool else nn.Identity()
-        self.squeeze = self.convolution(channels, hidden, groups)
+        self.squeeze = convolution(channels, hidden, groups)
         self.relu = nn.ReLU()
         self.shuffle = nn.ChannelShuffle(groups) if groups > 1 else nn.Identity()
-        self.expand = self.convolution(hidden, channels, groups)
-
-    @staticmethod
-    def convolution(inputs: int, outputs: int, groups: int) -> nn.Module:
-        """The 7x7 convolution, which variants of GAM replace by cheaper ones of the same window."""
-        return nn.Conv2d(inputs, outputs, 7, padding=3, groups=groups, bias=False)
+        self.expand = convolution(hidden, channels, groups)
 
     def init_weights(self) -> None:
         """Grouped weights by the outputs that an input reaches; torch's fan-out counts those of all groups."""
@@ -85,8 +81,7 @@ class GAM(nn.Module):
         ValueError: a value outside of these; the message names it and what is allowed.
     """
 
-    channel_attention = ChannelAttention
-    spatial_attention = SpatialAttention
+    channel_attention, spatial_attention = ChannelAttention, SpatialAttention
 
     def __init__(
         self,
@@ -97,18 +92,22 @@ class GAM(nn.Module):
         gate_max_pool: bool = False,
     ) -> None:
         super().__init__()
-        if submodules not in SUBMODULES:
-            raise ValueError(f"submodules={submodules!r}: allowed: {', '.join(SUBMODULES)}")
+        one_of("submodules", submodules, SUBMODULES)
         yes_or_no("gate_max_pool", gate_max_pool)
         if gate_max_pool and submodules == "ch":
             raise ValueError("gate_max_pool=True: submodules='ch' has no spatial convolutions to pool for")
-        whole("channels", channels)
-        divides("reduction", reduction, channels, "channels")
-        divides("groups", groups, channels // reduction, f"hidden channels ({channels} / reduction {reduction})")
-        self.channel = self.channel_attention(channels, reduction) if "ch" in submodules else None
-        self.spatial = (
-            self.spatial_attention(channels, reduction, groups, gate_max_pool) if "sp" in submodules else None
-        )
+        hidden = hidden_channels(channels, reduction)
+        divides("groups", groups, hidden, f"hidden channels ({channels} / reduction {reduction})")
+        self.channel = self.spatial = None
+        if "ch" in submodules:
+            self.channel = self.channel_attention(channels, hidden)
+        if "sp" in submodules:
+            self.spatial = self.spatial_attention(channels, hidden, groups, gate_max_pool, self.convolution)
+
+    @staticmethod
+    def convolution(inputs: int, outputs: int, groups: int) -> nn.Module:
+        """One of the two 7x7 convolutions, which variants replace by cheaper ones of the same window."""
+        return nn.Conv2d(inputs, outputs, 7, padding=3, groups=groups, bias=False)
 
     @staticmethod
     def join(x: Tensor, attention: Tensor) -> Tensor:

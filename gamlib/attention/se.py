@@ -9,25 +9,15 @@ Neither linear layer has a bias: with biases the paper's ResNet-50 would print 2
 
 from torch import Tensor, nn
 
-from gamlib.attention.checks import divides, whole
+from gamlib.attention.checks import hidden_channels
 
 
 class SE(nn.Module):
-    """Channel gate from the average of every channel. [N, C, H, W] -> [N, C, H, W].
-
-    Args:
-        channels: C of the map.
-        reduction: ratio r of the two linear layers; divides `channels`.
-
-    Raises:
-        ValueError: a value outside of these; the message names it.
-    """
+    """Channel gate from the average of every channel. [N, C, H, W] -> [N, C, H, W]."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
-        whole("channels", channels)
-        divides("reduction", reduction, channels, "channels")
-        hidden = channels // reduction
+        hidden = hidden_channels(channels, reduction)
         self.mlp = nn.Sequential(
             nn.Linear(channels, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, channels, bias=False)
         )

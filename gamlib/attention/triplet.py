@@ -30,12 +30,7 @@ class Gate(nn.Module):
 class TripletAttention(nn.Module):
     """Three gates, each over two of the axes C, H and W, averaged. [N, C, H, W] -> [N, C, H, W].
 
-    Args:
-        channels: C of the map; no weight depends on it.
-        kernel_size: of the three convolutions, odd.
-
-    Raises:
-        ValueError: a value outside of these; the message names it.
+    No weight depends on `channels`.
     """
 
     def __init__(self, channels: int, kernel_size: int = 7) -> None:

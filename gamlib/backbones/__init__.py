@@ -12,14 +12,13 @@ from torch import nn
 from torchvision.models import WeightsEnum
 
 from gamlib.attention import MECHANISMS, options
-from gamlib.attention.checks import whole, yes_or_no
+from gamlib.attention.checks import one_of, whole, yes_or_no
 from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
-from gamlib.backbones.initial import initialise, load_weights
-from gamlib.backbones.mobilenet_v2 import MobileNetV2
-from gamlib.backbones.resnet import ResNet
+from gamlib.backbones.networks import NETWORKS
 from gamlib.backbones.slots import attach
-from gamlib.names import BACKBONES, OPTIONS, STEMS
+from gamlib.backbones.weights import initialise, load_weights
+from gamlib.names import OPTIONS, STEMS
 
 __all__ = ["attach", "build_model"]
 
@@ -29,21 +28,11 @@ class _BuildModel:
 
     def backbones(self) -> tuple[str, ...]:
         """Names that `backbone` may take."""
-        return BACKBONES
+        return tuple(NETWORKS)
 
     def attentions(self) -> tuple[str, ...]:
         """Names that `attention` may take."""
         return ("none", *MECHANISMS, "abn")
-
-    def options(self, attention: str) -> dict[str, Any]:
-        """The options in `build_model` that a mechanism has, with their defaults.
-
-        Raises:
-            ValueError: an unknown mechanism; the message lists the known ones.
-        """
-        _one_of("attention", attention, self.attentions())
-        known = options(attention) if attention in MECHANISMS else {}
-        return {key: known[key] for key in OPTIONS if key in known}
 
     def __call__(
         self,
@@ -83,22 +72,19 @@ class _BuildModel:
         Raises:
             ValueError: an unknown name or a value that does not fit; the message names it and what is allowed.
         """
-        _one_of("backbone", backbone, BACKBONES)
-        _one_of("stem", stem, STEMS)
-        _one_of("submodules", submodules, SUBMODULES)
+        one_of("backbone", backbone, NETWORKS)
+        one_of("attention", attention, self.attentions())
+        one_of("stem", stem, STEMS)
+        one_of("submodules", submodules, SUBMODULES)
         for name, number in (("num_classes", num_classes), ("reduction", reduction), ("groups", groups)):
             whole(name, number)
         yes_or_no("max_pool", max_pool)
         if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
             raise ValueError(f"width={width!r}: allowed: numbers above 0")
-        known = self.options(attention)
+        known = options(attention) if attention in MECHANISMS else {}
         if gate_max_pool is not None and "gate_max_pool" not in known:
             raise ValueError(f"gate_max_pool={gate_max_pool}: attention={attention} has none")
-        model: ResNet | MobileNetV2
-        if backbone == "mobilenet_v2":
-            model = MobileNetV2(num_classes, stem, width)
-        else:
-            model = ResNet(backbone, num_classes, stem, max_pool, width)
+        model = NETWORKS[backbone](num_classes, stem, max_pool, width)
         initialise(model)
         nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
         if weights is not None:
@@ -108,12 +94,8 @@ class _BuildModel:
         if attention == "abn":
             return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
-        return attach(model, attention, **{key: given[key] for key in known if given[key] is not None})
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r}: allowed: {', '.join(allowed)}")
+        chosen = {key: value for key, value in given.items() if key in known and value is not None}
+        return attach(model, attention, **chosen)
 
 
 build_model = _BuildModel()

@@ -14,9 +14,8 @@ import copy
 
 from torch import Tensor, nn
 
-from gamlib.backbones.initial import initialise
-from gamlib.backbones.mobilenet_v2 import MobileNetV2
-from gamlib.backbones.resnet import ResNet
+from gamlib.backbones.networks import MobileNetV2, ResNet
+from gamlib.backbones.weights import initialise
 
 
 class AttentionBranch(nn.Module):

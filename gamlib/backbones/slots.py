@@ -15,10 +15,10 @@ from torch import nn
 from torchvision.models import mobilenetv2, resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from gamlib.attention import MECHANISMS, build_attention, mechanism, options
+from gamlib.attention import MECHANISMS, build_attention, options
 from gamlib.attention.checks import whole
-from gamlib.backbones.initial import initialise
-from gamlib.backbones.mobilenet_v2 import STAGES
+from gamlib.backbones.networks import STAGES
+from gamlib.backbones.weights import initialise
 
 ENDS = list(accumulate(blocks for _, _, blocks, _ in STAGES))  # of MobileNetV2's stages, among its `features`
 LAST = {resnet.BasicBlock: "bn2", resnet.Bottleneck: "bn3", mobilenetv2.InvertedResidual: "conv"}  # in a block
@@ -46,8 +46,8 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
     """
     known = options(attention)
     patterns = [after] if isinstance(after, str) else list(after)
-    names = _matching(model, patterns) if patterns else _usual(model, mechanism(attention))
-    modules = {name: model.get_submodule(name) for name in names}  # one module may stand under several names
+    behind_stages = getattr(MECHANISMS[attention], "slot", "block") == "stage"
+    modules = _matching(model, patterns) if patterns else _usual(model, behind_stages)
     mobile = any(isinstance(part, mobilenetv2.MobileNetV2) for part in model.modules())
     blocks: dict[nn.Module, nn.Module] = {}
     for name, module in modules.items():
@@ -55,10 +55,9 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
         if mobile and "reduction" in known:
             own["reduction"] = _fitting(chosen.get("reduction", known["reduction"]), channels)
         blocks[module] = build_attention(attention, channels, **own)
-    parents = {name: model.get_submodule(name.rpartition(".")[0]) for name in names}  # before any is wrapped itself
     followed = {module: _followed(module, block, model) for module, block in blocks.items()}
-    for name, module in modules.items():
-        setattr(parents[name], name.rpartition(".")[2], followed[module])
+    for name, module in reversed(modules.items()):  # what lies in a module first: wrapping it changes the names
+        model.set_submodule(name, followed[module])
     return model
 
 
@@ -75,10 +74,9 @@ def _followed(module: nn.Module, block: nn.Module, model: nn.Module) -> nn.Modul
     return nn.Sequential(OrderedDict(inner=module, attention=block))
 
 
-def _usual(model: nn.Module, block: type[nn.Module]) -> list[str]:
-    """Names of the modules that a block follows by default."""
-    behind_stages = getattr(block, "slot", "block") == "stage"
-    found: list[str] = []
+def _usual(model: nn.Module, behind_stages: bool) -> dict[str, nn.Module]:
+    """The modules that a block follows by default, by their names."""
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         inner: Iterable[str] = ()
         if not behind_stages:
@@ -87,25 +85,26 @@ def _usual(model: nn.Module, block: type[nn.Module]) -> list[str]:
             inner = ("layer1", "layer2", "layer3")
         elif isinstance(module, mobilenetv2.MobileNetV2) and len(module.features) == ENDS[-1] + 2:
             inner = (f"features.{end}" for end in ENDS)
-        found += [f"{name}.{child}".removeprefix(".") for child in inner]
+        found |= {f"{name}.{child}".removeprefix("."): module.get_submodule(child) for child in inner}
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no {'stages' if behind_stages else 'residual blocks'} of torchvision's ResNet "
-            "or MobileNetV2; say with after= which modules the attention follows, of: "
-            f"{_listed([name for name, _ in model.named_modules() if name])}"
+            f"or MobileNetV2; say with after= which modules the attention follows, of: {_listed(model)}"
         )
     return found
 
 
-def _matching(model: nn.Module, patterns: list[str]) -> list[str]:
-    every = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+def _matching(model: nn.Module, patterns: list[str]) -> dict[str, nn.Module]:
+    """The modules whose names match; one module may stand under several names."""
+    every = dict(model.named_modules(remove_duplicate=False))
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in every):
-            raise ValueError(f"after={pattern!r}: no such module; {type(model).__name__} has {_listed(every)}")
-    return [name for name in every if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if not any(name and fnmatchcase(name, pattern) for name in every):
+            raise ValueError(f"after={pattern!r}: no such module; {type(model).__name__} has {_listed(model)}")
+    return {name: module for name, module in every.items() if name and any(fnmatchcase(name, p) for p in patterns)}
 
 
-def _listed(names: list[str]) -> str:
+def _listed(model: nn.Module) -> str:
+    names = [name for name, _ in model.named_modules() if name]
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 

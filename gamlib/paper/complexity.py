@@ -24,27 +24,15 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from gamlib.attention import SE
 
-
-def _trilinear(x: Sequence[int], weight: Sequence[int], y: Sequence[int], *expand: Any, **_: Any) -> int:
-    """Of x weight y with axes of one element put in where `expand` says: one for each product of three numbers."""
-    shapes = [list(shape) for shape in (x, weight, y)]
-    for shape, axes in zip(shapes, expand, strict=False):
-        for axis in sorted(axes):
-            shape.insert(axis, 1)
-    return 2 * math.prod(torch.broadcast_shapes(*shapes))
-
-
 # By shapes, what torch's counter does not know, a multiply-accumulate as two as there. The first decomposes into no
 # products; naming it spares an audit seconds.
 FORMULAS: dict[Any, Any] = {
     torch.ops.aten._native_batch_norm_legit_no_training: lambda *_, **__: 0,
-    torch.ops.aten.mv: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.dot: lambda a, b, **_: 2 * math.prod(a),
-    torch.ops.aten.vdot: lambda a, b, **_: 2 * math.prod(a),
+    **dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot, torch.ops.aten.vdot), lambda a, b, **_: 2 * math.prod(a)),
     torch.ops.aten.addmv: lambda x, a, b, **_: 2 * math.prod(a),
     torch.ops.aten.addr: lambda x, a, b, **_: 2 * math.prod(a) * math.prod(b),
     torch.ops.aten.addbmm: lambda x, a, b, **_: 2 * math.prod(a) * b[-1],
-    torch.ops.aten._trilinear: _trilinear,
+    torch.ops.aten._trilinear: lambda x, weight, *_, **__: 2 * x[0] * math.prod(weight),  # of torch.nn.Bilinear
     torch.ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(w[1:]),
 }
 

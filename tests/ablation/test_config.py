@@ -19,7 +19,8 @@ from ablation.provenance import source_hash
 from ablation.runs import Run
 from ablation.studies import Study
 from gamlib import backbones, build_model
-from gamlib.names import OPTIONS
+from gamlib.attention import MECHANISMS, options
+from gamlib.names import ATTENTIONS, OPTIONS
 
 
 def test_everything_is_resolved_and_survives_json() -> None:
@@ -186,15 +187,15 @@ def test_what_is_left_out_and_what_is_said_are_one_run() -> None:
 
 def test_options_that_a_mechanism_lacks_stay_none_and_others_get_its_defaults() -> None:
     for attention in build_model.attentions():
-        config, options = RunConfig(attention=attention), build_model.options(attention)
-        assert {key: getattr(config, key) for key in OPTIONS} == dict.fromkeys(OPTIONS) | options
+        config = RunConfig(attention=attention)
+        assert {key: getattr(config, key) for key in OPTIONS} == dict.fromkeys(OPTIONS) | ATTENTIONS[attention]
         assert config.name == f"resnet18-{attention}-s0"  # so what is usual in a name is what the mechanism has
 
 
 def test_how_a_block_is_computed_is_no_part_of_a_configuration() -> None:
     """It changes no number: a run that another implementation finished is the same run."""
     assert "implementation" not in RunConfig.model_fields
-    assert all("implementation" not in build_model.options(attention) for attention in build_model.attentions())
+    assert all("implementation" not in options(attention) for attention in MECHANISMS)
     with pytest.raises(ConfigError, match="implementation"):
         RunConfig(implementation="plain")
 
@@ -221,7 +222,7 @@ def test_weights_are_known_by_what_is_in_the_file(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"my.pth': the file has changed, its hash was \w{16} and is \w{16}"):
         RunConfig(**config.model_dump())
     save("wrong.pth", 0)
-    with pytest.raises(ConfigError, match=r"wrong.pth' do not fit this resnet18: conv1.weight has shape"):
+    with pytest.raises(ConfigError, match=r"wrong.pth' do not fit this resnet18: size mismatch for conv1.weight"):
         RunConfig(weights="wrong.pth", width=1)
 
 

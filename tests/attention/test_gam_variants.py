@@ -1,4 +1,4 @@
-"""GAM without gates: its own equations, and GAM in everything else."""
+"""GAM's variants: GAM's equations for windows of fewer weights; without gates its own, and GAM in everything else."""
 
 import itertools
 from functools import partial
@@ -6,13 +6,41 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import assert_equal_with_gradients, residual_branches, sizes
-from torch import nn
+from by_hand import Weights, assert_equal_with_gradients, global_attention, residual_branches, sizes
+from torch import Tensor, nn
 
 from gamlib import GAM, build_model
-from gamlib.attention import UngatedGAM
+from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM
 from gamlib.attention.gam import SUBMODULES
 from gamlib.paper.complexity import complexity
+
+
+def separable(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """Windows that are a pointwise times a depthwise weight."""
+    depthwise, pointwise = first.squeeze(1).unflatten(0, (groups, -1)), second.flatten(1).unflatten(0, (groups, -1))
+    return torch.einsum("goc,gcij->gocij", pointwise, depthwise).flatten(0, 1)
+
+
+def low_rank(first: Tensor, second: Tensor, groups: int) -> Tensor:
+    """Windows that are a sum of products of a row and a column."""
+    columns, rows = first.squeeze(3).unflatten(0, (groups, -1)), second.squeeze(2).unflatten(0, (groups, -1))
+    return torch.einsum("gokj,gkci->gocij", rows, columns).flatten(0, 1)
+
+
+@sizes
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("gate_max_pool", [False, True])
+@pytest.mark.parametrize(("mechanism", "windows"), [(SeparableGAM, separable), (LowRankGAM, low_rank)])
+def test_values_and_gradients_are_gams_for_such_windows(
+    mechanism: type[GAM], windows: Any, gate_max_pool: bool, groups: int, size: tuple[int, int]
+) -> None:
+    def equations(x: Tensor, weights: Weights) -> Tensor:
+        for name in ("spatial.squeeze", "spatial.expand"):
+            weights[f"{name}.weight"] = windows(weights[f"{name}.0.weight"], weights[f"{name}.1.weight"], groups)
+        return global_attention(x, weights, groups=groups, gate_max_pool=gate_max_pool)
+
+    block = mechanism(32, reduction=4, groups=groups, gate_max_pool=gate_max_pool)
+    assert_equal_with_gradients(block, 32, size, equations)
 
 
 @sizes
@@ -20,7 +48,7 @@ from gamlib.paper.complexity import complexity
 @pytest.mark.parametrize(
     ("submodules", "gate_max_pool"), [("ch+sp", False), ("ch+sp", True), ("ch", False), ("sp", False), ("sp", True)]
 )
-def test_values_and_gradients_are_those_of_the_equations(
+def test_without_gates_values_and_gradients_are_those_of_the_equations(
     submodules: str, gate_max_pool: bool, groups: int, size: tuple[int, int]
 ) -> None:
     options: Any = {"submodules": submodules, "groups": groups, "gate_max_pool": gate_max_pool}
@@ -28,7 +56,7 @@ def test_values_and_gradients_are_those_of_the_equations(
 
 
 @pytest.mark.parametrize("backbone", build_model.backbones())
-def test_a_network_has_gams_parameters_and_flops(backbone: str) -> None:
+def test_a_network_without_gates_has_gams_parameters_and_flops(backbone: str) -> None:
     for submodules, reduction, groups in itertools.product(SUBMODULES, (8, 16), (1, 4)):
         if backbone == "mobilenet_v2" and groups > 1:  # which has hidden layers of one channel
             continue
@@ -40,7 +68,7 @@ def test_a_network_has_gams_parameters_and_flops(backbone: str) -> None:
         assert shapes[0] == shapes[1], options
 
 
-def test_it_begins_with_gams_weights_and_takes_those_it_was_trained_to() -> None:
+def test_without_gates_it_begins_with_gams_weights_and_takes_those_it_was_trained_to() -> None:
     states = []
     for attention in ("gam", "gam_no_gate"):
         torch.manual_seed(0)
@@ -48,7 +76,7 @@ def test_it_begins_with_gams_weights_and_takes_those_it_was_trained_to() -> None
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-def test_for_small_branches_it_is_what_gam_is_of_a_map_of_ones() -> None:
+def test_for_small_branches_the_one_without_gates_is_what_gam_is_of_a_map_of_ones() -> None:
     """Both have the tangent of the sigmoid: what is left of their difference falls with the cube of the branch."""
     torch.manual_seed(0)
     gam, ours = (kind(32, reduction=4, submodules="sp").double() for kind in (GAM, UngatedGAM))
@@ -64,7 +92,7 @@ def test_for_small_branches_it_is_what_gam_is_of_a_map_of_ones() -> None:
     assert gaps[0] / gaps[1] == pytest.approx(64, rel=0.1)  # a branch of two layers is a quarter
 
 
-def test_hooks_see_what_is_added() -> None:
+def test_hooks_see_the_branch_that_is_added() -> None:
     block = UngatedGAM(32, submodules="sp")
     assert isinstance(block.spatial, nn.Module)
     seen: list[torch.Tensor] = []
