@@ -10,9 +10,15 @@ import typer
 from typer import Argument, Option
 
 from ablation import console
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
+from ablation.errors import ConfigError
+from ablation.execution.slurm import statuses
+from ablation.execution.slurm_options import merged
 from ablation.parameters import key_values
 from ablation.paths import ROOT
+from ablation.runs import Run, RunFailed, all_runs
+from ablation.studies import Plan, submitted
+from ablation.study_files import find_studies, study_name
 
 app = typer.Typer(
     cls=console.Commands,
@@ -36,7 +42,6 @@ def run(
 ) -> None:
     """One training run, e.g. [bold]gamlib run -p dataset=digits -p attention=gam -p epochs=5[/bold]."""
     from ablation.execution.dispatch import dispatch
-    from ablation.runs import Run
 
     run = Run(RunConfig(**key_values(parameter or [])))
     if dry_run:
@@ -69,9 +74,6 @@ def study(
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from ablation.execution.dispatch import dispatch
-    from ablation.runs import RunFailed
-    from ablation.studies import Plan
-    from ablation.study_files import find_studies
 
     overrides = key_values(parameter or [])
     dataset = overrides.pop("dataset", dataset)
@@ -112,17 +114,13 @@ def status(
     json_: console.AsJson = False,
 ) -> None:
     """What every run is doing: done, running, queued, failed and why, preempted, lost, or missing."""
-    from ablation.runs import all_runs
-    from ablation.study_files import study_name
-    from ablation.submitted import submitted
-
-    if study is None:
+    if study is not None:
+        runs = {run: arm for run, arm, _ in submitted(study_name(study), dataset)}
+    else:
         found, foreign = all_runs()
         runs = dict.fromkeys(found, "")
         for folder in foreign:
             print(f"not a run of this code, left out: {folder}", file=sys.stderr)
-    else:
-        runs = {run: arm for run, arm, _ in submitted(study_name(study), dataset)}
     console.show_statuses(runs, json_, watch)
 
 
@@ -140,10 +138,6 @@ def retry(
     SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
     """
     from ablation.execution.dispatch import dispatch
-    from ablation.execution.slurm import statuses
-    from ablation.execution.slurm_options import merged
-    from ablation.study_files import study_name
-    from ablation.submitted import submitted
 
     entries = submitted(study_name(study), dataset)
     now = statuses(run for run, _, _ in entries)
@@ -155,10 +149,9 @@ def retry(
     for number, plan in enumerate(plans.values(), 1):
         where = cluster or plan.cluster
         options = merged(plan.slurm, slurm) if where == "slurm" else slurm
-        remember = partial(plan.save if plan is entries[0][2] else plan.keep, cluster=where, slurm=options)
         wait = where != "slurm" or (number == len(plans) and not no_wait)
         configs = [run.config for run, of in ended if of is plan]
-        progresses.append(dispatch(configs, where, None, wait, options, remember))
+        progresses.append(dispatch(configs, where, None, wait, options, partial(plan.save, where, options)))
     console.exit_if_failed(*progresses)
 
 
@@ -166,8 +159,6 @@ def retry(
 def cancel(study: console.Submitted, dataset: console.LastDataset = None) -> None:
     """Stop what is queued or running of a study, and say what that left; [bold]gamlib retry[/bold] goes on."""
     from ablation.execution.housekeeping import cancel
-    from ablation.study_files import study_name
-    from ablation.submitted import submitted
 
     left = cancel([run for run, _, _ in submitted(study_name(study), dataset)])
     for run, now in left.items():
@@ -198,54 +189,45 @@ def gc(
 
 @app.command()
 def report(
-    studies: Annotated[list[str] | None, Argument(metavar="STUDY...", help="Names of studies.")] = None,
+    studies: console.Names = None,
     dataset: console.LastDataset = None,
     force: Annotated[bool, Option("--force", help="Has no effect any more: every report is made anew.")] = False,
-    published: Annotated[
-        bool, Option("--published", help="Of the published runs in figures/data, by default of all studies.")
-    ] = False,
+    published: Annotated[bool, Option("--published", help="Of the runs in figures/data, by default of all.")] = False,
 ) -> None:
     """Execute the notebook of a study, which writes its figures and tables to figures/. Nothing is trained.
 
     With [bold]--published[/bold] from figures/data: neither runs nor images are needed.
     """
     from ablation.results import publication
-    from ablation.studies import Plan
-    from ablation.study_files import study_name
 
     if not studies and not published:
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
-    if not published:
-        for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
-            console.report_study(plan)
-        return
-    named = publication.published(studies or ())
-    if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
-        there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
-        raise ConfigError(f"dataset={dataset!r}: published on {there}")
+    if published:
+        named = publication.published(studies or ())
+        if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
+            there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
+            raise ConfigError(f"dataset={dataset!r}: published on {there}")
+    else:
+        plans = [Plan.load(study_name(name), dataset) for name in studies or ()]
     for plan in plans:
-        console.report_study(plan, publication.data_folder())
+        console.report_study(plan, publication.data_folder() if published else None)
 
 
 @app.command()
-def publish(
-    studies: Annotated[list[str], Argument(metavar="STUDY...", help="Names of studies that were submitted.")],
-    dataset: console.LastDataset = None,
-) -> None:
+def publish(studies: console.Names, dataset: console.LastDataset = None) -> None:
     """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
     from ablation.results import publication
-    from ablation.studies import Plan
-    from ablation.study_files import study_name
 
-    for plan in [Plan.load(study_name(name), dataset) for name in studies]:
+    for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
         console.show_paths(publication.publish(plan))
 
 
 @app.command()
-def restore(
-    studies: Annotated[list[str] | None, Argument(metavar="[STUDY]...", help="Names; by default all.")] = None,
-) -> None:
-    """Put published runs into runs/, where nothing is done yet: [bold]gamlib study[/bold] goes on from them."""
+def restore(studies: console.Names = None) -> None:
+    """Put published runs into runs/, where nothing is done yet: [bold]gamlib study[/bold] goes on from them.
+
+    By default those of all studies.
+    """
     from ablation.results import publication
 
     for plan in publication.published(studies or ()):
@@ -255,17 +237,23 @@ def restore(
 @app.command()
 def audit(
     json_: console.AsJson = False,
-    and_report: Annotated[
-        bool,
-        Option("--report", help="Execute 1_complexity.ipynb too, which tells the story and exports its figure."),
-    ] = False,
+    and_report: Annotated[bool, Option("--report", help="Execute 1_complexity.ipynb too, for its figure.")] = False,
 ) -> None:
     """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
+    import pandas as pd
+
     from ablation.results import audits
+    from gamlib.paper.audit import COLUMNS
     from gamlib.paper.audit import audit as counted
 
     rows = counted()
-    console.show_audit(rows, json_)
+    if json_:
+        print(pd.DataFrame(rows)[list(COLUMNS)].to_json(orient="records", indent=2))
+    else:
+        console.print_frame(audits.for_reading(rows))
+        for number, note in enumerate(audits.notes(rows), 1):
+            print(f"[{number}] {note}")
+        print(audits.verdict(rows))
     if and_report:
         from ablation.results.report import complexity_report
 

@@ -1,46 +1,45 @@
 """One configuration of a run: the only way in, from a shell, a YAML file, a notebook or papermill alike."""
 
-import difflib
 import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ablation.dataset_names import folder_name
-from ablation.errors import ConfigError
-from ablation.networks import count_parameters
-from gamlib.data.datasets import DATASETS, NAMES, Dataset, describe
+from ablation.errors import Checked, ConfigError, one_line
+from ablation.paths import runs_root
+from ablation.provenance import source_hash
+from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
 from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
 from gamlib.training.recipes import RECIPES, TrainingConfig
 
-__all__ = ["ConfigError", "RunConfig", "count_parameters", "one_line", "split_hash", "translated", "unknown_name"]
+__all__ = ["ConfigError", "RunConfig", "one_line", "translated"]
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
 RECIPE_VALUES = tuple(field.name for field in fields(TrainingConfig) if field.default is MISSING)
 DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 # Fields as the first version named them; so they stay in signatures, checkpoints and the names of folders.
 OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
+# Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
+TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
+FromZero = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0, and one configuration has one signature
 
 
-class RunConfig(BaseModel):
+class RunConfig(Checked):
     """Everything that decides a run. A field left out, or None, gets what its data set, recipe or mechanism says.
 
     Values are coerced to the type of their field ("false" is False, "1e-3" a number) or refused by name. After
     construction every value is final; an option that the mechanism does not have (`groups` of CBAM) stays None. The
     network is built once without memory, so that what cannot be built is refused here and not in a job.
-
-    Raises:
-        ConfigError: an unknown name, a wrong type, or a value outside what `description` allows.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     dataset: str = Field("digits", description=NAMES)
     dataset_hash: str | None = Field(None, description="left out: it is worked out from the files of an image folder")
@@ -58,9 +57,9 @@ class RunConfig(BaseModel):
     epochs: int = Field(RESOLVED, ge=1, description="a whole number from 1")
     batch_size: int = Field(RESOLVED, ge=2, description="a whole number from 2")
     lr: float = Field(RESOLVED, gt=0, description="a number above 0")
-    momentum: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
-    weight_decay: float = Field(RESOLVED, ge=0, description="a number from 0")
-    label_smoothing: float = Field(RESOLVED, ge=0, lt=1, description="a number from 0, below 1")
+    momentum: FromZero = Field(RESOLVED, lt=1, description="a number from 0, below 1")
+    weight_decay: FromZero = Field(RESOLVED, description="a number from 0")
+    label_smoothing: FromZero = Field(RESOLVED, lt=1, description="a number from 0, below 1")
     milestones: list[float] = Field(RESOLVED, description="rising fractions of the epochs, such as 0.3,0.6,0.8")
     gamma: float = Field(RESOLVED, gt=0, le=1, description="a number above 0, up to 1")
     pad: int = Field(RESOLVED, ge=0, le=64, description="a whole number from 0 to 64")
@@ -76,49 +75,37 @@ class RunConfig(BaseModel):
     workers: int = Field(RESOLVED, ge=0, le=256, description="a whole number from 0 to 256")
     evaluate_on: Literal["test", "validation"] = Field("test", description="test, validation")
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise ConfigError(one_line(error, type(self))) from None
-
-    @classmethod
-    def trusted(cls, values: Mapping[str, Any]) -> Self:
-        """A configuration that was resolved and written by any version of this code, as it is; else one checked."""
-        if (values := translated(values)).keys() != cls.model_fields.keys():
-            return cls(**values)
-        return cls.model_construct(**values)
+    def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
+        super().__init__(**values)
 
     @classmethod
     def recorded(cls, values: Mapping[str, Any]) -> Self:
-        """As any code wrote it, not checked: its images may be gone. What it lacks is at its default."""
-        values = translated(values)
-        return cls.model_construct(**{key: values.get(key, field.default) for key, field in cls.model_fields.items()})
+        """As any version of this code wrote it, not checked: its images may be gone. What it lacks has its default."""
+        return cls.model_construct(**translated(values))
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, given: dict[str, Any]) -> dict[str, Any]:
         """Fill in what was left out."""
-        values = {key: value for key, value in translated(given).items() if value is not None or key == "attention"}
+        values = {key: cls.model_fields[key].default for key in ("dataset", "backbone", "attention")}
+        values |= {key: value for key, value in translated(given).items() if value is not None or key == "attention"}
         if values.get("weights") in ("none", "None"):  # as a shell must say it
             del values["weights"]
-        name = str(values.get("dataset", "digits"))
-        dataset = describe(name)
-        backbone = _known("backbone", values.get("backbone", "resnet18"), BACKBONES)
-        recipe = _known("recipe", values.get("recipe", _recipe_of(dataset, backbone)), RECIPES)
+        dataset = describe(str(values["dataset"]))
+        backbone = _known("backbone", values["backbone"], BACKBONES)
+        attention = _known("attention", values["attention"], ATTENTIONS)
         if values.setdefault("dataset_hash", dataset.hash) != dataset.hash:
             raise ValueError(
-                f"dataset_hash={values['dataset_hash']!r}: the files of {name} are others now, "
+                f"dataset_hash={values['dataset_hash']!r}: the files of {values['dataset']} are others now, "
                 f"their hash is {dataset.hash}"
             )
-        attention = _known("attention", values.get("attention", "gam"), ATTENTIONS)
         if "weights" in values:
             values["weights"] = _resolved(values["weights"], backbone)
         for key in OPTIONS:
             if key in values and key not in ATTENTIONS[attention]:
                 having = [name for name, options in ATTENTIONS.items() if key in options]
                 raise ValueError(f"{key}={values[key]!r}: attention={attention} has none, only {', '.join(having)}")
-        return _prescribed(dataset, recipe) | ATTENTIONS[attention] | values
+        return _prescribed(dataset, backbone, values.get("recipe")) | ATTENTIONS[attention] | values
 
     @field_validator("*", mode="before")
     @classmethod
@@ -129,24 +116,14 @@ class RunConfig(BaseModel):
             return [part for part in value.strip("[]() ").split(",") if part.strip()]
         return value
 
-    @field_validator("*", mode="after")
-    @classmethod
-    def _zero_has_no_sign(cls, value: Any) -> Any:
-        """-0.0 is 0.0, and one configuration has one signature."""
-        return value + 0.0 if isinstance(value, float) else value
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        dataset = describe(self.dataset)
         if not self.max_pool and not has_max_pool(self.backbone, self.stem):
             raise ValueError(
                 f"max_pool=False: {self.backbone} with stem={self.stem} has no max-pooling to leave out; "
                 "the ResNets with stem=imagenet have"
             )
-        self._can_be_fed(describe(self.dataset))
-        count_parameters(self.architecture(), self.weights)
-        return self
-
-    def _can_be_fed(self, dataset: Dataset) -> None:
         if self.milestones != sorted(set(self.milestones)) or not all(0 < when < 1 for when in self.milestones):
             description = type(self).model_fields["milestones"].description
             raise ValueError(f"milestones={self.milestones}: allowed: {description}")
@@ -160,14 +137,31 @@ class RunConfig(BaseModel):
         smallest = rest if rest > 1 else self.batch_size
         if smallest < self.devices:
             raise ValueError(f"devices={self.devices}: the smallest batch of an epoch has {smallest} images")
+        mechanism = getattr(sys.modules.get("gamlib.attention"), "MECHANISMS", {}).get(self.attention)
+        if mechanism is not None and mechanism.__module__.partition(".")[0] != "gamlib":  # of a changed registry
+            raise ValueError(
+                f"attention={self.attention!r}: {mechanism.__module__}.{mechanism.__qualname__} is none of gamlib's "
+                "own: no job could build it, and its results would be kept when its code changes; give it a file in "
+                "gamlib/attention"
+            )
+        self.parameters()
+        return self
+
+    def parameters(self, width: float | None = None) -> int:
+        """Number of parameters of its network, or of one of another width, which no weights fit.
+
+        Raises:
+            ValueError: there is no such network, since `reduction` does not divide its channels, say.
+        """
+        changes, weights = ({}, self.weights) if width is None else ({"width": width, "weights": None}, None)
+        return _count(json.dumps([source_hash(), self.architecture() | changes, weights], sort_keys=True))
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
-        keys = ("backbone", "attention", "stem", "max_pool", "width")
-        chosen = {key: getattr(self, key) for key in OPTIONS if getattr(self, key) is not None}
+        keys = ("backbone", "attention", "stem", "max_pool", "width", *OPTIONS)
+        chosen = {key: value for key in keys if (value := getattr(self, key)) is not None}
         weights = self.weights and split_hash(self.weights)[0]
-        rest = {"num_classes": describe(self.dataset).num_classes, "weights": weights}
-        return {key: getattr(self, key) for key in keys} | chosen | rest
+        return chosen | {"num_classes": describe(self.dataset).num_classes, "weights": weights}
 
     def training(self) -> TrainingConfig:
         """The part that the training loop takes."""
@@ -185,8 +179,16 @@ class RunConfig(BaseModel):
 
     @property
     def dataset_name(self) -> str:
-        """The data set as the name of a folder."""
-        return folder_name(self.dataset)
+        """The data set as the name of a folder or a figure, another one for each.
+
+        `imagefolder:a` is `imagefolder-a`; a path of several parts, which may read like another one, ends in a hash.
+        """
+        path = self.dataset.removeprefix(FOLDER)
+        parts = self.dataset.replace(":", "/").split("/")
+        plain = "-".join(part for part in parts if part not in ("", ".", "..", "~"))
+        if plain in (path, f"{FOLDER[:-1]}-{path}"):
+            return plain
+        return f"{plain}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
 
     @property
     def name(self) -> str:
@@ -194,9 +196,8 @@ class RunConfig(BaseModel):
         # A name must not depend on whether an image folder is still there, so for those it goes by the stem.
         like = self.dataset if self.dataset in DATASETS else "cifar10" if self.stem == "cifar" else "imagenet"
         usual = {key: field.default for key, field in type(self).model_fields.items()}
-        usual |= _prescribed(DATASETS[like], self.recipe) | {"recipe": _recipe_of(DATASETS[like], self.backbone)}
+        usual |= _prescribed(DATASETS[like], self.backbone, self.recipe) | ATTENTIONS.get(self.attention, {})
         usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
-        usual |= ATTENTIONS.get(self.attention, {})
         parts = [self.backbone, self.attention]
         for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
             if value is not None and value != usual[key]:
@@ -207,6 +208,11 @@ class RunConfig(BaseModel):
                 word = ("" if value else "no_") + key
                 parts.append(word if isinstance(value, bool) else value if isinstance(value, str) else f"{key}{value}")
         return "-".join(["-".join(parts)[:100], f"s{self.seed}"])
+
+
+def title(dataset: str) -> str:
+    """A data set's name as figures and tables say it: its own, or that by which an image folder is known."""
+    return TITLES.get(Path(dataset.removeprefix(FOLDER)).name, dataset) if dataset.startswith(FOLDER) else dataset
 
 
 def translated(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,36 +230,12 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _prescribed(dataset: Dataset, recipe: str) -> dict[str, Any]:
-    """What a data set and a recipe prescribe."""
-    of_recipe = {key: getattr(RECIPES[recipe], key) for key in RECIPE_VALUES}
-    of_dataset = {key: getattr(dataset, key) for key in DATASET_VALUES}
-    return {"recipe": recipe} | of_dataset | of_recipe | {"milestones": list(RECIPES[recipe].milestones)}
-
-
-def _recipe_of(dataset: Dataset, backbone: str) -> str:
-    return "mobilenet" if (dataset.recipe, backbone) == ("imagenet", "mobilenet_v2") else dataset.recipe
-
-
-def one_line(error: ValidationError, model: type[BaseModel]) -> str:
-    """What pydantic found, in one line: every refused value and what is allowed in its place."""
-    found = []
-    for detail in error.errors():
-        name = str(detail["loc"][0]) if detail["loc"] else ""
-        if detail["type"] == "extra_forbidden":
-            found.append(unknown_name(name, model.model_fields))
-        elif name in model.model_fields:
-            found.append(f"{name}={detail['input']!r}: allowed: {model.model_fields[name].description}")
-        else:
-            found.append(str(detail["msg"]).removeprefix("Value error, "))
-    return "; ".join(found)
-
-
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """The line that refuses a parameter of an unknown name."""
-    close = difflib.get_close_matches(name, known := list(known), n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{name} is not a parameter: {hint}There are {', '.join(known)}"
+def _prescribed(dataset: Dataset, backbone: str, recipe: Any = None) -> dict[str, Any]:
+    """What a data set prescribes for a backbone, its recipe among it, and the values of that recipe or another one."""
+    usual = "mobilenet" if (dataset.recipe, backbone) == ("imagenet", "mobilenet_v2") else dataset.recipe
+    chosen = RECIPES[_known("recipe", recipe or usual, RECIPES)]
+    of_dataset = {"recipe": usual} | {key: getattr(dataset, key) for key in DATASET_VALUES}
+    return of_dataset | {key: getattr(chosen, key) for key in RECIPE_VALUES} | {"milestones": list(chosen.milestones)}
 
 
 def _known(key: str, value: Any, names: Iterable[str]) -> str:
@@ -293,3 +275,26 @@ def _resolved(weights: Any, backbone: str) -> str:
 def _content_hash(file: Path, *_: int) -> str:
     """Of a file as it stands, by its time and size: the runs of a study share one, and it may be large."""
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=1024)
+def _count(question: str) -> int:
+    """The answer to the code's hash, arguments of `build_model` and weights, from a network without memory.
+
+    It is kept in the folder of runs, if that is there: who asks again with the same code need not wait for torch.
+    """
+    known = runs_root() / ".parameters.txt"
+    for line in known.read_text(errors="replace").splitlines() if known.is_file() else ():
+        number, _, asked = line.partition(" ")  # in this order, a line that was cut short answers nothing
+        if asked == question:
+            return int(number)
+    import torch
+
+    from gamlib.backbones import build_model
+
+    with torch.device("meta"):
+        count = sum(value.numel() for value in build_model(**json.loads(question)[1]).parameters())
+    if known.parent.is_dir():
+        with suppress(OSError), known.open("a") as file:
+            file.write(f"\n{count} {question}")  # which ends a line that was cut short
+    return count

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from symtable import symtable
 from typing import Any
 
-from ablation.config import OLD_NAMES, ConfigError, RunConfig, translated, unknown_name
+from ablation.config import OLD_NAMES, RunConfig, translated
+from ablation.errors import ConfigError, unknown_name
 
 
 def key_values(texts: Iterable[str]) -> dict[str, str]:
@@ -16,8 +18,8 @@ def key_values(texts: Iterable[str]) -> dict[str, str]:
     """
     pairs: dict[str, str] = {}
     for text in texts:
-        key, separator, value = text.partition("=")
-        if not separator or not key or not value:
+        key, _, value = text.partition("=")
+        if not key or not value:
             raise ConfigError(f"-p {text}: allowed: texts like epochs=3")
         if key in pairs:
             raise ConfigError(f"-p {key}: given twice, as {pairs[key]} and as {value}")
@@ -40,23 +42,17 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
     """
     names = list(RunConfig.model_fields if known is None else known)
     allowed = [*names, *(OLD_NAMES.values() if known is None else ())]
-    latest: dict[str, str] = {}  # a cell that was corrected and run again stands in `In` twice
-    for source in namespace.get("In", ()):
-        heading = source.strip().partition("\n")[0].strip()
-        if heading.lower() == "# parameters":
-            latest[heading] = source
-    if not latest:
+    headed = [(source.strip().partition("\n")[0].strip(), source) for source in namespace.get("In", ())]
+    # A cell that was corrected and run again stands in `In` twice; the latest counts.
+    cells = {heading: source for heading, source in headed if heading.lower() == "# parameters"}
+    if not cells:
         raise ConfigError("no cell headed `# parameters` was run in this notebook")
-    found: dict[str, Any] = {}
-    for source in latest.values():
-        for symbol in symtable(source, "parameters", "exec").get_symbols():
-            if not symbol.is_assigned():  # at the top of the cell, in a tuple or under an `if` too
-                continue
-            if symbol.get_name() not in allowed:
-                raise ConfigError(unknown_name(symbol.get_name(), names))
-            if symbol.get_name() in namespace:  # an `if` may have been false
-                found[symbol.get_name()] = namespace[symbol.get_name()]
-    return translated(found)
+    symbols = chain.from_iterable(symtable(source, "parameters", "exec").get_symbols() for source in cells.values())
+    assigned = [symbol.get_name() for symbol in symbols if symbol.is_assigned()]  # in a tuple or under an `if` too
+    for name in assigned:
+        if name not in allowed:
+            raise ConfigError(unknown_name(name, names))
+    return translated({name: namespace[name] for name in assigned if name in namespace})  # an `if` may have been false
 
 
 def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
@@ -65,17 +61,10 @@ def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:
     Raises:
         ConfigError: anything else, or no seed at all.
     """
-    refused = ConfigError(f"seeds={seeds!r}: allowed: whole numbers from 0, like 0-4 or 0,3,7")
-    found: list[int] = []
-    listed = isinstance(seeds, Iterable) and not isinstance(seeds, str)
-    texts = [str(seed) for seed in seeds] if listed else str(seeds).split(",")  # type: ignore[union-attr]
-    for text in texts:
-        if not (match := re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", text)):
-            raise refused
-        some = range(int(match[1]), int(match[2] or match[1]) + 1)
-        if not some:  # 3-1
-            raise refused
-        found += some
-    if not found:
-        raise refused
-    return list(dict.fromkeys(found))
+    listed = seeds if isinstance(seeds, Iterable) else [seeds]
+    texts: Iterable[Any] = seeds.split(",") if isinstance(seeds, str) else listed
+    matches = [re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", str(text)) for text in texts]
+    parts = [range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0) for match in matches]
+    if not parts or not all(parts):  # 3-1 is none
+        raise ConfigError(f"seeds={seeds!r}: allowed: whole numbers from 0, like 0-4 or 0,3,7")
+    return list(dict.fromkeys(chain.from_iterable(parts)))

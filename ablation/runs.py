@@ -280,7 +280,7 @@ def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:
         try:
             values = json.loads(path.read_text())
             signature = values.pop("signature")
-            run = Run(RunConfig.trusted(values))
+            run = Run(RunConfig.recorded(values))
             known = run.signature == signature and run.folder == path.parent
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             known = False

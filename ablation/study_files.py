@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from ablation.config import ConfigError
+from ablation.errors import ConfigError
 from ablation.paths import ROOT, require
 from ablation.studies import Plan, Study
 
@@ -14,11 +14,10 @@ PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known
 
 
 def find_studies(name: str) -> list[Study]:
-    """A study of the paper's by its name, or the user's own: from a YAML file, which may hold several, or by its name
-    as it was submitted last.
+    """A study of the paper's by its name, those of a YAML file, or one by its name as it was submitted last.
 
     Raises:
-        ConfigError: neither; the message lists the names.
+        ConfigError: none of these; the message lists the names.
     """
     if name in PAPER_STUDIES:
         return read_studies(_paper_file(name))
@@ -43,11 +42,7 @@ def find_study(name: str) -> Study:
 
 
 def study_name(text: str) -> str:
-    """The name of a study that was submitted, which may be given by its YAML file.
-
-    Raises:
-        ConfigError: as `find_study`, of a file.
-    """
+    """The name of a study that was submitted, which may be given by its YAML file; errors as those of `find_study`."""
     return find_study(text).name if text.endswith((".yaml", ".yml")) else text
 
 

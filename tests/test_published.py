@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ablation.cli import app
-from ablation.dataset_names import title
+from ablation.config import title
 from ablation.paths import figures_root
 from ablation.results import publication
 

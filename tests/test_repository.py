@@ -21,8 +21,7 @@ from ablation.study_files import read_studies
 FLOORS = {
     "gamlib": ["files", "signals", "names", "attention", "backbones", "data", "paper", "kernels", "training"],
     "ablation": [
-        *("errors", "paths", "provenance", "networks", "dataset_names", "config", "parameters", "status", "runs"),
-        *("arms", "widths", "studies", "study_files", "submitted"),
+        *("errors", "paths", "provenance", "config", "parameters", "status", "runs", "studies", "study_files"),
         *("execution", "results", "gates", "console", "cli"),
     ],
 }

@@ -45,7 +45,7 @@ def publish(plan: Plan) -> list[Path]:
         raise RunFailed(f"{results.unusable[0]}: {plan.name} is not published")
     frames = {name: getattr(results, name) for name in FRAMES}
     texts = {data_folder() / f"{plan.name}-{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
-    definition = plan.model_dump(exclude={"cluster", "slurm"})
+    definition = plan.model_dump(exclude={"cluster", "slurm", "submitted"})
     definition["sha256"] = dict(zip(FRAMES, (sha256(text.encode()) for text in texts.values()), strict=True))
     # last: until it is there, the tables are those of nothing
     texts[data_folder() / f"{plan.name}.json"] = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"

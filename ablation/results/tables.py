@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablation.dataset_names import title
+from ablation.config import title
 from ablation.provenance import commit, source_hash
 from ablation.results.frames import SPEEDS, Results, predicted_by
 from ablation.results.statistics import ALPHA, Comparison, compare, mcnemar, mean_interval, table

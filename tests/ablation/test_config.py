@@ -11,8 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from ablation import networks
-from ablation.config import ConfigError, RunConfig, count_parameters
+from ablation import config as configs
+from ablation.config import ConfigError, RunConfig
 from ablation.parameters import key_values, notebook_parameters
 from ablation.paths import ROOT
 from ablation.provenance import source_hash
@@ -178,7 +178,7 @@ def test_an_image_folder_is_known_by_its_files(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ConfigError, match=r"the files of imagefolder:pets are others now"):
         RunConfig(**config.model_dump())
     shutil.rmtree(tmp_path / "pets")
-    assert RunConfig.trusted(config.model_dump()).name == config.name  # `gamlib status` needs no images
+    assert RunConfig.recorded(config.model_dump()).name == config.name  # `gamlib status` needs no images
 
 
 def test_what_is_left_out_and_what_is_said_are_one_run() -> None:
@@ -302,7 +302,7 @@ FOLDER = "resnet18-gam-epochs3-drops_0.25_0.5-drop_factor0.2-s1-58958474"
 SIGNATURE = "58958474b79e1d02b6c25624f296523fd79440af60cfda758ea5ffc3c41dcfa7"
 
 
-@pytest.mark.parametrize("read", [RunConfig.trusted, RunConfig.recorded, lambda values: RunConfig(**values)])
+@pytest.mark.parametrize("read", [RunConfig.recorded, lambda values: RunConfig(**values)])
 def test_what_the_first_version_wrote_is_the_same_run(read: Callable[[dict[str, Any]], RunConfig]) -> None:
     config = read(FIRST)
     assert (config.milestones, config.gamma) == ([0.25, 0.5], 0.2)
@@ -353,13 +353,13 @@ def test_a_network_is_asked_for_once(places: Path, monkeypatch: pytest.MonkeyPat
     def ask(*reductions: int) -> list[int]:
         asked.clear()
         for reduction in reductions:
-            networks._count.cache_clear()  # as another process
-            assert count_parameters(RunConfig(reduction=reduction).architecture()) > 0
+            configs._count.cache_clear()  # as another process
+            assert RunConfig(reduction=reduction).parameters() > 0
         return asked
 
     (places / "runs").mkdir()
     monkeypatch.setattr(backbones, "build_model", built)
-    kept = places / "runs" / ".parameters.jsonl"
+    kept = places / "runs" / ".parameters.txt"
     assert ask(16, 8, 16, 8) == [16, 8]
     kept.write_text(kept.read_text()[:-5])
     assert ask(16, 8, 16, 8) == [8]
@@ -369,7 +369,7 @@ def test_a_network_is_asked_for_once(places: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_configuration_whose_network_is_known_is_resolved_without_torch(places: Path) -> None:
     (places / "runs").mkdir()
-    networks._count.cache_clear()
+    configs._count.cache_clear()
     expected = RunConfig(lr=0.5, groups=2).signature
     code = "import sys; from ablation.config import RunConfig; print(RunConfig(lr=0.5, groups=2).signature); "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], capture_output=True)
@@ -377,5 +377,5 @@ def test_a_configuration_whose_network_is_known_is_resolved_without_torch(places
 
 
 def test_without_a_folder_of_runs_asking_leaves_nothing(places: Path) -> None:
-    count_parameters(RunConfig().architecture() | {"num_classes": 17})
+    RunConfig().parameters(width=0.25)
     assert not (places / "runs").exists()

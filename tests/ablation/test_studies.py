@@ -14,9 +14,8 @@ from ablation.cli import app
 from ablation.config import ConfigError, RunConfig
 from ablation.parameters import parse_seeds
 from ablation.runs import Run
-from ablation.studies import Plan, Study
+from ablation.studies import Plan, Study, submitted
 from ablation.study_files import PAPER_STUDIES, find_studies, find_study
-from ablation.submitted import submitted
 from gamlib import build_model, paper
 from gamlib.attention import MECHANISMS, SE
 
@@ -73,7 +72,7 @@ def test_a_plan_is_remembered_as_it_was(study: str, arms: Sequence[str]) -> None
     plan = find_study(study).plan(seeds="0,5", arms=arms, epochs=2)
     plan.save()
     again = Plan.load(study)
-    assert again == plan
+    assert again.model_copy(update={"submitted": 0}) == plan
     assert [config.signature for config in again.configs] == [config.signature for config in plan.configs]
 
 
@@ -337,7 +336,7 @@ def test_what_was_submitted_is_known_until_it_is_done_or_removed(finish: Callabl
     def known() -> list[tuple[str, int]]:
         return sorted((arm, run.config.seed) for run, arm, _ in submitted("submodules"))
 
-    assert Plan.load("submodules") == plans[1]
+    assert Plan.load("submodules").arms == plans[1].arms
     assert known() == [(arm, seed) for arm in ("baseline", "ch") for seed in range(4)]
     finish(plans[0].arms["ch"][0], 5.0)
     shutil.rmtree(Run(plans[0].arms["ch"][1]).folder)
@@ -346,7 +345,21 @@ def test_what_was_submitted_is_known_until_it_is_done_or_removed(finish: Callabl
     finish(plans[0].arms["baseline"][1], 5.0)
     plans[1].save()
     assert known() == [(arm, seed) for arm in ("baseline", "ch") for seed in (2, 3)]
-    assert not list((places.runs_root() / "studies" / "earlier").iterdir())
+    assert len(list((places.runs_root() / "studies").glob("*.json"))) == 1
+
+
+def test_plans_that_earlier_versions_wrote_are_known_and_keep_their_place() -> None:
+    study, folder = find_study("submodules"), places.runs_root() / "studies"
+    (folder / "earlier").mkdir(parents=True)
+    plans = [study.plan(seeds=seeds, arms="ch") for seeds in (0, 1)]
+    for plan, name in zip(plans, ("earlier/submodules-digits-01234567.json", "submodules-digits.json"), strict=True):
+        Run(plan.configs[0]).queue()
+        (folder / name).write_text(plan.model_dump_json(exclude={"submitted"}))
+    earlier = submitted("submodules")[1][2]
+    assert (Plan.load("submodules").seeds, earlier.seeds) == ([1], [0])
+    earlier.save("slurm", {"mem": 64})  # as `gamlib retry` does
+    assert [(plan.seeds, plan.slurm) for _, _, plan in submitted("submodules")] == [([1], {}), ([0], {"mem": 64})]
+    assert len(list(folder.rglob("*.json"))) == 2
 
 
 def test_a_mechanism_that_no_job_could_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ablation.dataset_names import folder_name
+from ablation.config import RunConfig
 from gamlib.data import datasets
 from gamlib.data.datasets import DATASETS, DatasetError, describe, scan
 from gamlib.training.recipes import RECIPES
@@ -250,12 +250,12 @@ def test_a_tree_without_images_for_training_and_validation_is_refused_in_words(r
 
 @pytest.mark.parametrize(("name", "folder"), [("cifar100", "cifar100"), ("imagefolder:birds", "imagefolder-birds")])
 def test_a_name_becomes_that_of_one_folder(name: str, folder: str) -> None:
-    assert folder_name(name) == folder
+    assert RunConfig.recorded({"dataset": name}).dataset_name == folder
 
 
 def test_two_paths_never_share_the_name_of_a_folder() -> None:
     paths = ["a-b", "a/b", "../a/b", "./a/b", "/a/b", "a/../b", "~/a/b", "~a/b", "a:b", "a/b/", "a//b"]
-    names = [folder_name(f"imagefolder:{path}") for path in paths]
+    names = [RunConfig.recorded({"dataset": f"imagefolder:{path}"}).dataset_name for path in paths]
     assert len(set(names)) == len(paths)
     assert names[0] == "imagefolder-a-b" and all(name.startswith("imagefolder-") for name in names)
     assert all("/" not in name and ":" not in name for name in names)
