@@ -139,9 +139,9 @@ def retry(
 
     SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
     """
+    from ablation.execution.arrays import merged
     from ablation.execution.dispatch import dispatch
     from ablation.execution.slurm import statuses
-    from ablation.execution.slurm_options import merged
     from ablation.study_files import study_name
     from ablation.submitted import submitted
 

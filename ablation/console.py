@@ -27,7 +27,7 @@ from ablation.config import ConfigError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ablation.execution.progress import Progress
+    from ablation.execution.dispatch import Progress
     from ablation.runs import Run
     from ablation.status import Status
     from ablation.studies import Plan
@@ -107,7 +107,7 @@ def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
         panel = "SLURM jobs (defaults: ~/.config/gamlib.toml or pyproject.toml)"
         return Annotated[kind | None, Option(help=text, rich_help_panel=panel, hidden=not text, **more)]
 
-    options = {  # ablation.execution.slurm_options reads them; those without a help are former ones
+    options = {  # ablation.execution.arrays reads them; those without a help are former ones
         "partition": option(str, "SLURM partition."),
         "gpus": option(int, "GPUs of a job."),
         "cpus": option(int, "Cores of a job."),
