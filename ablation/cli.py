@@ -12,8 +12,8 @@ from typer import Argument, Option
 from ablation import console
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
+from ablation.execution.arrays import merged
 from ablation.execution.slurm import statuses
-from ablation.execution.slurm_options import merged
 from ablation.parameters import key_values
 from ablation.paths import ROOT
 from ablation.runs import Run, RunFailed, all_runs

@@ -22,8 +22,8 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from ablation.errors import ConfigError
+from ablation.execution.arrays import FORMER
 from ablation.execution.slurm import statuses
-from ablation.execution.slurm_options import FORMER
 from ablation.provenance import source_hash
 from ablation.runs import Run, RunFailed
 from ablation.studies import Plan
@@ -31,7 +31,7 @@ from ablation.studies import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ablation.execution.progress import Progress
+    from ablation.execution.dispatch import Progress
 
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130  # exit codes
 POLL_SECONDS = 5.0
@@ -58,7 +58,7 @@ def _of_slurm(kind: Any, text: str = "", **more: Any) -> Any:
     return Annotated[kind | None, Option(help=text, rich_help_panel=panel, hidden=not text, **more)]
 
 
-SLURM = {  # ablation.execution.slurm_options reads them
+SLURM = {  # ablation.execution.arrays reads them
     "partition": _of_slurm(str, "SLURM partition."),
     "gpus": _of_slurm(int, "GPUs of a job."),
     "cpus": _of_slurm(int, "Cores of a job."),

@@ -24,25 +24,16 @@ def figures_root() -> Path:
     return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
 
 
-def require_notebook(name: str) -> Path:
-    """The path of one of the project's notebooks; see `require`."""
-    return require(NOTEBOOKS / name, "notebooks")
-
-
-def require(path: Path, kind: str) -> Path:
-    """A path within the project's repository.
-
-    Args:
-        path: of one of the notebooks, or of the files of studies.
-        kind: what it is one of.
+def require(path: Path) -> Path:
+    """The path of a file in one of the repository's folders, such as `notebooks`.
 
     Raises:
         ConfigError: it is not there: the package was installed without its repository.
     """
     if not path.exists():
         raise ConfigError(
-            f"{path}: not there; this needs the {kind} of gamlib's repository: install it from a clone, with "
-            "pip install -e"
+            f"{path}: not there; this needs the {path.parent.name} of gamlib's repository: install it from a clone, "
+            "with pip install -e"
         )
     return path
 

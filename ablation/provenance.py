@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -60,8 +61,7 @@ def processor() -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=30).strip()
+    return None

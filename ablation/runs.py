@@ -1,17 +1,13 @@
-"""A run's folder: who owns it, what happened in it.
-
-Every file is written under another name in the same folder, flushed and renamed, so that a reader never meets half of
-one. A run is done if and only if its `result.json` is whole.
-"""
+"""A run's folder: who owns it, what happened in it. A run is done if and only if its `result.json` is whole."""
 
 import json
 import math
-import os
-import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from io import BytesIO
+from datetime import UTC, datetime
+from glob import escape
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 from ablation.config import RunConfig
 from ablation.paths import require_locks, runs_root
 from ablation.provenance import source_hash
-from ablation.status import HEARTBEAT_SECONDS, Result, Status, alive, now
-from gamlib.files import write_whole
+from ablation.status import HEARTBEAT_SECONDS, Result, Status, this_process
+from gamlib.files import replacing, write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,20 +61,14 @@ class Run:
 
     def stale(self) -> bool:
         """Whether it is done, and other code than the present did it."""
-        result = self.result()
-        return result is not None and result.source != source_hash()
+        return (result := self.result()) is not None and result.source != source_hash()
 
     def archive(self) -> None:
-        """Move what the run has left into `before-<hash of its code>/` in its folder, so that it runs anew.
-
-        What was set aside there before stays: the folder then is `before-<hash of its code>-2/`, and so on.
-        """
+        """Set aside what the run has left, into `before-<hash of its code>/` in its folder, or `…-2/` and so on."""
         result = self.result()
         name = f"before-{result.source if result else 'unknown'}"
-        kept, number = self.folder / name, 1
-        while kept.exists():
-            number += 1
-            kept = self.folder / f"{name}-{number}"
+        folders = (self.folder / (name if number == 1 else f"{name}-{number}") for number in count(1))
+        kept = next(folder for folder in folders if not folder.exists())
         left = [path for path in self.folder.iterdir() if path.is_file() and not path.name.startswith(".")]
         for path in sorted(left, key=lambda path: path.name != "result.json"):
             kept.mkdir(exist_ok=True)
@@ -102,19 +92,20 @@ class Run:
             return status.model_copy(update={"state": "done", "error": ""})
         if status.state == "done":
             return status.model_copy(update={"state": "failed", "error": "its result.json is missing or damaged"})
-        if status.state in ("queued", "running") and not alive(status):
+        if status.state in ("queued", "running") and not status.alive():
             return status.model_copy(update={"state": "lost", "error": "the process that owned it is gone"})
         return status
 
     def write_status(self, **changes: Any) -> None:
         """Write `status.json` anew with some values changed, its heartbeat among them."""
         before = _read(Status, self.folder / "status.json") or Status()
-        status = before.model_copy(update={**changes, "heartbeat": now()})
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        status = before.model_copy(update={**changes, "heartbeat": now})
         status.earlier_jobs = [job_id for job_id in before.slurm_jobs() if job_id != status.job_id]
         self.write("status.json", status.model_dump_json(indent=2))
 
     def write(self, name: str, text: str) -> None:
-        """Write one file of the folder so that a reader sees all of it or what was there before."""
+        """Write one file of the folder, see `write_whole`."""
         write_whole(self.folder / name, text)
 
     def write_predictions(self, predicted: "NDArray[np.integer]", label: "NDArray[np.integer]") -> None:
@@ -122,9 +113,8 @@ class Run:
         import numpy as np
 
         kind = np.uint8 if max(predicted.max(initial=0), label.max(initial=0)) < 256 else np.uint16
-        buffer = BytesIO()
-        np.savez_compressed(buffer, predicted=predicted.astype(kind), label=label.astype(kind))
-        write_whole(self.folder / PREDICTIONS, buffer.getvalue())
+        with replacing(self.folder / PREDICTIONS) as file:
+            np.savez_compressed(file, predicted=predicted.astype(kind), label=label.astype(kind))
 
     def queue(self, job_id: str = "", cluster: str = "local") -> None:
         """Say that the run waits, in this process or as a cluster's job, but not if it or that job runs already."""
@@ -132,14 +122,8 @@ class Run:
         if status.state != "running" or (cluster == "slurm" and status.job_id != job_id):  # whose job has died
             self.write_config()
             self._forget_requests(math.inf)
-            host, pid = (socket.gethostname(), os.getpid()) if cluster == "local" else ("", 0)
-            self.write_status(state="queued", host=host, pid=pid, job_id=job_id, cluster=cluster, error="")
-
-    def unqueue(self) -> None:
-        """Take back that the run waits in this process: it never began."""
-        status = self.status()
-        if (status.state, status.host, status.pid) == ("queued", socket.gethostname(), os.getpid()):
-            self.write_status(state="missing", pid=0)
+            waits_in = this_process() if cluster == "local" else {"host": "", "pid": 0}
+            self.write_status(state="queued", **waits_in, job_id=job_id, cluster=cluster, error="")
 
     def write_config(self) -> None:
         """Write `config.json`."""
@@ -181,22 +165,18 @@ class Run:
             if (request := self.folder / "stop").stat().st_mtime < before:
                 request.unlink()
 
-    def partial_notebooks(self) -> list[Path]:
-        """What executions write their notebook to, the last one last; those of killed ones stay."""
-        return sorted(self.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
+    def recover_notebook(self) -> list[Path]:
+        """What killed executions wrote their notebook to; for the owner of the run.
 
-    def recover_notebook(self) -> None:
-        """Give a run that is done and whose job was killed after that the notebook that the job left. For its owner."""
-        if self.result() is not None and not (self.folder / "run.ipynb").exists():
-            for part in self.partial_notebooks()[-1:]:
-                part.replace(self.folder / "run.ipynb")
+        A run that is done and whose job was killed after that gets the last one as its `run.ipynb`.
+        """
+        parts = sorted(self.folder.glob(".run.*.ipynb"), key=lambda path: path.stat().st_mtime)
+        if parts and self.result() is not None and not (self.folder / "run.ipynb").exists():
+            parts.pop().replace(self.folder / "run.ipynb")
+        return parts
 
     def lock(self, timeout: float = -1) -> FileLock:
-        """What the owner of the run holds.
-
-        Args:
-            timeout: seconds to wait for it before `filelock.Timeout`; -1 is for ever.
-        """
+        """What the owner holds; who wants it waits some seconds before `filelock.Timeout`, or with -1 for ever."""
         return FileLock(self.folder / ".lock", timeout=timeout)
 
     @contextmanager
@@ -217,27 +197,32 @@ class Run:
         require_locks(self.folder)
         with self.lock():
             self._inode = (self.folder / ".lock").stat().st_ino
+            for path in self.recover_notebook():
+                path.unlink()
             if self.result() is not None:
                 yield False
                 return
             self._forget_requests(since)
             self.write_config()
-            mine = {"state": "running", "host": socket.gethostname(), "pid": os.getpid()}
-            mine |= {"cluster": cluster, "job_id": job_id}
-            self.write_status(attempts=self.status().attempts + 1, started=now(), error="", **mine)
+            mine = {"state": "running", **this_process(), "cluster": cluster, "job_id": job_id}
+            self.write_status(attempts=self.status().attempts + 1, error="", **mine)
             ended = threading.Event()
-            heart = threading.Thread(target=self._beat, args=(ended, mine), daemon=True)
+
+            def beat() -> None:  # and say whose it is: who submitted it may have written "queued" a moment late
+                while not ended.wait(HEARTBEAT_SECONDS):
+                    with suppress(OSError):  # a full disk must not end a run that has nothing to write just now
+                        if not self.removed():
+                            self.write_status(**mine)
+
+            heart = threading.Thread(target=beat, daemon=True)
             heart.start()
             changes: dict[str, Any] = {"state": "done", "error": ""}
             try:
                 yield True
                 if self.result() is None:
                     raise RunFailed("it ended without a whole result.json")
-            except RunStopped as stopped:
-                changes = {"state": "preempted", "error": str(stopped)}
-                raise
-            except KeyboardInterrupt:
-                changes = {"state": "preempted", "error": "stopped from outside"}
+            except (RunStopped, KeyboardInterrupt) as stopped:
+                changes = {"state": "preempted", "error": str(stopped) or "stopped from outside"}
                 raise
             except BaseException as error:
                 changes = {"state": "failed", "error": first_line(error)}
@@ -249,13 +234,6 @@ class Run:
                     self._forget_requests(math.inf)
                     self.write_status(**changes)
 
-    def _beat(self, ended: threading.Event, mine: Mapping[str, Any]) -> None:
-        """Say again whose it is, too: who submitted it may have written "queued" a moment late."""
-        while not ended.wait(HEARTBEAT_SECONDS):
-            with suppress(OSError):  # a full disk must not end a run that has nothing to write just now
-                if not self.removed():
-                    self.write_status(**mine)
-
 
 def first_line(error: BaseException) -> str:
     """An exception in one line: what the user's code raised, where papermill or submitit wrapped it."""
@@ -265,28 +243,23 @@ def first_line(error: BaseException) -> str:
 
 
 def _read(model: type[Model], path: Path) -> Model | None:
-    try:
+    with suppress(OSError, ValidationError):
         return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
+    return None
 
 
 def all_runs(dataset: str | None = None) -> tuple[list[Run], list[Path]]:
     """Every run that has a folder (of one data set), and folders whose `config.json` is damaged or not their own."""
     runs, foreign = [], []
-    for path in sorted(runs_root().glob("*/*/config.json")):
-        if dataset not in (None, path.parent.parent.name):
-            continue
+    for path in sorted(runs_root().glob(f"{escape(dataset or '') or '*'}/*/config.json")):
         try:
             values = json.loads(path.read_text())
             signature = values.pop("signature")
             run = Run(RunConfig.recorded(values))
-            known = run.signature == signature and run.folder == path.parent
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            known = False
-        if known:
+            if (run.signature, run.folder) != (signature, path.parent):
+                raise ValueError
             runs.append(run)
-        else:
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             foreign.append(path.parent)
     return runs, foreign
 

@@ -1,9 +1,11 @@
 """What happens to a run, as its `status.json` says, whether the process that wrote it lives, and its outcome."""
 
+import os
 import socket
 import time
-from datetime import UTC, datetime
-from typing import Literal
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Literal
 
 import psutil
 from pydantic import BaseModel
@@ -20,7 +22,6 @@ class Status(BaseModel):
     state: State = "missing"
     attempts: int = 0
     heartbeat: str = ""
-    started: str = ""
     cluster: str = ""
     job_id: str = ""
     earlier_jobs: list[str] = []  # of SLURM's: one that has ended may be queued again by hand
@@ -32,6 +33,23 @@ class Status(BaseModel):
     def slurm_jobs(self) -> list[str]:
         """All jobs of SLURM's that the run was given, the last one first."""
         return [self.job_id] * (self.cluster == "slurm" and self.job_id != "") + self.earlier_jobs
+
+    def mine(self) -> bool:
+        """Whether this process owns the run."""
+        return {"host": self.host, "pid": self.pid} == this_process()
+
+    def alive(self) -> bool:
+        """Whether the process lives that owns the run, as far as can be known here: elsewhere, by its heartbeat."""
+        beat = 0.0
+        with suppress(ValueError):  # of a file that was written by hand
+            beat = datetime.fromisoformat(self.heartbeat).timestamp()
+        if self.host != socket.gethostname():
+            return self.state == "queued" or time.time() - beat < LOST_AFTER_SECONDS
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            another = process.create_time() > beat + HEARTBEAT_SECONDS  # that has its number by now
+            return bool(not another and process.status() != psutil.STATUS_ZOMBIE)
+        return False
 
 
 class Result(BaseModel):
@@ -53,28 +71,6 @@ class Result(BaseModel):
     flops: int | None = None  # of one test image; results of code before 2026-11-22 lack it
 
 
-def alive(status: Status) -> bool:
-    """Whether the process lives that owns a run, as far as can be known here: on another machine, by its heartbeat."""
-    if status.host == socket.gethostname():
-        try:
-            process = psutil.Process(status.pid)
-            if process.create_time() > _seconds(status.heartbeat) + HEARTBEAT_SECONDS:
-                return False  # another process by now has its number
-            return bool(process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-    if status.state == "queued":  # on another machine, or in a cluster's queue
-        return True
-    return time.time() - _seconds(status.heartbeat) < LOST_AFTER_SECONDS
-
-
-def now() -> str:
-    """This moment as `status.json` has it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _seconds(moment: str) -> float:
-    try:
-        return datetime.fromisoformat(moment).timestamp()
-    except ValueError:  # of a file that was written by hand
-        return 0.0
+def this_process() -> dict[str, Any]:
+    """The values by which a status names its owner."""
+    return {"host": socket.gethostname(), "pid": os.getpid()}

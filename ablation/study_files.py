@@ -98,4 +98,4 @@ def _extended(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _paper_file(name: str) -> Path:
-    return require(FOLDER / f"{name}.yaml", "studies")
+    return require(FOLDER / f"{name}.yaml")

@@ -1,29 +1,148 @@
-"""Submission to SLURM: a study is one job array, and a run has one job, whoever submits it and whatever goes wrong."""
+"""Submission to SLURM: a study is one job array, and a run has one job, whoever submits it and whatever goes wrong.
 
+Options of the jobs come from the command line, the user's file, the project's table, and the shell.
+"""
+
+import math
+import os
 import re
-import time
+import tomllib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import submitit
 from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ablation.config import ConfigError
+from ablation.config import ConfigError, one_line
 from ablation.execution import slurm
-from ablation.execution.execute import execute, this_job
-from ablation.execution.progress import Progress
-from ablation.execution.signals import forward_signals
-from ablation.paths import runs_root
+from ablation.execution.execute import execute, forward_signals, this_job
+from ablation.paths import ROOT, runs_root
 from ablation.runs import Run, RunStopped
 
-POLL_SECONDS = 5.0
+DEFAULTS = Path("~/.config/gamlib.toml")  # and pyproject.toml, whose table it goes before
+FORMER = ("account", "qos", "constraint", "array_parallelism", "setup")  # options once, and still read: keys of `slurm`
+OF_THE_SHELL = ("partition", "account", "qos", "constraint")  # that sbatch's variables may give, such as SBATCH_ACCOUNT
+OF_SUBMITIT = {"partition": "slurm_partition", "gpus": "gpus_per_node", "cpus": "cpus_per_task", "mem": "mem_gb"}
+OF_SUBMITIT |= {"timeout": "timeout_min"}
+DAY_MINUTES = 24 * 60
+KEY_VALUE = "key=value, such as reservation=mine"
 FILES_AT_ONCE = 16
 UNANSWERED = "timed out|unable to contact|communication|connect"  # what sbatch says of a job that may be queued
 FRUITLESS = 5  # attempts without a step before a run fails: SLURM's signal may come a minute early, and so by chance
+
+
+class SlurmOptions(BaseModel):
+    """The options that everyone uses; all others stand in `slurm`, a table or a list of "key=value", in sbatch's words
+    but for two of submitit's: `array-parallelism`, jobs of an array at once, and `setup`, shell commands before each.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    partition: str | None = Field(None, description="a name")
+    gpus: int | None = Field(None, ge=0, description="a whole number from 0")
+    cpus: int | None = Field(None, ge=1, description="a whole number from 1")
+    mem: float | None = Field(None, gt=0, lt=math.inf, description="a number above 0, of GB")
+    timeout: int | None = Field(None, ge=1, description="a whole number from 1, of minutes")
+    slurm: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translated(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Texts "key=value" as a table, and in it what were options of their own."""
+        typed = {key: value for key, value in given.items() if value not in (None, [], ())}
+        slurm = typed.pop("slurm", {})
+        if isinstance(slurm, list | tuple):
+            pairs = [(key, value or True) for key, _, value in (str(text).partition("=") for text in slurm)]
+        elif isinstance(slurm, dict):
+            pairs = list(slurm.items())
+        else:
+            raise ValueError(f"slurm={slurm!r}: allowed: {KEY_VALUE}, or a table of them")
+        other: dict[str, Any] = {}
+        for key, value in [*((key, typed.pop(key)) for key in FORMER if key in typed), *pairs]:
+            if not (name := key.strip("- ").replace("_", "-")):
+                raise ValueError(f"slurm={f'{key}={value}'!r}: allowed: {KEY_VALUE}")
+            for one in value if isinstance(value, list | tuple) else [value]:
+                other[name] = [*other.get(name, []), one] if name == "setup" else one
+        at_once = str(other.get("array-parallelism", 1))
+        if not at_once.isdecimal() or int(at_once) < 1:
+            raise ValueError(f"array-parallelism={at_once}: allowed: a whole number from 1")
+        return {**typed, "slurm": other}
+
+
+def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of several tables, of which the last goes before the others, as `SlurmOptions` has them.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value.
+    """
+    found: dict[str, Any] = {"slurm": {}}
+    for table in tables:
+        try:
+            options = SlurmOptions(**table).model_dump(exclude_none=True)
+        except ValidationError as error:
+            raise ConfigError(one_line(error, SlurmOptions)) from None
+        found |= options | {"slurm": found["slurm"] | options["slurm"]}
+    return found
+
+
+def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What submitit's executor gets: `given` on the command line, before the user's file, before the project's table.
+
+    What none of them says of `OF_THE_SHELL` is as sbatch's variables have it; its other variables count for nothing.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value in one of the three; the message names the file.
+    """
+    default = {key: os.environ.get(f"SBATCH_{key.upper()}") or None for key in OF_THE_SHELL} | {"timeout": DAY_MINUTES}
+    files = _of_file(ROOT / "pyproject.toml", "tool", "gamlib", "slurm"), _of_file(DEFAULTS.expanduser(), "slurm")
+    options = merged(default, *files, given)
+    other, minutes = options.pop("slurm"), options["timeout"]
+    found = {OF_SUBMITIT[key]: value for key, value in options.items()}
+    if "array-parallelism" in other:
+        found["slurm_array_parallelism"] = int(other.pop("array-parallelism"))
+    if "setup" in other:
+        found["slurm_setup"] = other.pop("setup")
+    # A share of a short time, so that a run gets somewhere before it is told to stop; SLURM looks twice a minute.
+    found["slurm_signal_delay_s"] = int(min(120, 15 * minutes))
+    return found | {"slurm_additional_parameters": other if "no-requeue" in other else {"requeue": True, **other}}
+
+
+def _of_file(path: Path, *keys: str) -> dict[str, Any]:
+    """The options in a table of a file, if there is one."""
+    try:
+        table: Any = tomllib.loads(path.read_text())
+        for key in keys:
+            table = table.get(key, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"{key} is not a table")
+        return merged(table)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:  # no text, no TOML, or no options
+        raise ConfigError(f"{path}: {'.'.join(keys)}: {error}") from None
+
+
+@contextmanager
+def submission_lock() -> Iterator[None]:
+    """Lets one submit at a time, among all who share the folder of runs.
+
+    What a killed submission left in SLURM's queue is cancelled first: its jobs would not find what to run.
+
+    Raises:
+        ConfigError: SLURM cannot be told.
+    """
+    folder = runs_root() / "submitit"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        for record in folder.glob("*.submitting"):
+            slurm.cancel(name=record.stem)
+            record.unlink()
+        yield
 
 
 def submit(
@@ -34,12 +153,9 @@ def submit(
 ) -> list[Run]:
     """Submit the runs that no one else has in a queue, and say which ones those were.
 
-    A lock among all who share the folder of runs lets one submit at a time. What a killed submission left in SLURM's
-    queue is cancelled first: its jobs would not find what to run.
-
     Args:
         runs: none of them done.
-        parameters: of submitit's executor, see `slurm_options.parameters`.
+        parameters: of submitit's executor, see `parameters`.
         environment: variables for the kernels.
         accepted: called once, when SLURM has taken the first jobs or none were to be submitted.
 
@@ -50,64 +166,33 @@ def submit(
     gpus = parameters.get("gpus_per_node")
     if (fewest := min(run.config.devices for run in runs)) < (gpus or 0):
         raise ConfigError(f"gpus={gpus}: allowed: {fewest}, as many as the run has devices; see -p devices={gpus}")
-    submitted: list[Run] = []
-    with FileLock(_folder() / ".lock"):
-        _cancel_killed_submissions()
+    with submission_lock():
         known = slurm.statuses(runs, must_know=True)
         todo = [run for run in runs if known[run].state not in ("queued", "running", "done")]
-        for array in _arrays(todo):
-            devices = array[0].config.devices
+        submitted: list[Run] = []
+        for devices in dict.fromkeys(run.config.devices for run in todo):
             own = {"gpus_per_node": devices} if devices > 1 and gpus != 0 else {}
-            job_ids, record = _submit(array, {**parameters, **own}, environment)
-            if not submitted:
-                accepted()
-            with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # each write waits for the disk
-                list(pool.map(Run.queue, array, job_ids, ["slurm"] * len(array)))
-            record.unlink()
-            submitted += array
+            alike, most = [run for run in todo if run.config.devices == devices], slurm.max_array_size()
+            for array in (alike[first : first + most] for first in range(0, len(alike), most)):
+                job_ids, record = _submit(array, {**parameters, **own}, environment)
+                if not submitted:
+                    accepted()
+                with ThreadPoolExecutor(FILES_AT_ONCE) as pool:  # each write waits for the disk
+                    list(pool.map(Run.queue, array, job_ids, ["slurm"] * len(array)))
+                record.unlink()
+                submitted += array
         if not submitted:
             accepted()
     return submitted
-
-
-def cancel_killed_submissions() -> None:
-    """Cancel what killed submissions left in SLURM's queue, when no other submission is under way.
-
-    Raises:
-        ConfigError: SLURM cannot be told.
-    """
-    with FileLock(_folder() / ".lock"):
-        _cancel_killed_submissions()
-
-
-def _cancel_killed_submissions() -> None:
-    for record in _folder().glob("*.submitting"):
-        slurm.cancel(name=record.stem)
-        record.unlink()
-
-
-def _folder() -> Path:
-    folder = runs_root() / "submitit"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _arrays(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs with the same number of devices together, and not more than SLURM takes as one array."""
-    most, found = slurm.max_array_size(), list[list[Run]]()
-    for devices in dict.fromkeys(run.config.devices for run in runs):
-        alike = [run for run in runs if run.config.devices == devices]
-        found += [alike[first : first + most] for first in range(0, len(alike), most)]
-    return found
 
 
 def _submit(
     array: Sequence[Run], parameters: Mapping[str, Any], environment: Mapping[str, str]
 ) -> tuple[list[str], Path]:
     """The ids of new jobs, of which no run knows yet, and the file that says so."""
-    record = _folder() / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
+    record = runs_root() / "submitit" / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
     record.touch()  # as long as it is there, jobs of that name may be there of which no run knows
-    executor = submitit.AutoExecutor(folder=_folder(), cluster="slurm")
+    executor = submitit.AutoExecutor(folder=record.parent, cluster="slurm")
     try:
         executor.update_parameters(name=record.stem, stderr_to_stdout=True, **parameters)
         with slurm.without_overrides():
@@ -158,16 +243,3 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
             if not slurm.requeue(own):
                 run.write_status(state="preempted", error=f"{stopped}; SLURM would not queue it again")
                 raise
-
-
-def watch(runs: Sequence[Run], progress: Progress) -> None:
-    """Wait until the jobs of some runs have ended, and tell of each."""
-    left, began = list(runs), time.monotonic()
-    while left:
-        time.sleep(POLL_SECONDS)
-        known = slurm.statuses(left)
-        progress.show(sum(known[run].state == "running" for run in left))
-        for run, status in known.items():
-            if status.state not in ("queued", "running"):
-                left.remove(run)
-                progress.ended(run, time.monotonic() - began, status.error)

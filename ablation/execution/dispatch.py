@@ -1,26 +1,87 @@
-"""Dispatch: runs become submitit jobs, on this machine or on a SLURM cluster."""
+"""Dispatch: runs become submitit jobs, on this machine or on a SLURM cluster, and what becomes of them is shown."""
 
 import os
+import shutil
+import signal
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import Any
+from threading import Event
+from typing import Any, Self
 
+import psutil
+import submitit
 from filelock import Timeout
+from tqdm.auto import tqdm
 
 from ablation.config import ConfigError, RunConfig
-from ablation.execution import arrays, slurm_options
-from ablation.execution import slurm as slurm_commands
+from ablation.execution import arrays
 from ablation.execution.execute import execute
-from ablation.execution.local import run_locally
-from ablation.execution.progress import Progress
-from ablation.paths import cores, require_locks, require_notebook, runs_root, share_of_cores
+from ablation.execution.slurm import statuses
+from ablation.paths import NOTEBOOKS, cores, require, require_locks, runs_root, share_of_cores
 from ablation.provenance import SOURCE, source_hash
-from ablation.runs import Run, RunStopped, first_line, unique
+from ablation.runs import BATCH, REMOVED, Run, RunStopped, first_line, unique
 from gamlib.data.datasets import DatasetError
+from gamlib.signals import held_back
 
 CLUSTERS = ("local", "slurm", "debug")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+POLL_SECONDS, SLURM_POLL_SECONDS = 0.2, 5.0
+GRACE_SECONDS = 120  # for a local run to end its step and save
+YEAR_MINUTES = 365 * 24 * 60  # a local job has no time limit; submitit wants one
+
+
+class Progress:
+    """What became of the runs that were asked for: a line for each that ends, and a bar in a terminal or in Jupyter."""
+
+    def __init__(self, runs: Sequence[Run], done_before: int = 0) -> None:
+        self.runs, self.done_before, self.done, self.running = runs, done_before, 0, 0
+        self.failed: dict[Run, str] = {}  # with the reason, in one line
+
+    def __enter__(self) -> Self:
+        self._began = self._until = time.monotonic()
+        nobody_watches = BATCH in os.environ or None  # None: where the output is no terminal
+        self._bar = tqdm(total=len(self.runs), bar_format="{desc} |{bar}|", file=sys.stdout, disable=nobody_watches)
+        self.show(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.show(self.running)
+        self._bar.close()
+
+    def __str__(self) -> str:
+        """Runs done, running and failed, and once one has ended the time left."""
+        done, failed, number = self.done_before + self.done, len(self.failed), len(self.runs)
+        left = max(0, int(self._until - time.monotonic()))
+        known = self.done_before < done + failed < number
+        text = f"{done} of {number} runs done, {self.running} running, {failed} failed"
+        return f"{text}, {left // 60}:{left % 60:02d} left" if known else text
+
+    def write(self, line: str) -> None:
+        """Print a line above the bar."""
+        tqdm.write(line)
+        sys.stdout.flush()
+
+    def show(self, running: int) -> None:
+        """Show the present counts, of which so many runs are under way."""
+        self.running = running
+        self._bar.n = self.done_before + self.done + len(self.failed)
+        self._bar.set_description_str(str(self))
+
+    def ended(self, run: Run, seconds: float, reason: str) -> None:
+        """One run has ended; say how, with the reason where it failed."""
+        if (result := run.result()) is not None:
+            self.done += 1
+            outcome = f"top-1 error {result.top1_error:.2f} %"
+        else:
+            self.failed[run] = reason
+            outcome = f"{'STOPPED' if run.status().state == 'preempted' else 'FAILED'}: {reason}"
+        now, ended = time.monotonic(), self.done + len(self.failed)
+        self._until = now + (now - self._began) / ended * (len(self.runs) - self.done_before - ended)
+        self.write(f"{run.folder.name}  {outcome}  ({seconds:.0f} s)  [{self}]")
+        self.show(self.running)
 
 
 def dispatch(
@@ -40,8 +101,7 @@ def dispatch(
         workers: local runs at once, each with its share of the cores; by default one for every core, four at most.
             Another number gives a run another number of threads, and its results other last bits.
         wait: False returns when the jobs are submitted (slurm only).
-        slurm: options of the jobs: `partition`, `gpus`, `cpus`, `mem` in GB, `timeout` in minutes, and in `slurm` any
-            others in sbatch's words, as a table or a list of "key=value" (slurm only).
+        slurm: options of the jobs, see `arrays.SlurmOptions` (slurm only).
         before: called once when everything is found in order: just before the first job starts here, or when SLURM
             has taken the first ones.
         rerun_stale: runs that other code than the present has done are done again; what they left is set aside.
@@ -52,43 +112,45 @@ def dispatch(
         KeyboardInterrupt: stopped; local runs save their state and are marked `preempted`, SLURM jobs go on.
     """
     _check(cluster, workers, wait, slurm or {})
-    parameters = slurm_options.parameters(slurm or {}) if cluster == "slurm" else {}
-    require_notebook("run.ipynb")
+    parameters = arrays.parameters(slurm or {}) if cluster == "slurm" else {}
+    require(NOTEBOOKS / "run.ipynb")
     require_locks(runs_root())
     runs = unique(configs)
-    stale = [run for run in runs if rerun_stale and run.stale()]
-    todo = [run for run in runs if run.result() is None or run in stale]
+    todo = [run for run in runs if run.result() is None or (rerun_stale and run.stale())]
     progress = Progress(runs, done_before=len(runs) - len(todo))
-    for run in runs:
-        if run not in todo and run.partial_notebooks():
-            with suppress(Timeout), run.lock(timeout=0):  # or its job is still at it
-                run.recover_notebook()
-    if todo:
-        _prepare({run.config.dataset for run in todo})
-    devices = max([run.config.devices for run in todo], default=1)
-    gpus = _gpus(devices) if todo and cluster == "local" else [""]
-    if not todo or cluster != "slurm":
-        before()
-    for run in stale:
-        with suppress(Timeout), run.lock(timeout=0):  # who holds it runs it anew already
-            if run.stale():
-                run.archive()
-    if not todo:
-        return progress
+    for dataset in sorted({run.config.dataset for run in todo} - {"digits"}):
+        from gamlib.data.images import prepare
+
+        try:
+            prepare(dataset)  # now: nodes may have no network
+        except DatasetError as error:
+            raise ConfigError(str(error)) from None
     threads = parameters.get("cpus_per_task", share_of_cores(workers))
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    if todo and cluster == "local":
+        environments = _environments(todo, workers or min(cores(), 4), environment)
+    if not todo or cluster != "slurm":
+        before()
+    for run in runs:
+        if run.result() is not None:
+            with suppress(Timeout), run.lock(timeout=0):  # or its job is still at it
+                run.recover_notebook()
+                if rerun_stale and run.stale():
+                    run.archive()
+    if not todo:
+        return progress
     with progress:
         if cluster == "slurm":
             environment = {SOURCE: source_hash()} | (environment if "cpus_per_task" in parameters else {})
-            _on_slurm(todo, parameters, environment, before, wait, progress)
+            submitted = arrays.submit(todo, parameters, environment, before)
+            others = len(todo) - len(submitted)
+            progress.write(f"{len(submitted)} runs submitted" + f", {others} were in a queue before" * (others > 0))
+            if wait:
+                _watch(todo, progress)
         elif cluster == "debug":
             _in_process(todo, environment, progress)
         else:
-            at_once = min(workers or min(cores(), 4), len(todo))
-            if devices > 1 and gpus != [""]:
-                at_once = min(at_once, len(gpus))
-            shares = [environment | {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(at_once)]
-            run_locally(todo, shares, progress)
+            _locally(todo, environments, progress)
     return progress
 
 
@@ -102,33 +164,29 @@ def _check(cluster: str, workers: int | None, wait: bool, slurm: Mapping[str, An
     if cluster != "slurm" and (slurm or not wait):
         option = next(iter(slurm), "wait=False")
         raise ConfigError(f"{option}: allowed with cluster='slurm' only, and this is {cluster!r}")
-    if cluster == "slurm" and not slurm_commands.available():
+    if cluster == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("cluster='slurm': there is no sbatch on the PATH of this machine; allowed here: local, debug")
 
 
-def _on_slurm(
-    todo: list[Run],
-    parameters: Mapping[str, Any],
-    environment: Mapping[str, str],
-    accepted: Callable[[], object],
-    wait: bool,
-    progress: Progress,
-) -> None:
-    submitted = arrays.submit(todo, parameters, environment, accepted)
-    others = len(todo) - len(submitted)
-    progress.write(f"{len(submitted)} runs submitted" + f", {others} were in a queue before" * (others > 0))
-    if wait:
-        try:
-            arrays.watch(todo, progress)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
+def _environments(todo: Sequence[Run], workers: int, environment: dict[str, str]) -> list[dict[str, str]]:
+    """Variables for the kernels of all runs that are executed at once, each with a share of this process's GPUs."""
+    devices = max(run.config.devices for run in todo)
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        import torch
+
+        visible = ",".join(map(str, range(torch.cuda.device_count())))
+    gpus = [name for name in visible.split(",") if name]
+    if 0 < len(gpus) < devices:
+        raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")
+    shares = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)] or [""]
+    at_once = min(workers, len(todo), len(shares) if devices > 1 and gpus else workers)
+    return [environment | {"CUDA_VISIBLE_DEVICES": shares[index % len(shares)]} for index in range(at_once)]
 
 
-def _in_process(todo: list[Run], environment: Mapping[str, str], progress: Progress) -> None:
+def _in_process(todo: Sequence[Run], environment: Mapping[str, str], progress: Progress) -> None:
     for run in todo:
-        began = time.monotonic()
+        began, reason = time.monotonic(), ""
         progress.show(1)
-        reason = ""
         try:
             execute(run, environment)
         except RunStopped as stopped:
@@ -139,29 +197,101 @@ def _in_process(todo: list[Run], environment: Mapping[str, str], progress: Progr
         progress.ended(run, time.monotonic() - began, reason)
 
 
-def _gpus(devices: int) -> list[str]:
-    """The GPUs that this process may use, in shares of as many as a run has devices, for CUDA_VISIBLE_DEVICES.
+def _watch(runs: Sequence[Run], progress: Progress) -> None:
+    """Wait until the jobs of some runs have ended, and tell of each."""
+    began, left = time.monotonic(), set(runs)
+    try:
+        while left:
+            time.sleep(SLURM_POLL_SECONDS)
+            known = statuses(left)
+            progress.show(sum(status.state == "running" for status in known.values()))
+            for run, status in known.items():
+                if status.state not in ("queued", "running"):
+                    left.remove(run)
+                    progress.ended(run, time.monotonic() - began, status.error)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
 
-    Raises:
-        ConfigError: there are some, but fewer than that.
-    """
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        gpus = [name for name in visible.split(",") if name]
-    else:
-        import torch
 
-        gpus = [str(index) for index in range(torch.cuda.device_count())]
-    if 0 < len(gpus) < devices:
-        raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")
-    return [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)] or [""]
+def _locally(runs: Sequence[Run], environments: list[dict[str, str]], progress: Progress) -> None:
+    """Execute runs in their order, with a thread for each of those at once; submitit alone would start all of them."""
+    executor = submitit.AutoExecutor(folder=runs_root() / "submitit", cluster="local")
+    executor.update_parameters(name="gamlib", timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
+    threads, stopping, hurry = ThreadPoolExecutor(len(environments)), Event(), Event()
+    futures: dict[Future[tuple[float, str]], Run] = {}
 
-
-def _prepare(datasets: Iterable[str]) -> None:
-    """Have all images on the disk before the first job starts: nodes may have no network."""
-    for dataset in sorted(set(datasets) - {"digits"}):
-        from gamlib.data.images import prepare
-
+    def execute_in_job(run: Run) -> tuple[float, str]:
+        """The seconds that the job of a run took, and why the run failed, or nothing."""
+        if by := run.asked_to_stop():
+            run.write_status(state="preempted", error=f"stopped by {by} before it began")
+            return 0, run.status().error
+        began, environment = time.monotonic(), environments.pop()
         try:
-            prepare(dataset)
-        except DatasetError as error:
-            raise ConfigError(str(error)) from None
+            job = executor.submit(execute, run, environment)
+            while not job.done() and not stopping.wait(POLL_SECONDS):
+                pass
+            if not job.done():
+                _end(run, job, hurry)
+        finally:
+            environments.append(environment)
+        return time.monotonic() - began, _reason(run, job, stopping.is_set())
+
+    try:
+        for run in runs:
+            run.queue()
+        with held_back(signal.SIGINT):  # a terminal sends it to all; jobs hear of it by a request, in time
+            futures |= {threads.submit(execute_in_job, run): run for run in runs}
+        left = set(futures)
+        while left:
+            progress.show(sum(future.running() for future in left))
+            ended, left = wait(left, POLL_SECONDS, FIRST_COMPLETED)
+            for future in ended:
+                progress.ended(futures[future], *future.result())
+    except BaseException:  # Ctrl-C among them: the jobs end with this process
+        threads.shutdown(wait=False, cancel_futures=True)
+        if active := [future for future in futures if future.running()]:
+            with suppress(OSError):  # whoever read this may be gone, and the jobs must end all the same
+                progress.write("stopping: every run saves its state; Ctrl-C again does not wait for that")
+        stopping.set()
+        with suppress(KeyboardInterrupt):
+            wait(active, GRACE_SECONDS)
+        hurry.set()
+        wait(active, 15)
+        for run in runs:
+            if (status := run.status()).state == "queued" and status.mine():  # it never began
+                run.write_status(state="missing", pid=0)
+        raise
+
+
+def _end(run: Run, job: "submitit.Job[None]", hurry: Event) -> None:
+    """Have a job save and end, and kill it if it takes too long."""
+    if run.status().job_id == job.job_id:  # or it is another's, and this job waits for it
+        run.ask_to_stop("its dispatcher")
+        while not job.done() and not hurry.wait(POLL_SECONDS):
+            pass
+    if not job.done():
+        with suppress(psutil.NoSuchProcess):  # submitit's own way leaves the processes a second
+            controller = psutil.Process(int(job.job_id))
+            for process in [*controller.children(recursive=True), controller]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+    job.wait()
+
+
+def _reason(run: Run, job: "submitit.Job[None]", stopping: bool) -> str:
+    """Why the run of a job that has ended failed, or nothing; where that was killed, this says so in its place."""
+    status = run.status()
+    if status.state == "done":
+        for path in (job.paths.submitted_pickle, job.paths.result_pickle, job.paths.stdout, job.paths.stderr):
+            path.unlink(missing_ok=True)
+        return ""
+    if status.state in ("failed", "preempted", "missing"):
+        return status.error or REMOVED
+    if stopping:
+        if status.state == "lost":
+            run.write_status(state="preempted", error="stopped from outside")
+        return "stopped from outside"
+    error = f"its job ended without a word; see {job.paths.stdout}"
+    with suppress(OSError):
+        run.write_status(state="failed", error=error)
+    return error

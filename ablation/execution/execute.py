@@ -1,34 +1,56 @@
-"""The job of a run: its notebook through papermill, in a kernel of our own choosing."""
+"""The job of a run: its notebook through papermill, in a kernel of our own choosing; and the signals that it gets."""
 
-import asyncio
 import os
 import signal
-import socket
+import subprocess
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
-from ablation.execution.signals import forward_signals
 from ablation.paths import NOTEBOOKS
 from ablation.provenance import SOURCE, source_hash
 from ablation.runs import BATCH, JOB, REMOVED, Run, RunFailed, RunStopped
 from gamlib.signals import held_back
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+@contextmanager
+def forward_signals(to: Callable[[str], object]) -> Iterator[None]:
+    """While the block lasts, SIGTERM, SIGUSR2 and SIGINT do nothing but call `to` with their name.
+
+    It makes a request of them in the run's folder, which training reads after every step: so they reach the process
+    that trains, wherever they come from. That is a grandchild in a session of its own, and would end without a word.
+    """
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, lambda number, _: to(signal.Signals(number).name)) for number in SIGNALS}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def this_job() -> tuple[str, str]:
     """The cluster and the id of the job that this process is, as submitit has them; two empty texts outside of one."""
     import submitit  # late: a report has no need of it
 
-    try:
+    with suppress(RuntimeError):
         job = submitit.JobEnvironment()
-    except RuntimeError:
-        return "", ""
-    return job.cluster, job.job_id
+        return job.cluster, job.job_id
+    return "", ""
 
 
 def execute(run: Run, environment: Mapping[str, str]) -> None:
@@ -45,19 +67,14 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
     cluster, job_id = this_job()
 
     def ask(by: str) -> None:
-        owner = run.status()
-        if (owner.host, owner.pid) != (socket.gethostname(), os.getpid()):
+        if not run.status().mine():
             raise RunStopped(f"another process has the run, and this one was stopped by {by} while it waited")
         run.ask_to_stop(by)
 
-    claimed = run.claim(cluster, job_id, since=psutil.Process().create_time())
-    with forward_signals(ask) as take_signals, claimed as mine:
-        run.recover_notebook()
-        for path in run.partial_notebooks():
-            path.unlink()
+    with forward_signals(ask), run.claim(cluster, job_id, since=psutil.Process().create_time()) as mine:
         if not mine:
             return
-        with (run.folder / "log.txt").open("a", buffering=1) as log:
+        with (run.folder / "log.txt").open("a", buffering=1) as log, ThreadPoolExecutor(1) as thread:
             job = f"{cluster} job {job_id or 'none'}, process {os.getpid()}"
             print(f"--- attempt {run.status().attempts}, {job}", file=log)
             try:
@@ -65,14 +82,15 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
                     run.write_status(error="its code is not the one that it was submitted with")
                 if by := run.asked_to_stop():
                     raise RunStopped(f"stopped by {by} before it began")
-                execute_notebook(
-                    NOTEBOOKS / "run.ipynb",
-                    run.folder / "run.ipynb",
-                    run.config.model_dump(),
-                    log,
-                    {**environment, JOB: run.signature},
-                    on_start=take_signals,
-                )
+                values, output = run.config.model_dump(), run.folder / "run.ipynb"
+                # A thread, since nbclient takes SIGINT and SIGTERM for itself in the main one. SLURM sends a signal to
+                # all processes of a job: the kernel, which has the thread's mask, hears it when training does.
+                with held_back(signal.SIGTERM, signal.SIGUSR2):
+                    executed = thread.submit(
+                        execute_notebook,
+                        *(NOTEBOOKS / "run.ipynb", output, values, log, {**environment, JOB: run.signature}),
+                    )
+                executed.result()
             except BaseException as error:
                 traceback.print_exc(file=log)
                 if run.removed():
@@ -83,17 +101,12 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
 
 
 def execute_notebook(
-    notebook: Path,
-    output: Path,
-    parameters: Mapping[str, Any],
-    log: IO[str],
-    environment: Mapping[str, str],
-    on_start: Callable[[], object] | None = None,
+    notebook: Path, output: Path, parameters: Mapping[str, Any], log: IO[str], environment: Mapping[str, str]
 ) -> None:
     """Execute a notebook through papermill, in this interpreter whatever kernel specifications the machine has.
 
-    The output is left whole under its name however the execution ends. `on_start` is called before the kernel
-    starts, with SIGINT and SIGTERM free; without it nbclient has them, and shuts the kernel down within seconds.
+    The output is left whole under its name however the execution ends. In the main thread nbclient takes SIGINT and
+    SIGTERM, and shuts the kernel down within seconds.
 
     Raises:
         RunFailed: the kernel died; the message says by which signal.
@@ -106,7 +119,7 @@ def execute_notebook(
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
-    exit_codes: list[int | None] = []
+    processes: list[subprocess.Popen[bytes]] = []
     short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # the path of a socket ends at 107 bytes
     with tempfile.TemporaryDirectory(prefix="gam-", dir=short, ignore_cleanup_errors=True) as sockets:
 
@@ -123,20 +136,9 @@ def execute_notebook(
                 return KernelSpec(argv=argv, display_name="Python 3", language="python")
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-                if on_start is not None:
-                    for number in (signal.SIGINT, signal.SIGTERM):
-                        asyncio.get_running_loop().remove_signal_handler(number)
-                    on_start()
                 env = {**os.environ, BATCH: "1", **environment}
-                # SLURM sends a signal to all processes of a job: the kernel hears it when training does, not before.
-                with held_back(signal.SIGTERM, signal.SIGUSR2):
-                    await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
-
-            async def is_alive(self) -> bool:  # type: ignore[override]
-                alive = await super().is_alive()
-                if not alive and self.provisioner is not None:
-                    exit_codes.append(await self.provisioner.poll())
-                return alive
+                await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
+                processes.append(self.provisioner.process)  # type: ignore[union-attr]
 
         part = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
         try:
@@ -151,7 +153,7 @@ def execute_notebook(
                 kernel_manager_class=ThisInterpreter,
             )
         except DeadKernelError:
-            code = next((code for code in exit_codes if code), None)
+            code = processes[-1].poll()
             how = f"by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
             hint = " (killed, or out of memory)" if code == -9 else ""
             raise RunFailed(f"the kernel died {how}{hint}") from None

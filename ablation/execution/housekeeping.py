@@ -1,5 +1,6 @@
 """Runs that are to stop, and files that nobody needs any more."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,8 +24,9 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     Raises:
         ConfigError: SLURM cannot be told.
     """
-    if slurm.available():
-        arrays.cancel_killed_submissions()
+    if shutil.which("sbatch") is not None:
+        with arrays.submission_lock():
+            pass  # of a killed submission's jobs no run knows
     found = slurm.statuses(runs)
     stopped = {run: status for run, status in found.items() if status.state in ("queued", "running")}
     for run, status in stopped.items():
@@ -68,12 +70,10 @@ def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
                 found.append(path)
     for run in runs:
         with suppress(Timeout), run.lock(timeout=0):  # or its owner is at work
-            run.recover_notebook()
-            found += [*run.partial_notebooks(), *sorted(run.folder.glob(".*.part"))]
-    if failed:
-        gone = [run for run, status in slurm.statuses(runs).items() if status.state == "failed"]
-        found += [path for run in gone for path in sorted(run.folder.rglob("*")) if path.is_file()]
-    if checkpoints:
-        done = [run for run in runs if run.result() is not None]
-        found += [path for run in done for path in sorted(run.folder.glob("checkpoint*.*")) if path.is_file()]
+            found += [*run.recover_notebook(), *sorted(run.folder.glob(".*.part"))]
+        if checkpoints and run.result() is not None:
+            found += sorted(run.folder.glob("checkpoint*.*"))
+    for run, status in slurm.statuses(runs if failed else ()).items():
+        if status.state == "failed":
+            found += sorted(path for path in run.folder.rglob("*") if path.is_file())
     return list(dict.fromkeys(found))

@@ -3,14 +3,13 @@
 import math
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ablation.config import ConfigError
 from ablation.parameters import parse_seeds
@@ -22,10 +21,10 @@ WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"
 RUNNING = {"CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "BOOT_FAIL", "DEADLINE"}
 ENDED |= {"PREEMPTED", "REVOKED"}
+LIVE = WAITING | RUNNING
 OVERRIDES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")  # variables that change what SLURM's commands do
 PATIENCE, SILENCE = 15.0, 60.0  # seconds for an answer, and in which one that has not come is not asked for again
-JOBS_AT_ONCE = 500  # whose ids stand in one command
-LOG_BYTES = 2**18  # of a log's end that are searched for a cause
+JOBS_AT_ONCE = 500  # that one scancel ends in that time
 MEMORY = "memory limit|oom.kill|out of memory"
 CAUSE = r"^[\w.]*(Error|Exception)\b|errno|no space left|no locks available|quota exceeded|permission denied"
 PAUSES = (1, 2, 4, 8, 15, 30, 60, 60)  # seconds, between attempts to have a job queued again
@@ -36,8 +35,7 @@ NO_SUCH_JOB = "Invalid job id"  # in squeue's words
 @cache
 def max_array_size() -> int:
     """Runs of one job array: SLURM's MaxArraySize less one, or its default where it does not say."""
-    answer = _ask("scontrol", "show", "config")
-    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout if answer is not None else "", re.MULTILINE)
+    size = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout, re.MULTILINE)
     return max(1, int(size[1]) - 1) if size else 1000
 
 
@@ -47,76 +45,53 @@ class Job(NamedTuple):
     state: str = ""
     reason: str = ""
 
-    @property
-    def lives(self) -> bool:
-        """Whether it waits or runs."""
-        return self.state in WAITING or self.state in RUNNING
-
 
 def states(job_ids: Collection[str]) -> dict[str, Job] | None:
     """What SLURM knows of each job, from squeue and then sacct; None if it cannot be asked.
 
     A job that is left out is one of which SLURM has said nothing. That is no evidence that it is gone.
     """
-    found: dict[str, Job] = {}
-    for arrays in _parts(map(_array, job_ids)):
-        if (jobs := _queued(arrays)) is None:
-            return None
-        found |= jobs
-    listed = set(map(_array, found))
-    for arrays in _parts(map(_array, set(job_ids) - found.keys())):
-        for job_id, state in _accounted(arrays):
-            if state not in WAITING:  # a job that waits is one that squeue has
-                found.setdefault(job_id, Job(state))
-    for job_id in sorted(set(job_ids) - found.keys()):
-        if (array := _array(job_id)) in listed or _is_gone(array):  # squeue has other tasks of it, or denies it
-            listed.add(array)
-            found[job_id] = Job()
+    if not job_ids:
+        return {}
+    answer = _ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %r", "-j", ",".join(_arrays(job_ids)))
+    if answer.returncode and NO_SUCH_JOB not in answer.stderr:
+        return None
+    lines = [line.split(None, 2) for line in answer.stdout.splitlines()]
+    found = {words[0]: Job(*words[1:]) for words in lines if len(words) > 1}
+    listed = _arrays(found)
+    for job_id, state in _accounted(set(job_ids) - found.keys()):
+        if state not in WAITING:  # a job that waits is one that squeue has
+            found.setdefault(job_id, Job(state))
+    left = set(job_ids) - found.keys()
+    for array in _arrays(left):  # squeue has other tasks of it, or denies it when asked for it alone
+        if array in listed or NO_SUCH_JOB in _ask("squeue", "-h", "-j", array).stderr:
+            found |= {job_id: Job() for job_id in left if job_id.partition("_")[0] == array}
     return {job_id: found[job_id] for job_id in job_ids if job_id in found}
 
 
 def live(job_ids: Collection[str], or_unknown: bool = False) -> set[str]:
     """Those of some jobs that wait or run; if asked, those too of which SLURM has said nothing."""
     known = states(job_ids) or {}
-    return {job_id for job_id in job_ids if (known[job_id].lives if job_id in known else or_unknown)}
+    return {job_id for job_id in job_ids if (known[job_id].state in LIVE if job_id in known else or_unknown)}
 
 
-def _array(job_id: str) -> str:
-    return job_id.partition("_")[0]
+def _arrays(job_ids: Iterable[str]) -> list[str]:
+    """The numbers of the arrays of which some jobs are tasks, and of the single ones."""
+    return sorted({job_id.partition("_")[0] for job_id in job_ids})
 
 
-def _parts(ids: Iterable[str]) -> list[list[str]]:
-    different = sorted(set(ids))
-    return [different[first : first + JOBS_AT_ONCE] for first in range(0, len(different), JOBS_AT_ONCE)]
-
-
-def _queued(arrays: list[str]) -> dict[str, Job] | None:
-    """The jobs that squeue has of some arrays or single jobs; None if it cannot be asked."""
-    answer = _ask("squeue", "-h", "-r", "-t", "all", "-o", "%i %T %r", "-j", ",".join(arrays))
-    if answer is None or (answer.returncode and NO_SUCH_JOB not in answer.stderr):
-        return None
-    lines = [line.split(None, 2) for line in answer.stdout.splitlines()]
-    return {words[0]: Job(words[1], *words[2:]) for words in lines if len(words) > 1}
-
-
-def _is_gone(array: str) -> bool:
-    """Whether squeue says that there is no such job; asked for several, it only leaves out those that are not."""
-    answer = _ask("squeue", "-h", "-j", array)
-    return answer is not None and NO_SUCH_JOB in answer.stderr
-
-
-def _accounted(arrays: list[str]) -> Iterator[tuple[str, str]]:
-    """The jobs that sacct has, and their states."""
-    answer = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(arrays))
-    for line in answer.stdout.splitlines() if answer is not None and answer.returncode == 0 else ():
-        name, _, words = line.partition("|")
-        array, _, tasks = name.partition("_")
-        if state := words.partition(" ")[0]:  # of "CANCELLED by 0"
-            try:  # tasks that never began are one line: 7_[1-3,5%2]
-                numbers = parse_seeds(tasks.strip("[]").partition("%")[0]) if tasks.startswith("[") else []
-            except ConfigError:
-                numbers = []
-            yield from [(f"{array}_{number}", state) for number in numbers] or [(name, state)]
+def _accounted(job_ids: Collection[str]) -> Iterator[tuple[str, str]]:
+    """The jobs that sacct has of the arrays of some, and their states."""
+    if not job_ids:
+        return
+    answer = _ask("sacct", "-n", "-X", "-P", "-o", "JobID,State", "-j", ",".join(_arrays(job_ids)))
+    for line in answer.stdout.splitlines() if answer.returncode == 0 else ():
+        # Tasks that never began are one line: 7_[1-3,5%2]. A state may have more words: CANCELLED by 0.
+        if match := re.match(r"(\d+)(_\d+)?(?:_\[(.+?)(?:%\d+)?\])?\|(\w+)", line):
+            array, task, tasks, state = match.groups("")
+            with suppress(ConfigError):  # of a list that was cut short
+                numbers = parse_seeds(tasks) if tasks else []
+                yield from [(f"{array}_{number}", state) for number in numbers] or [(array + task, state)]
 
 
 def statuses(runs: Iterable[Run], must_know: bool = False) -> dict[Run, Status]:
@@ -138,31 +113,29 @@ def statuses(runs: Iterable[Run], must_know: bool = False) -> dict[Run, Status]:
         raise ConfigError("SLURM cannot be reached: squeue does not answer, and some of the runs may have jobs")
     for run, status in open_.items():
         jobs = {job_id: known[job_id] for job_id in status.slurm_jobs() if known and job_id in known}
-        job_id = next((job_id for job_id, job in jobs.items() if job.lives), status.job_id)
+        job_id = next((job_id for job_id, job in jobs.items() if job.state in LIVE), status.job_id)
         if job_id in jobs and (status.cluster == "slurm" or status.state != "running"):
-            found[run] = _corrected(status.model_copy(update={"job_id": job_id}), jobs[job_id])
+            changes = {"job_id": job_id} | _correction(status, job_id, jobs[job_id])
+            found[run] = status.model_copy(update=changes)
         if must_know and len(jobs) < len(status.slurm_jobs()):
             found[run] = status.model_copy(update={"state": "queued"})
     return found
 
 
-def _corrected(status: Status, job: Job) -> Status:
-    """A run's status, by what SLURM knows of its job."""
+def _correction(status: Status, job_id: str, job: Job) -> dict[str, Any]:
+    """What SLURM knows better of a run, by its job."""
     if job.state in WAITING:
-        why = "" if job.reason in ("", "None") else f"waits: {job.reason}"
-        return status.model_copy(update={"state": "queued", "error": why})
+        return {"state": "queued", "error": "" if job.reason in ("", "None") else f"waits: {job.reason}"}
     if job.state in RUNNING:  # after the run's last word, too, until its job is over or in the queue again
-        return status if status.state == "queued" else status.model_copy(update={"state": "running"})
+        return {} if status.state == "queued" else {"state": "running"}
     if not job.state:
-        gone = {"state": "lost", "error": f"SLURM does not know its job {status.job_id} any more"}
-        return status.model_copy(update=gone) if status.state in ("queued", "lost") else status
+        gone = {"state": "lost", "error": f"SLURM does not know its job {job_id} any more"}
+        return gone if status.state in ("queued", "lost") else {}
     if status.state in ("failed", "preempted"):  # it could say so itself
-        own = status.error if job.state in ("FAILED", "COMPLETED") else f"{job.state}: {status.error}"
-        return status.model_copy(update={"error": own})
+        return {} if job.state in ("FAILED", "COMPLETED") else {"error": f"{job.state}: {status.error}"}
     if job.state not in ENDED:
-        return status.model_copy(update={"error": f"SLURM says {job.state}"})
-    why = why_it_ended(status.job_id) or "its job left no word"
-    return status.model_copy(update={"state": "failed", "error": f"{job.state}: {why}"})
+        return {"error": f"SLURM says {job.state}"}
+    return {"state": "failed", "error": f"{job.state}: {why_it_ended(job_id) or 'its job left no word'}"}
 
 
 def log_of(job_id: str) -> Path:
@@ -176,9 +149,7 @@ def why_it_ended(job_id: str) -> str:
     The last one that names a cause, memory first; else the last one that is not srun's, which only counts tasks.
     """
     try:
-        with log_of(job_id).open("rb") as file:
-            file.seek(max(0, log_of(job_id).stat().st_size - LOG_BYTES))
-            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line for line in log_of(job_id).read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
     own = [line for line in lines if not line.startswith("srun: ")]
@@ -193,9 +164,10 @@ def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
     Raises:
         ConfigError: SLURM cannot be told.
     """
-    for arguments in [["--name", name]] if name else _parts(job_ids):
-        answer = _ask("scancel", "--quiet", *arguments)
-        if answer is None or answer.returncode:
+    ids = sorted(job_ids)
+    parts = [ids[first : first + JOBS_AT_ONCE] for first in range(0, len(ids), JOBS_AT_ONCE)]
+    for arguments in [["--name", name]] if name else parts:
+        if _ask("scancel", "--quiet", *arguments).returncode:
             raise ConfigError("SLURM cannot be reached: scancel does not answer")
 
 
@@ -204,18 +176,12 @@ def requeue(job_id: str) -> bool:
 
     Where it does not answer, this asks again for some minutes, or until the job's time is up.
     """
-    for pause in (*PAUSES, None):
-        answer = _run("scontrol", "requeue", job_id)
-        if answer is not None and (answer.returncode == 0 or re.search(REFUSAL, answer.stderr, re.IGNORECASE)):
+    for pause in (0, *PAUSES):
+        time.sleep(pause)
+        answer = _ask("scontrol", "requeue", job_id, after_silence=True)
+        if answer.returncode == 0 or re.search(REFUSAL, answer.stderr, re.IGNORECASE):
             return answer.returncode == 0
-        if pause is not None:
-            time.sleep(pause)
     return False
-
-
-def available() -> bool:
-    """Whether this machine submits to a SLURM."""
-    return shutil.which("sbatch") is not None
 
 
 @contextmanager
@@ -231,23 +197,19 @@ def without_overrides() -> Iterator[None]:
 _unanswered = -math.inf  # when SLURM was last asked in vain
 
 
-def _ask(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """What one of SLURM's commands says; None if there is none, or for some time after one has not answered."""
+def _ask(*command: str, after_silence: bool = False) -> "subprocess.CompletedProcess[str]":
+    """What one of SLURM's commands says, without the user's variables; if there is no answer, a failure without words.
+
+    After one that has not answered in time, none is asked for a while, unless `after_silence`.
+    """
     global _unanswered
-    if time.monotonic() < _unanswered + SILENCE:
-        return None
-    began = time.monotonic()
-    answer = _run(*command)
-    if answer is None and time.monotonic() > began + PATIENCE:
-        _unanswered = time.monotonic()
-    return answer
-
-
-def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """What a command of SLURM's says, without the user's variables; None if there is none, or no answer in time."""
-    own = {key: value for key, value in os.environ.items() if not key.startswith(OVERRIDES)}
-    own |= {"SLURM_BITSTR_LEN": "0"}  # lists of tasks are not cut
-    try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=own)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
+    if after_silence or time.monotonic() > _unanswered + SILENCE:
+        with suppress(OSError), without_overrides():
+            own = {**os.environ, "SLURM_BITSTR_LEN": "0"}  # lists of tasks are not cut
+            try:
+                return subprocess.run(
+                    command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, env=own
+                )
+            except subprocess.TimeoutExpired:
+                _unanswered = time.monotonic()
+    return subprocess.CompletedProcess(command, 1, "", "")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ablation.execution.signals import forward_signals
+from ablation.execution.execute import forward_signals
 from ablation.paths import share_of_cores
 from ablation.provenance import processor, provenance
 from ablation.runs import BATCH, JOB, Run, RunFailed, RunStopped

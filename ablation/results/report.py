@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ablation.execution.execute import execute_notebook
-from ablation.paths import figures_root, require_notebook, runs_root
+from ablation.paths import NOTEBOOKS, figures_root, require, runs_root
 from ablation.results.frames import Results
 from ablation.runs import Run, RunFailed, first_line
 from ablation.studies import Plan
@@ -109,7 +109,7 @@ def complexity_report() -> list[Path]:
 
 
 def _execute(notebook: str, output: Path, parameters: dict[str, Any]) -> None:
-    path, log_path = require_notebook(notebook), output.with_suffix(".txt")
+    path, log_path = require(NOTEBOOKS / notebook), output.with_suffix(".txt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w", buffering=1) as log:
         try:

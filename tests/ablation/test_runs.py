@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 
 from ablation.config import RunConfig
-from ablation.execution import local
-from ablation.execution.dispatch import dispatch
+from ablation.execution import dispatch as dispatching
+from ablation.execution.dispatch import Progress, dispatch
 from ablation.execution.housekeeping import leftovers
-from ablation.execution.progress import Progress
 from ablation.runs import Run, RunFailed, RunStopped, all_runs
+from ablation.status import this_process
 from gamlib.files import write_whole
 
 Finish = Callable[..., Run]
@@ -203,7 +203,6 @@ def test_a_run_whose_job_was_killed_after_its_result_gets_the_notebook_that_was_
         part = run.folder / f".run.{number}.ipynb"
         part.write_text(text)
         os.utime(part, (number, number))
-    assert [path.name for path in run.partial_notebooks()] == [".run.0.ipynb", ".run.1.ipynb"]
     with FileLock(run.folder / ".lock"):
         dispatch([run.config], "debug")
         assert not (run.folder / "run.ipynb").exists(), "its job may still be writing it"
@@ -233,10 +232,20 @@ def test_every_end_of_a_run_is_a_line_and_somebody_who_watches_sees_a_bar(
     assert (len(progress.runs), progress.failed) == (3, {stopped: "why"})
 
 
-def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() -> None:
-    run, job = Run(RunConfig()), Mock(job_id="7")
-    job.done.return_value = True
-    run.write_status(state="running", job_id="7", host=os.uname().nodename, pid=os.getpid())
-    progress = Mock(write=Mock(side_effect=BrokenPipeError))
-    local._stop([local._Active(run, job, 0.0)], [], progress)
-    assert run.asked_to_stop() == "its dispatcher"
+def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = threading.Event()
+
+    def submit(_: object, run: Run, environment: dict[str, str]) -> Mock:
+        run.write_status(state="running", job_id="7", **this_process())
+        begun.set()
+        return Mock(job_id="7", done=run.asked_to_stop)
+
+    def press_ctrl_c(running: int) -> None:
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("submitit.AutoExecutor", Mock(return_value=Mock(submit=submit)))
+    progress = Mock(write=Mock(side_effect=BrokenPipeError), show=press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        dispatching._locally([run := Run(RunConfig())], [{}], progress)
+    assert run.asked_to_stop() == "its dispatcher" and progress.write.called

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from ablation.cli import app
 from ablation.config import ConfigError, RunConfig
 from ablation.console import slurm_options as slurm_options_of_the_command
-from ablation.execution import arrays, dispatch, housekeeping, slurm, slurm_options
+from ablation.execution import arrays, dispatch, housekeeping, slurm
 from ablation.results import report
 from ablation.runs import Run, RunStopped
 from ablation.status import Status
@@ -37,7 +37,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(arrays, "DEFAULTS", tmp_path / "gamlib.toml")
     slurm.max_array_size.cache_clear()
     monkeypatch.setattr(slurm, "_unanswered", -math.inf)
 
@@ -73,7 +73,7 @@ def submitted(job_id: str, **changes: Any) -> Run:
 
 
 def submit(todo: list[Run], options: dict[str, Any] | None = None) -> list[Run]:
-    return arrays.submit(todo, slurm_options.parameters(options or {}), {})
+    return arrays.submit(todo, arrays.parameters(options or {}), {})
 
 
 def status(run: Run) -> Status:
@@ -83,8 +83,8 @@ def status(run: Run) -> Status:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The project's and the user's file of options, neither of them there yet."""
-    monkeypatch.setattr(slurm_options, "ROOT", tmp_path)
-    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(arrays, "ROOT", tmp_path)
+    monkeypatch.setattr(arrays, "DEFAULTS", tmp_path / "gamlib.toml")
     return tmp_path / "pyproject.toml", tmp_path / "gamlib.toml"
 
 
@@ -95,7 +95,7 @@ def test_the_command_line_goes_before_the_users_file_and_that_before_the_project
     )
     user.write_text('[slurm]\naccount = "u"\nqos = "u"\ntimeout = 240\nmem = 8.5\nsetup = "module load x"\n')
     options = {"gpus": None, "slurm": ["qos=c", "comment=c", "exclusive"]}
-    assert slurm_options.parameters(options) == {
+    assert arrays.parameters(options) == {
         "slurm_partition": "p",
         "timeout_min": 240,
         "mem_gb": 8.5,
@@ -111,13 +111,13 @@ def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tu
     """And in whatever form they are given, they come after one another or in each other's place."""
     former = {"account": "a", "qos": "b", "constraint": "c", "array_parallelism": 2, "setup": ["one", "two"]}
     texts = ["account=a", "qos=b", "--constraint=c", "array-parallelism=2", "setup=one", "setup=two"]
-    found = slurm_options.parameters(former)
+    found = arrays.parameters(former)
     assert (found["slurm_array_parallelism"], found["slurm_setup"]) == (2, ["one", "two"])
-    for form in ({"slurm": texts}, {"slurm": former}, slurm_options.merged(former)):
-        assert slurm_options.parameters(form) == found
+    for form in ({"slurm": texts}, {"slurm": former}, arrays.merged(former)):
+        assert arrays.parameters(form) == found
     files[1].write_text('[slurm]\naccount = "a"\nqos = "b"\nslurm = {constraint = "c", array_parallelism = 2}\n')
-    assert slurm_options.parameters({"setup": ["one", "two"]}) == found
-    assert slurm_options.merged(former, {"mem": 2, "slurm": ["qos=x", "setup=three"]}) == {
+    assert arrays.parameters({"setup": ["one", "two"]}) == found
+    assert arrays.merged(former, {"mem": 2, "slurm": ["qos=x", "setup=three"]}) == {
         "mem": 2,
         "slurm": {"account": "a", "qos": "x", "constraint": "c", "array-parallelism": 2, "setup": ["three"]},
     }
@@ -140,31 +140,31 @@ def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tu
 )
 def test_impossible_options_are_refused(given: dict[str, Any], message: str, files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        slurm_options.parameters(given)
+        arrays.parameters(given)
 
 
 def test_every_option_of_the_command_is_one_that_submission_knows() -> None:
     def command(slurm: dict[str, Any]) -> None: ...
 
     options = set(inspect.signature(slurm_options_of_the_command(command)).parameters)
-    assert options == {*slurm_options.SlurmOptions.model_fields, *slurm_options.FORMER}
+    assert options == {*arrays.SlurmOptions.model_fields, *arrays.FORMER}
 
 
 @pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])
 def test_a_file_of_defaults_that_is_wrong_is_named(text: str, files: tuple[Path, Path]) -> None:
     files[1].write_text(text)
     with pytest.raises(ConfigError, match=re.escape(str(files[1]))):
-        slurm_options.parameters({})
+        arrays.parameters({})
 
 
 def test_what_a_node_takes_down_goes_on_unless_that_is_not_wanted() -> None:
-    assert slurm_options.parameters({})["slurm_additional_parameters"] == {"requeue": True}
-    assert slurm_options.parameters({"slurm": ["no-requeue"]})["slurm_additional_parameters"] == {"no-requeue": True}
+    assert arrays.parameters({})["slurm_additional_parameters"] == {"requeue": True}
+    assert arrays.parameters({"slurm": ["no-requeue"]})["slurm_additional_parameters"] == {"no-requeue": True}
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (14 * 24 * 60, 120)])
 def test_a_run_is_told_to_stop_in_time_and_not_much_earlier(minutes: int, seconds: int) -> None:
-    assert slurm_options.parameters({"timeout": minutes})["slurm_signal_delay_s"] == seconds
+    assert arrays.parameters({"timeout": minutes})["slurm_signal_delay_s"] == seconds
 
 
 def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Commands) -> None:
@@ -260,7 +260,7 @@ def test_the_shells_options_are_the_last_ones_and_its_others_none(
 ) -> None:
     for key, value in {"PARTITION": "shell", "ACCOUNT": "shell", "TIMELIMIT": "7", "NO_REQUEUE": "1"}.items():
         monkeypatch.setenv(f"SBATCH_{key}", value)
-    options = slurm_options.parameters({"partition": "mine"})
+    options = arrays.parameters({"partition": "mine"})
     assert (options["slurm_partition"], options["timeout_min"]) == ("mine", 1440)
     assert options["slurm_additional_parameters"]["account"] == "shell"
     commands("sbatch", f'env > {tmp_path}/env; echo "Submitted batch job 1"')
@@ -276,7 +276,8 @@ def test_what_sbatch_has_queued_without_an_answer_is_cancelled(commands: Command
         submit(runs(1))
     (record,) = (runs(1)[0].folder.parents[1] / "submitit").glob("*.submitting")
     assert cancelled.read_text() == f"--quiet --name {record.stem}\n"
-    arrays.cancel_killed_submissions()
+    with arrays.submission_lock():
+        pass
     assert cancelled.read_text() == 2 * f"--quiet --name {record.stem}\n" and not record.exists()
 
 
@@ -302,7 +303,8 @@ def test_a_file_system_without_locks_is_refused_before_anything_is_submitted(
 def test_without_the_notebooks_nothing_is_submitted_or_written(
     sbatch: Path, monkeypatch: pytest.MonkeyPatch, places: Path
 ) -> None:
-    monkeypatch.setattr("ablation.paths.NOTEBOOKS", places / "site-packages" / "notebooks")
+    for module in (dispatch, report):
+        monkeypatch.setattr(module, "NOTEBOOKS", places / "site-packages" / "notebooks")
     for start in (lambda: dispatch.dispatch([RunConfig()], "slurm", wait=False), report.complexity_report):
         with pytest.raises(ConfigError, match="needs the notebooks of gamlib's repository"):
             start()

@@ -51,7 +51,7 @@ from on_slurm import (
 from submitit.core.utils import DelayedSubmission
 
 from ablation.config import ConfigError, RunConfig
-from ablation.execution import arrays, slurm, slurm_options
+from ablation.execution import arrays, slurm
 from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import cancel, leftovers
 from ablation.paths import runs_root
@@ -532,7 +532,7 @@ def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Clu
     run = Run(RunConfig(**values))
     local = subprocess.Popen(command("run", values=values), stdout=subprocess.DEVNULL)
     trains(run)
-    (job_id,), record = arrays._submit([run], slurm_options.parameters({"cpus": 1}), {})
+    (job_id,), record = arrays._submit([run], arrays.parameters({"cpus": 1}), {})
     record.unlink()
     wait_for(lambda: processes("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
     time.sleep(6)  # until it waits for the run
