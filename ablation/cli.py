@@ -219,11 +219,7 @@ def report(
         for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
             console.report_study(plan)
         return
-    named = publication.published(studies or ())
-    if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
-        there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
-        raise ConfigError(f"dataset={dataset!r}: published on {there}")
-    for plan in plans:
+    for plan in publication.published(studies or (), dataset):
         console.report_study(plan, publication.data_folder())
 
 
