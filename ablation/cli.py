@@ -203,10 +203,7 @@ def report(
     if not studies and not published:
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
     if published:
-        named = publication.published(studies or ())
-        if not (plans := [plan for plan in named if dataset in (None, plan.dataset)]):
-            there = ", ".join(dict.fromkeys(plan.dataset for plan in named))
-            raise ConfigError(f"dataset={dataset!r}: published on {there}")
+        plans = publication.published(studies or (), dataset)
     else:
         plans = [Plan.load(study_name(name), dataset) for name in studies or ()]
     for plan in plans:

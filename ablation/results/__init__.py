@@ -1,5 +1,5 @@
 """Runs as frames: statistics, tables, figures, reports, publication."""
 
-from ablation.results.frames import Results, load, on_all_datasets
+from ablation.results.frames import Results, load
 
-__all__ = ["Results", "load", "on_all_datasets"]
+__all__ = ["Results", "load"]

@@ -24,8 +24,7 @@ def verdict(rows: Rows) -> str:
 
 def notes(rows: Rows) -> list[str]:
     """The explanations that an audit refers to, in the order in which its cells do."""
-    found = (row[f"{cell}_note"] for row in rows for cell in UNITS)
-    return list(dict.fromkeys(note for note in found if note))
+    return [note for note in dict.fromkeys(row[f"{cell}_note"] for row in rows for cell in UNITS) if note]
 
 
 def for_reading(rows: Rows) -> pd.DataFrame:
@@ -41,15 +40,3 @@ def for_reading(rows: Rows) -> pd.DataFrame:
             texts[f"{title} agree"] = "✓" if row[f"{cell}_match"] else marks[row[f"{cell}_note"]]
         found.append(texts)
     return pd.DataFrame(found)
-
-
-def benchmark(rows: Rows) -> pd.DataFrame:
-    """Of an audit the rows of Tables 1 and 2, every network once, with the error that the paper reports.
-
-    Columns: network (backbone and data set), attention (with gc), params, flops, top1_error in percent.
-    """
-    found = pd.DataFrame(rows).assign(top1_error=[printed["top1_error"] for printed in paper.table()])
-    found = found[found["table"] <= 2]
-    network = found["backbone"].map(paper.BACKBONES) + "\n" + found["dataset"].map(paper.DATASETS)
-    attention = (found["attention"] + " " + found["variant"]).str.strip()
-    return found[["params", "flops", "top1_error"]].assign(network=network, attention=attention)

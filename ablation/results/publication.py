@@ -1,8 +1,11 @@
 """Runs as data to publish: the four frames of a study as small text files in `figures/data/`, and runs made of these.
 
-`frames.load` reads them from there, so that every table and figure is made again from them. Weights are not among them.
+Of a study these are `<name>-runs.csv`, `-epochs.csv`, `-origins.csv`, `-predictions.csv`, and `<name>.json` with the
+study, every run's configuration, and the hashes of the four. `frames.load` reads them from there, so that every table
+and figure is made again from them. Weights are not among them.
 """
 
+import hashlib
 import json
 from collections.abc import Collection
 from contextlib import suppress
@@ -10,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from ablation.config import ConfigError
+from ablation.config import ConfigError, RunConfig
 from ablation.paths import figures_root
-from ablation.results.frames import FRAMES, Results, load, predicted_by, published_plans, sha256
+from ablation.results.frames import COLUMNS, KEY, LOSSES, Results, load, predicted_by
 from ablation.runs import Run, RunFailed
 from ablation.status import Result, Status
-from ablation.studies import Plan
+from ablation.studies import Plan, Study
 from gamlib.files import write_whole
 
 UNDER_WAY = ("queued", "running")
@@ -35,18 +38,20 @@ def publish(plan: Plan) -> list[Path]:
         RunFailed: no run is done, some are queued or running, or files of a finished one cannot be used.
     """
     results = load(plan)
-    for row in results.runs[results.runs["state"].isin(UNDER_WAY)].itertuples():
-        config = next(config for config in plan.arms[str(row.arm)] if config.seed == row.seed)
-        how = f"{plan.name} is published when all its runs have ended; `gamlib cancel` stops them"
-        raise RunFailed(f"{Run(config).folder.name} is {row.state}: {how}")
+    for arm, seed, state in results.runs[[*KEY, "state"]].itertuples(index=False):
+        if state in UNDER_WAY:
+            run = Run(plan.arms[arm][plan.seeds.index(seed)])
+            how = f"{plan.name} is published when all its runs have ended; `gamlib cancel` stops them"
+            raise RunFailed(f"{run.folder.name} is {state}: {how}")
     if results.done.empty:
         raise RunFailed(f"no run of {plan.name} is done: there is nothing to publish")
-    if results.unusable:
-        raise RunFailed(f"{results.unusable[0]}: {plan.name} is not published")
-    frames = {name: getattr(results, name) for name in FRAMES}
-    texts = {data_folder() / f"{plan.name}-{name}.csv": frame.to_csv(index=False) for name, frame in frames.items()}
+    for what, _, loss in (problem.rpartition(": ") for problem in results.problems):
+        if loss in LOSSES.values():
+            raise RunFailed(f"{what}: {plan.name} is not published")
+    tables = {name: getattr(results, name).to_csv(index=False) for name in COLUMNS}
     definition = plan.model_dump(exclude={"cluster", "slurm", "submitted"})
-    definition["sha256"] = dict(zip(FRAMES, (sha256(text.encode()) for text in texts.values()), strict=True))
+    definition["sha256"] = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()}
+    texts = {data_folder() / f"{plan.name}-{name}.csv": text for name, text in tables.items()}
     # last: until it is there, the tables are those of nothing
     texts[data_folder() / f"{plan.name}.json"] = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
     for path, text in texts.items():
@@ -54,19 +59,29 @@ def publish(plan: Plan) -> list[Path]:
     return sorted(texts)
 
 
-def published(names: Collection[str] = (), folder: Path | str | None = None) -> list[Plan]:
-    """The plans of published studies, some by their names or those of their studies, by default all.
+def published(names: Collection[str] = (), dataset: str | None = None, folder: Path | str | None = None) -> list[Plan]:
+    """The plans of published studies. What a configuration lacks is at its default.
+
+    Args:
+        names: of plans or of their studies; by default all.
+        dataset: on which they ran; by default any.
+        folder: where they are published; by default `data_folder()`.
 
     Raises:
-        ConfigError: nothing of that name is published, or a file is damaged.
+        ConfigError: nothing of that name or on that data set is published, or a file is damaged.
     """
-    folder = data_folder() if folder is None else folder
-    plans = published_plans(folder)
+    folder = data_folder() if folder is None else Path(folder)
+    if not (plans := [_read(path) for path in sorted(folder.glob("*.json"))]):
+        raise ConfigError(f"nothing is published in {folder}")
     for name in names:
         if not any(name in (plan.name, plan.study.name) for plan in plans):
             there = ", ".join(dict.fromkeys(plan.study.name for plan in plans))
             raise ConfigError(f"study {name!r}: published in {folder} is {there}")
-    return [plan for plan in plans if not names or {plan.name, plan.study.name} & {*names}]
+    plans = [plan for plan in plans if not names or {plan.name, plan.study.name} & {*names}]
+    if not (found := [plan for plan in plans if dataset in (None, plan.dataset)]):
+        there = ", ".join(dict.fromkeys(plan.dataset for plan in plans))
+        raise ConfigError(f"dataset={dataset!r}: published on {there}")
+    return found
 
 
 def published_plan(study: str, dataset: str | None, folder: Path | str) -> Plan:
@@ -75,11 +90,31 @@ def published_plan(study: str, dataset: str | None, folder: Path | str) -> Plan:
     Raises:
         ConfigError: it is not published on that data set, or on several and none is named.
     """
-    plans = published([study], folder)
-    found = [plan for plan in plans if dataset in (None, plan.dataset)]
-    if len(found) != 1:
-        raise ConfigError(f"dataset={dataset!r}: published on {', '.join(plan.dataset for plan in plans)}")
-    return found[0]
+    first, *others = published([study], dataset, folder)
+    if others:
+        raise ConfigError(f"dataset=None: published on {', '.join(plan.dataset for plan in (first, *others))}")
+    return first
+
+
+def _read(path: Path) -> Plan:
+    try:
+        content = json.loads(path.read_text())
+        known = {key: content[key] for key in ("dataset", "seeds", "overrides", "source")}
+        arms = {arm: [RunConfig.recorded(run) for run in runs] for arm, runs in content["arms"].items()}
+        plan = Plan.model_construct(**known, study=Study(**content["study"]), arms=arms)
+        if plan.name != path.stem:
+            raise ConfigError(f"it is {plan.name}")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path} is not a published study: {' '.join(repr(error).split())}") from None
+    return plan
+
+
+def on_all_datasets(results: Results, folder: Path | str | None = None) -> list[Results]:
+    """The results of a study on all data sets on which it was submitted, or published, by the data set's name."""
+    plans = Plan.saved() if folder is None else published(folder=folder)
+    others = {plan.dataset: plan for plan in plans if plan.study == results.plan.study}
+    there = {dataset: load(plan, folder) for dataset, plan in others.items() if dataset != results.plan.dataset}
+    return [each for _, each in sorted((there | {results.plan.dataset: results}).items())]
 
 
 def restore(plan: Plan) -> int:
@@ -95,40 +130,36 @@ def restore(plan: Plan) -> int:
     restored = 0
     for arm, configs in plan.arms.items():
         for run in map(Run, configs):
-            (outcome,) = _rows(results.runs, arm, run.config.seed)
-            if outcome["state"] == "missing":
-                continue
-            run.folder.mkdir(parents=True, exist_ok=True)
-            with suppress(Timeout), FileLock(run.folder / ".lock", timeout=0):  # whose it is has it under way
-                restored += _restore(run, outcome, results, arm)
+            (outcome,) = _rows(results.runs, arm, run)
+            if outcome["state"] != "missing":
+                run.folder.mkdir(parents=True, exist_ok=True)
+                with suppress(Timeout), run.lock(timeout=0):  # whose it is has it under way
+                    here = run.status().state
+                    if here == "missing" or (here not in ("done", *UNDER_WAY) and outcome["state"] == "done"):
+                        _restore(run, arm, outcome, results)
+                        restored += 1
     if plan.name not in {saved.name for saved in Plan.saved()}:
         plan.save()
     return restored
 
 
-def _restore(run: Run, outcome: dict[str, Any], results: Results, arm: str) -> bool:
-    """Whether it was restored."""
-    here, there = run.status().state, outcome["state"]
-    if here in ("done", *UNDER_WAY) or (there != "done" and here != "missing"):
-        return False
+def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> None:
     run.archive()
-    if there == "done":
-        origins = _rows(results.origins, arm, run.config.seed)
-        *earlier, last = [row | {"versions": json.loads(row["versions"])} for row in origins]
-        predicted, label = (results.predictions[name] for name in (predicted_by(arm, run.config.seed), "label"))
+    if outcome["state"] == "done":
+        origins = [row | {"versions": json.loads(row["versions"])} for row in _rows(results.origins, arm, run)]
+        epochs = [json.dumps(epoch) + "\n" for epoch in _rows(results.epochs, arm, run)]
         result = Result.model_validate({"signature": run.signature, **outcome})
-        epochs = _rows(results.epochs, arm, run.config.seed)
-        run.write("metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
-        run.write("provenance.json", json.dumps({**last, "earlier": earlier}, indent=2))
+        predicted, label = results.predictions[predicted_by(arm, run.config.seed)], results.predictions["label"]
+        run.write("metrics.jsonl", "".join(epochs))
+        run.write("provenance.json", json.dumps({**origins[-1], "earlier": origins[:-1]}, indent=2))
         run.write_predictions(predicted.to_numpy(), label.to_numpy())
         run.write("result.json", result.model_dump_json(indent=2))
-    told = {"heartbeat": outcome["ended"]} | {key: outcome[key] for key in ("state", "attempts", "error")}
     run.write_config()
-    run.write("status.json", Status(**told).model_dump_json(indent=2))
-    return True
+    status = Status.model_validate({**outcome, "heartbeat": outcome["ended"]})
+    run.write("status.json", status.model_dump_json(indent=2))
 
 
-def _rows(frame: pd.DataFrame, arm: str, seed: int) -> list[dict[str, Any]]:
+def _rows(frame: pd.DataFrame, arm: str, run: Run) -> list[dict[str, Any]]:
     """The rows of a run, without its arm, its seed and what is not known."""
-    rows = frame[(frame["arm"] == arm) & (frame["seed"] == seed)].drop(columns=["arm", "seed"]).to_dict("records")
+    rows = frame[(frame["arm"] == arm) & (frame["seed"] == run.config.seed)].drop(columns=KEY).to_dict("records")
     return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]

@@ -6,16 +6,17 @@ from contextlib import suppress
 from typing import Any
 
 import pandas as pd
+from statsmodels.stats.contingency_tables import mcnemar
 
 from ablation.config import title
 from ablation.provenance import commit, source_hash
-from ablation.results.frames import SPEEDS, Results, predicted_by
-from ablation.results.statistics import ALPHA, Comparison, compare, mcnemar, mean_interval, table
+from ablation.results.frames import KEY, SPEEDS, Results, predicted_by
+from ablation.results.statistics import ALPHA, ci95, compare
 from ablation.studies import Plan
 from gamlib import paper
 
 COSTS = {"parameters": "Parameters", "flops": "FLOPs"}
-UNITS = ((1e9, "10⁹"), (1e6, "10⁶"), (0, "10³"))  # a cost from that size on has the unit
+UNITS = ((1e9, "10⁹"), (1e6, "10⁶"), (1e3, "10³"))  # of a cost: the first that it reaches, else the last
 
 
 def summary(results: Results) -> pd.DataFrame:
@@ -26,30 +27,18 @@ def summary(results: Results) -> pd.DataFrame:
     top1_half, top5_error, top5_half, paper_imagenet_top1_error, paper_imagenet_top5_error (one run), or
     paper_cifar100_... on CIFAR-100 where Table 1 has some of the arms. NaN where nothing is known.
     """
-    rows = []
+    runs = results.runs.groupby("arm", sort=False)
+    table = runs.agg(done=("top1_error", "count"), runs=("seed", "size"))
+    table[["parameters", "flops"]] = runs[["parameters", "flops"]].max()
+    table = table.join(results.epochs.groupby("arm")[list(SPEEDS)].median())
+    for key in ("top1", "top5"):
+        errors = runs[f"{key}_error"]
+        table[f"{key}_error"] = errors.mean()
+        table[f"{key}_half"] = errors.agg(lambda of_arm: ci95(of_arm)[1]) - table[f"{key}_error"]
     source, printed = _printed(results.plan)
-    speeds = results.epochs.groupby("arm")[list(SPEEDS)].median()
-    for label in results.plan.arms:
-        of_arm = results.runs[results.runs["arm"] == label]
-        top1, top1_half = mean_interval(of_arm["top1_error"])
-        top5, top5_half = mean_interval(of_arm["top5_error"])
-        done = int(of_arm["top1_error"].notna().sum())
-        row = {
-            "arm": label,
-            "done": done,
-            "runs": len(of_arm),
-            "parameters": of_arm["parameters"].max(),
-            "flops": of_arm["flops"].max(),
-            **{key: speeds[key].get(label, math.nan) for key in SPEEDS},
-            "top1_error": top1,
-            "top1_half": top1_half,
-            "top5_error": top5,
-            "top5_half": top5_half,
-        }
-        for key in ("top1_error", "top5_error"):
-            row[f"paper_{source}_{key}"] = printed[label][key] if label in printed else math.nan
-        rows.append(row)
-    return pd.DataFrame(rows)
+    for key in ("top1_error", "top5_error"):
+        table[f"paper_{source}_{key}"] = [printed.get(str(arm), {}).get(key, math.nan) for arm in table.index]
+    return table.reset_index()
 
 
 def costs(results: Results) -> pd.DataFrame:
@@ -59,29 +48,24 @@ def costs(results: Results) -> pd.DataFrame:
     less, or as much, has as low a mean.
     """
     known = summary(results).dropna(subset="top1_error")
-    if known["parameters"].nunique() < 2 and known["flops"].nunique() < 2:
+    if (known[list(COSTS)].nunique() < 2).all():
         return pd.DataFrame(columns=["cost", "value", "lowest"])
-    values = {"Training time (ms per image)": 1e3 / known["images_per_second"]}
-    for key, name in reversed(COSTS.items()):
-        unit, power = next(of for of in UNITS if known[key].max() >= of[0] or not of[0])
-        values = {f"{name} ({power})": known[key] / (unit or 1e3), **values}
-    rows = []
-    for cost, value in values.items():
-        of_it = known[["arm", "top1_error", "top1_half"]].assign(cost=cost, value=value).dropna(subset="value")
-        by_cost = of_it.sort_values(["value", "top1_error"], kind="stable")["top1_error"]
-        rows.append(of_it.assign(lowest=by_cost < by_cost.cummin().shift(fill_value=math.inf)))
-    return pd.concat(rows, ignore_index=True)
-
-
-def comparisons(results: Results) -> list[Comparison]:
-    """Those between the plan's arms, corrected for all comparisons of the study, whichever arms were asked for."""
-    compared = compare(results.runs, results.plan.study.compare)
-    return [of for of in compared if (of.arm, of.reference) in results.plan.compare]
+    costs, arm = {}, ["arm", "top1_error", "top1_half"]
+    for key, name in COSTS.items():
+        unit, power = next((of for of in UNITS if known[key].max() >= of[0]), UNITS[-1])
+        costs[f"{name} ({power})"] = known[key] / unit
+    costs["Training time (ms per image)"] = 1e3 / known["images_per_second"]
+    table = known[arm].assign(**costs).melt(arm, var_name="cost").dropna(subset="value")
+    cheaper = table.sort_values(["value", "top1_error"], kind="stable").groupby("cost")["top1_error"]
+    best = cheaper.transform(lambda errors: errors.cummin().shift(fill_value=math.inf))
+    return table.assign(lowest=table["top1_error"].lt(best))
 
 
 def differences(results: Results) -> pd.DataFrame:
-    """The table of those comparisons, as `statistics.table` has it."""
-    return table(comparisons(results))
+    """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study."""
+    compared = compare(results.runs, results.plan.study.compare)
+    pairs = zip(compared["arm"], compared["reference"], strict=True)
+    return compared[[pair in results.plan.compare for pair in pairs]].reset_index(drop=True)
 
 
 def by_image(results: Results) -> pd.DataFrame:
@@ -90,17 +74,20 @@ def by_image(results: Results) -> pd.DataFrame:
     Columns: arm, reference, seed, images, only_arm and only_reference (images that one of the two alone got right), p
     (exact, two-sided, not corrected). It asks whether these two trained networks differ on these images, and not, as
     `statistics.compare` does, whether the arms do whatever the seed. Runs without usable predictions are left out.
+
+    Source: McNemar, "Note on the sampling error of the difference between correlated proportions" (1947).
     """
     right = results.predictions.drop(columns="label").eq(results.predictions["label"], axis=0)
+    columns = ["arm", "reference", "seed", "images", "only_arm", "only_reference", "p"]
     rows = []
     for arm, reference in results.plan.compare:
         for seed in results.plan.seeds:
-            pair = [predicted_by(label, seed) for label in (arm, reference)]
-            if set(pair) <= set(right):
-                test = mcnemar(*(right[name].to_numpy() for name in pair))
-                row = {"arm": arm, "reference": reference, "seed": seed, "images": test.images}
-                rows.append(row | {"only_arm": test.only_arm, "only_reference": test.only_reference, "p": test.p})
-    columns = ["arm", "reference", "seed", "images", "only_arm", "only_reference", "p"]
+            names = predicted_by(arm, seed), predicted_by(reference, seed)
+            if {*names} <= {*right}:
+                first, second = (right[name] for name in names)
+                only = int((first & ~second).sum()), int((second & ~first).sum())
+                p = mcnemar([[0, only[0]], [only[1], 0]], exact=True).pvalue  # who agree count for nothing in it
+                rows.append((arm, reference, seed, len(right), *only, float(p)))
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -113,9 +100,9 @@ def _printed(plan: Plan) -> tuple[str, dict[str, dict[str, Any]]]:
     for source in ("cifar100", "imagenet") if plan.dataset == "cifar100" else ("imagenet",):
         for label, configs in plan.arms.items():
             if (row := plan.study.arms[label].paper) is not None:
-                table, backbone = 1 if source == "cifar100" else row.table, configs[0].backbone
+                table = 1 if source == "cifar100" else row.table
                 with suppress(LookupError):
-                    found[label] = paper.row(table, backbone, row.attention, row.variant)
+                    found[label] = paper.row(table, configs[0].backbone, row.attention, row.variant)
         if found:
             break
     return source, found
@@ -123,36 +110,42 @@ def _printed(plan: Plan) -> tuple[str, dict[str, dict[str, Any]]]:
 
 def note(results: Results) -> str:
     """The lines under a table: what was run, how much of it is done, what made the numbers, and how to read them."""
-    plan, configs = results.plan, results.plan.configs
-    found = {arm: runs[0].width for arm, runs in plan.arms.items() if plan.study.arms[arm].parameters_of is not None}
-    usual = [runs[0] for arm, runs in plan.arms.items() if arm not in found] or [runs[0] for runs in plan.arms.values()]
+    plan = results.plan
+    first = {arm: configs[0] for arm, configs in plan.arms.items()}
+    found = {arm: config.width for arm, config in first.items() if plan.study.arms[arm].parameters_of is not None}
+    usual = [config for arm, config in first.items() if arm not in found] or list(first.values())
 
     def each(key: str) -> str:
         values = dict.fromkeys(getattr(config, key) for config in usual)
         return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
 
     sources = sorted(results.done["source"].unique())
-    code = ", ".join(sources) + (" (several versions of the code)" if len(sources) > 1 else "") if sources else "none"
+    code = (", ".join(sources) or "none") + " (several versions of the code)" * (len(sources) > 1)
     machines = ", ".join(sorted(results.origins["device"].fillna("an unknown device").unique()))
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
-    where = {"test": "", "validation": ", measured on validation images"}[configs[0].evaluate_on]
-    partly = f"; {part} runs are done ({_ends(results)})" if (part := missing(results)) else ""
+    where = ", measured on validation images" * (usual[0].evaluate_on == "validation")
+    ends = results.runs["state"].value_counts().drop("done", errors="ignore")
+    how = ", ".join(f"{number} {state}" for state, number in ends.items())
+    partly = f"; {missing(results)} runs are done ({how})" if how else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
-    made = (
+    said = [
         f"{title(plan.dataset)}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
         f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
         f"gamlib at commit {_commits(results)}, code {code}."
-    )
-    measured = f"Images/s and peak memory are those of training, medians over epochs, on {machines}." * bool(machines)
-    references = {reference for _, reference in plan.compare}
-    compared = (
-        f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
-        "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
-        f"{len(plan.study.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
-    ) * any(of.seeds > 1 for of in comparisons(results))
+    ]
+    if machines:
+        said.append(f"Images/s and peak memory are those of training, medians over epochs, on {machines}.")
+    if (differences(results)["seeds"] > 1).any():
+        references = {reference for _, reference in plan.compare}
+        said.append(
+            f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
+            "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
+            f"{len(plan.study.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
+        )
     source, printed = _printed(plan)
-    said = f"Paper: full width, {paper.DATASETS[source]}, one run each." if printed else ""
-    return " ".join(filter(None, (made, measured, compared, said, plan.study.note)))
+    if printed:
+        said.append(f"Paper: full width, {paper.DATASETS[source]}, one run each.")
+    return " ".join(filter(None, (*said, plan.study.note)))
 
 
 def outdated(results: Results) -> str:
@@ -165,24 +158,15 @@ def outdated(results: Results) -> str:
 
 def _ranges(numbers: Sequence[int]) -> str:
     """0, 1, 2 and 5 as "0–2, 5"; one or two in a row are named."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    series = pd.Series(numbers)
+    runs = (run.tolist() for _, run in series.groupby(series.diff().ne(1).cumsum()))
     return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _commits(results: Results) -> str:
     """The commits of the finished runs; of a run without a whole `provenance.json`, "unknown"."""
-    known = zip(results.origins["commit"], results.origins["clean"], strict=True)
-    found = {_short(commit, clean) for commit, clean in known}
-    of_runs, with_origins = (
-        set(zip(frame["arm"], frame["seed"], strict=True)) for frame in (results.done, results.origins)
-    )
-    found |= {"unknown"} if of_runs - with_origins else set()
-    return ", ".join(sorted(found)) or "none"
+    made = results.done[KEY].merge(results.origins, how="left", on=KEY)
+    return ", ".join(sorted({_short(*of) for of in zip(made["commit"], made["clean"], strict=True)})) or "none"
 
 
 def _short(commit: Any, clean: Any) -> str:
@@ -198,16 +182,10 @@ def missing(results: Results) -> str:
     return "" if done == runs else f"{done} of {runs}"
 
 
-def _ends(results: Results) -> str:
-    """How the runs that are not done stand: "2 missing, 1 failed", most first."""
-    states = results.runs.loc[results.runs["state"] != "done", "state"].value_counts()
-    return ", ".join(f"{number} {state}" for state, number in states.items())
-
-
 def about(results: Results) -> str:
     """What stands under the axis of a figure: data set and part, number of seeds, overrides, and what is missing."""
     plan = results.plan
-    partly = f", {part} runs" if (part := missing(results)) else ""
     images = next(iter(plan.arms.values()))[0].evaluate_on
-    own = "".join(f", {key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on")
-    return f"{title(plan.dataset)}, {images} images, {len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}{own}{partly}"
+    said = [title(plan.dataset), f"{images} images", f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"]
+    said += [f"{key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on"]
+    return ", ".join(said + [f"{part} runs" for part in [missing(results)] if part])

@@ -15,6 +15,13 @@ from ablation.results.report import ANY_STUDY
 from ablation.studies import Plan
 
 
+def code(notebook: str) -> list[str]:
+    """The texts of a notebook's cells of code, that of its parameters left out."""
+    cells = nbformat.read(NOTEBOOKS / notebook, as_version=4).cells
+    of_code = [cell for cell in cells if cell.cell_type == "code"]
+    return [cell.source for cell in of_code if "parameters" not in cell.metadata.get("tags", [])]
+
+
 def executed(plan: Plan, published: Path | None = None, only: Callable[[str], bool] = bool) -> dict[str, Any]:
     """The names that the notebook of any study has at its end, given a plan of which nothing is run.
 
@@ -26,11 +33,9 @@ def executed(plan: Plan, published: Path | None = None, only: Callable[[str], bo
     values = {"dataset": plan.dataset, "seeds": plan.seeds, "arms": list(plan.arms), "overrides": plan.overrides}
     namespace: dict[str, Any] = {"In": ["# parameters"], "study": plan.study.name, **values}
     namespace |= {"cluster": None, "workers": None, "published": published}
-    code = [cell for cell in nbformat.read(NOTEBOOKS / ANY_STUDY, as_version=4).cells if cell.cell_type == "code"]
     with plt.rc_context():
-        for cell in code:
-            if "parameters" not in cell.metadata.get("tags", []) and only(cell.source):
-                exec(cell.source, namespace)
+        for text in filter(only, code(ANY_STUDY)):
+            exec(text, namespace)
         plt.close("all")
     return namespace
 

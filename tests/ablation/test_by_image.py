@@ -1,12 +1,16 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from cells import code
 
 from ablation.config import RunConfig
-from ablation.results import load, typeset
+from ablation.results import load, tables, typeset
 from ablation.results.frames import read_predictions
+from ablation.results.report import ANY_STUDY
 from ablation.results.tables import by_image
 from ablation.runs import Run
 from ablation.studies import Plan, Study
@@ -36,16 +40,42 @@ def test_each_seed_is_compared_on_its_images(plan: Plan, finish: Finish) -> None
     assert p == pytest.approx(2 * (1 + 10) / 2**10)
 
 
+def shown(plan: Plan) -> str:
+    """What the cell of the notebook of any study shows."""
+    (cell,) = (text for text in code(ANY_STUDY) if "by_image" in text)
+    lines = cell.strip().splitlines()
+    namespace: dict[str, Any] = {"found": load(plan), "tables": tables, "typeset": typeset}
+    exec("\n".join([*lines[:-1], f"shown = {lines[-1]}"]), namespace)
+    return str(namespace["shown"].to_html())
+
+
+@pytest.mark.parametrize(
+    ("only_arm", "only_reference", "p"), [(6, 16, 0.0525), (12, 3, 0.0352), (0, 0, 1.0), (5, 5, 1.0)]
+)
+def test_mcnemar_is_the_textbooks(plan: Plan, finish: Finish, only_arm: int, only_reference: int, p: float) -> None:
+    """The second table of Wikipedia's "McNemar's test"; then the example of the University of Amsterdam's phoneticians.
+
+    https://www.fon.hum.uva.nl/Service/Statistics/McNemars_test.html: 12 pairs against 3 have p = 0.0352.
+    """
+    leave(finish(plan.arms["plain"][0], 5.0), list(range(only_arm)))
+    leave(finish(plan.arms["gam"][0], 5.0), list(range(only_arm, only_arm + only_reference)))
+    (row,) = by_image(load(plan)).to_dict("records")
+    assert (row["images"], row["only_arm"], row["only_reference"]) == (40, only_arm, only_reference)
+    total = only_arm + only_reference
+    tails = 2 * sum(math.comb(total, k) for k in range(min(only_arm, only_reference) + 1)) / 2**total
+    assert row["p"] == pytest.approx(min(1, tails)) == pytest.approx(p, abs=5e-5)
+
+
 def test_a_notebook_shows_an_arm_once_and_every_seed(plan: Plan, finish: Finish) -> None:
     for seed, wrong in enumerate(([9, 10], list(range(40)))):
         leave(finish(plan.arms["plain"][seed], 5.0), [9])
         leave(finish(plan.arms["gam"][seed], 5.0), wrong)
-    html = typeset.by_image(load(plan)).to_html()
+    html = shown(plan)
     assert html.count(">gam<") == html.count(">plain<") == 1 and html.count(">40<") == 2
     assert ">1.000<" in html and ">&lt; 0.001<" in html and "McNemar" in html
     for run in map(Run, plan.configs):
         (run.folder / "predictions.npz").unlink()
-    assert "McNemar" in typeset.by_image(load(plan)).to_html()
+    assert "McNemar" in shown(plan)
 
 
 def assert_left_out(plan: Plan, problem: str) -> None:

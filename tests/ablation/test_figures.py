@@ -1,6 +1,7 @@
 """Figures as the notebooks draw them: what is drawn, in which order, with which words."""
 
 import itertools
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,18 +9,20 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
-from cells import drawn
+from cells import code, drawn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import MaxNLocator
 
 from ablation import results
+from ablation.config import RunConfig
 from ablation.results import figures, tables
 from ablation.results.statistics import ci95
+from ablation.runs import Run
 from ablation.studies import Plan, Study
 from ablation.study_files import find_study
 
@@ -84,10 +87,10 @@ def test_every_difference_its_interval_and_its_verdict_are_drawn(plan: Plan, fin
     finish_all(plan, ERRORS)
     figure = drawn(plan)["-differences"]
     (axes,) = figure.axes
-    compared = tables.comparisons(results.load(plan))
-    assert dots(axes, 0) == [sorted(round(gap, 6) for gap in of.gaps) for of in compared]
-    assert diamonds(axes, 0) == [round(of.mean, 6) for of in compared]
-    assert bars(axes, 0) == [pytest.approx(of.ci95) for of in compared]
+    compared = tables.differences(results.load(plan))
+    assert dots(axes, 0) == [sorted(round(gap, 6) for gap in gaps) for gaps in compared["gaps"]]
+    assert diamonds(axes, 0) == compared["difference"].round(6).tolist()
+    assert bars(axes, 0) == [pytest.approx(ends) for ends in zip(compared["low"], compared["high"], strict=True)]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ch", "sp", "ch+sp"]
     assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first comparison is on top
     said = [(text.get_text().replace("\n", " "), text.get_fontweight()) for text in axes.texts]
@@ -138,7 +141,7 @@ def test_the_frontier_has_every_arm_at_its_costs(
     names = [axes.get_xlabel() for axes in figure.axes]
     assert names == ["Parameters (10⁶)", "FLOPs (10⁹)", "Training time (ms per image)"]
     done = tables.summary(results.load(plan)).set_index("arm", drop=False).loc[["baseline", "sp", "ch+sp"]]
-    markers = figures.markers(plan.arms)
+    markers = figures.looks(plan.arms)["markers"]
     for axes, costs_of in zip(figure.axes, ([1, 2, 4], [3, 2, 1], [1, 2, 4]), strict=True):
         assert [points(axes, markers[arm]) for arm in done["arm"]] == [[[cost]] for cost in costs_of]
         assert [points(axes, markers[arm], "y") for arm in done["arm"]] == [
@@ -201,7 +204,7 @@ def test_data_sets_stand_side_by_side_with_the_arms_that_they_have(plan: Plan, f
     for axes, errors in ((left, [[30, 31, 33], [20]]), (right, list(map(sorted, ERRORS.values())))):
         assert dots(axes, 0) == errors
     assert bars(left, 0)[0] == pytest.approx(ci95([30.0, 31.0, 33.0]))
-    colours = figures.palette(plan.study.arms)
+    colours = figures.looks(plan.study.arms)["palette"]
     means = [line for line in right.get_lines() if line.get_marker() in figures.MARKERS and np.size(line.get_xydata())]
     assert {to_hex(str(line.get_color())).upper() for line in means} == {colours[arm].upper() for arm in plan.arms}
 
@@ -210,24 +213,33 @@ def test_learning_curves_are_means_in_the_style_of_their_arms(plan: Plan, finish
     finish_all(plan, ERRORS | {"ch": [None] * 3})
     figure = drawn(plan)["-curves"]
     (axes,) = figure.axes
-    markers, colours = figures.markers(plan.study.arms), figures.palette(plan.study.arms)
+    looks = figures.looks(plan.study.arms)
     assert legend(figure) == ["baseline", "sp", "ch+sp"]
     for line, arm in zip(axes.get_lines(), legend(figure), strict=False):
         assert np.asarray(line.get_ydata()) == pytest.approx([np.mean(ERRORS[arm]) + 20, np.mean(ERRORS[arm]) + 10])
-        assert line.get_marker() == markers[arm] and to_hex(line.get_color()).upper() == colours[arm].upper()
+        assert line.get_marker() == looks["markers"][arm]
+        assert to_hex(line.get_color()).upper() == looks["palette"][arm].upper()
     assert axes.get_xlabel() == "Epoch" and figure.get_supxlabel() == "digits, test images, 3 seeds, 9 of 12 runs"
 
 
 def test_the_curves_of_a_run_name_the_images_it_was_evaluated_on() -> None:
-    metrics = pd.DataFrame({"epoch": [1, 2], "train_loss": [2, 1], "test_loss": [3, 2]})
-    metrics = metrics.assign(train_top1_error=[50, 40], top1_error=[60, 50])
-    _, right = figures.learning_curve(metrics, "validation").axes
+    run = Run(RunConfig(evaluate_on="validation"))
+    losses = {"train_loss": 2.0, "test_loss": 3.0, "train_top1_error": 50.0, "top1_error": 60.0}
+    run.write("metrics.jsonl", "".join(json.dumps({"epoch": epoch, **losses}) + "\n" for epoch in (1, 2)))
+    namespace: dict[str, Any] = {"run": run, "plt": plt, "figures": figures, "MaxNLocator": MaxNLocator}
+    (cell,) = (text for text in code("run.ipynb") if "plt.subplots" in text)
+    exec(cell, namespace)
+    left, right = namespace["figure"].axes
     assert [line.get_label() for line in right.get_lines()] == ["training", "validation"]
+    assert [list(line.get_ydata()) for line in (*left.get_lines(), *right.get_lines())] == [
+        [value, value] for value in losses.values()
+    ]
+    plt.close("all")
 
 
 def test_arms_differ_in_grey_and_keep_their_looks_when_others_are_missing() -> None:
     arms = [str(number) for number in range(60)]
-    colours, markers, dashes = figures.palette(arms), figures.markers(arms), figures.dashes(arms)
+    colours, markers, dashes = figures.looks(arms).values()
     assert len({(colours[arm], markers[arm]) for arm in arms}) == 60
     assert len({markers[arm] for arm in arms[:8]}) == len({dashes[arm] for arm in arms[:8]}) == 8
 
@@ -287,7 +299,7 @@ def test_colours_are_named_those_of_the_style() -> None:
     """A notebook may draw in another style, in which "C1" is another colour."""
     with plt.style.context(figures.STYLE):
         styled = [to_hex(f"C{number}") for number in range(8)]
-    assert [colour.lower() for colour in figures.palette(map(str, range(8))).values()] == styled
+    assert [colour.lower() for colour in figures.looks([*map(str, range(8))])["palette"].values()] == styled
     assert styled[1] != to_hex("C1")
 
 

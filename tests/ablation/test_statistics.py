@@ -2,25 +2,19 @@
 
 import gc
 import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from cells import code
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from ablation.results.statistics import (
-    Comparison,
-    McNemar,
-    combination,
-    compare,
-    holm,
-    judge,
-    listed,
-    mcnemar,
-    mean_interval,
-    reading,
-)
+from ablation.results import statistics
+from ablation.results.statistics import ALPHA, ci95, holm, judge, paired_p, reading
 
 # Hours of sleep gained by ten patients, one drug less the other: Student (1908), the data set `sleep` of R.
 SLEEP = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]
@@ -37,20 +31,29 @@ def frame(**errors: list[float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["arm", "seed", "top1_error"])
 
 
-def of(gaps: list[float] | NDArray[np.float64]) -> Comparison:
-    return judge([("arm", "base")], [np.array(gaps)])[0]
+def rows(compared: pd.DataFrame) -> list[Any]:
+    return list(compared.itertuples())
+
+
+def compare(runs: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> list[Any]:
+    return rows(statistics.compare(runs, comparisons))
+
+
+def of(gaps: list[float] | NDArray[np.float64]) -> Any:
+    (found,) = rows(judge([("arm", "base")], [gaps]))
+    return found
 
 
 def test_the_interval_is_scipys() -> None:
-    values = pd.Series([4.1, 5.3, 4.7, 6.0])
-    mean, half = mean_interval(values)
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (mean - half, mean + half) == pytest.approx((low, high))
+    values = [4.1, 5.3, 4.7, math.nan, 6.0]
+    known = [4.1, 5.3, 4.7, 6.0]
+    ends = stats.t.interval(0.95, 3, np.mean(known), stats.sem(known))
+    assert ci95(values) == ci95(pd.Series(values)) == pytest.approx(ends)
 
 
-def test_one_value_has_no_interval() -> None:
-    mean, half = mean_interval(pd.Series([4.0, math.nan]))
-    assert mean == 4.0 and math.isnan(half)
+@pytest.mark.parametrize("values", [[], [4.0], [4.0, math.nan]])
+def test_one_value_has_no_interval(values: list[float]) -> None:
+    assert all(map(math.isnan, ci95(values)))
 
 
 def test_a_comparison_is_what_r_prints_for_students_sleep() -> None:
@@ -59,9 +62,9 @@ def test_a_comparison_is_what_r_prints_for_students_sleep() -> None:
     second = [hours + gap for hours, gap in zip(first, SLEEP, strict=True)]
     (found,) = compare(frame(second=second, first=first), [("second", "first")])
     assert (found.arm, found.reference, found.seeds) == ("second", "first", 10)
-    assert found.mean == pytest.approx(-1.58)
-    assert found.ci95 == pytest.approx((-2.4598858, -0.7001142), abs=5e-8)
-    assert found.p == pytest.approx(0.002833, abs=5e-7) and found.p_holm == found.p
+    assert found.difference == pytest.approx(-1.58)
+    assert (found.low, found.high) == pytest.approx((-2.4598858, -0.7001142), abs=5e-8)
+    assert found.p == pytest.approx(0.002833, abs=5e-7) and found.p_corrected == found.p
     assert found.verdict == "better"
 
 
@@ -75,8 +78,8 @@ def test_comparisons_are_scipys_paired_tests() -> None:
     for comparison, (arm, reference) in zip(found, [(other, base), (near, base), (base, near)], strict=True):
         test = stats.ttest_rel(arm, reference)
         assert comparison.p == pytest.approx(test.pvalue)
-        assert comparison.ci95 == pytest.approx(tuple(test.confidence_interval(0.95)))
-    assert found[1].p_holm == pytest.approx(3 * found[1].p)
+        assert (comparison.low, comparison.high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found[1].p_corrected == pytest.approx(3 * found[1].p)
 
 
 def test_holm_is_the_published_example() -> None:
@@ -97,7 +100,7 @@ def test_the_corrected_p_decides() -> None:
     """One p below 5 % is "better" by itself, and is not among four."""
     gaps = np.array([-1.0, -1.5, -2.1])
     assert 0.025 < of(gaps).p < 0.05 and of(gaps).verdict == "better"
-    among = judge([("arm", "base")] * 4, [gaps, *np.random.default_rng(0).normal(size=(3, 3))])[0]
+    among = rows(judge([("arm", "base")] * 4, [gaps, *np.random.default_rng(0).normal(size=(3, 3))]))[0]
     assert among.p == of(gaps).p and among.verdict == "not told apart by 3 seeds"
 
 
@@ -113,9 +116,8 @@ def test_verdicts(arm: list[float], verdict: str) -> None:
 @pytest.mark.parametrize("gaps", [[], [-1.0]])
 def test_of_fewer_than_two_seeds_there_are_no_numbers_but_the_mean(gaps: list[float]) -> None:
     found = of(gaps)
-    numbers = (*found.ci95, found.p, found.p_holm, found.minimum_detectable_effect)
-    assert all(map(math.isnan, numbers)) and len(numbers) == 5
-    assert (found.seeds, math.isnan(found.mean)) == (len(gaps), not gaps)
+    assert all(map(math.isnan, (found.low, found.high, found.p, found.p_corrected, found.smallest)))
+    assert (found.seeds, math.isnan(found.difference)) == (len(gaps), not gaps)
 
 
 def test_only_seeds_of_both_arms_are_compared() -> None:
@@ -127,37 +129,46 @@ def test_a_missing_reference_is_not_measured_and_counts_as_a_comparison() -> Non
     runs = frame(base=[6.0, 6.1, 6.2], arm=[5.0, 5.3, 5.1], late=[math.nan] * 3)
     found = compare(runs, [("arm", "gone"), ("arm", "late"), ("arm", "base")])
     assert [comparison.verdict for comparison in found] == ["not measured", "not measured", "better"]
-    assert found[2].p_holm == pytest.approx(3 * found[2].p)
+    assert found[2].p_corrected == pytest.approx(3 * found[2].p)
     assert compare(runs, []) == []
 
 
+def combination(runs: pd.DataFrame) -> tuple[list[Any], str]:
+    """What the cell of 2_submodules.ipynb finds."""
+    namespace: dict[str, Any] = {"found": SimpleNamespace(runs=runs), "statistics": statistics, "Markdown": str}
+    (cell,) = (cell for cell in code("2_submodules.ipynb") if "added_up" in cell)
+    exec(cell.replace("Markdown(", "said = Markdown("), namespace)
+    return rows(namespace["compared"]), namespace["said"]
+
+
 def test_two_parts_are_held_against_each_other_and_against_their_sum() -> None:
-    runs = frame(base=[9.0, 9.5, 9.1], a=[7.0, 7.6, 7.3], b=[6.0, 6.6, 6.4], ab=[5.0, 5.9, 5.1], other=[1.0, 1.0, 1.0])
-    to_b, to_a, together = combination(runs, "ab", ("a", "b"), "base")
-    apart = compare(runs, [("ab", "b"), ("ab", "a")])
-    assert [(of.reference, of.gaps) for of in (to_b, to_a)] == [(of.reference, of.gaps) for of in apart]
-    assert together.gaps == pytest.approx((1.0, 1.2, 0.5)) and together.reference == "a and b added up"
-    assert [to_b.p_holm, to_a.p_holm, together.p_holm] == holm([to_b.p, to_a.p, together.p])
-    assert listed([together]).startswith("- ab against a and b added up: +0.90 points (95 % interval ")
-    missing = combination(frame(base=[9.0, 9.0], a=[7.0, 7.0], ab=[5.0, 5.0]), "ab", ("a", "b"), "base")
+    errors = {"baseline": [9.0, 9.5, 9.1], "ch": [7.0, 7.6, 7.3], "sp": [6.0, 6.6, 6.4], "ch+sp": [5.0, 5.9, 5.1]}
+    (to_sp, to_ch, together), said = combination(frame(**errors, other=[1.0, 1.0, 1.0]))
+    apart = compare(frame(**errors), [("ch+sp", "sp"), ("ch+sp", "ch")])
+    assert [(of.reference, of.gaps) for of in (to_sp, to_ch)] == [(of.reference, of.gaps) for of in apart]
+    assert together.gaps == pytest.approx((1.0, 1.2, 0.5)) and together.reference == "ch and sp added up"
+    assert [to_sp.p_corrected, to_ch.p_corrected, together.p_corrected] == holm([to_sp.p, to_ch.p, together.p])
+    assert said.splitlines()[2].startswith("- ch+sp against ch and sp added up: +0.90 points (95 % interval ")
+    missing, _ = combination(frame(**{arm: values for arm, values in errors.items() if arm != "sp"}))
     assert [of.verdict for of in missing] == ["not measured"] * 3
 
 
 @pytest.mark.filterwarnings("error")
 def test_equal_differences_are_said_to_be_what_they_are() -> None:
     same = compare(frame(base=[6.0, 7.0, 9.0], arm=[6.0, 7.0, 9.0]), [("arm", "base")])[0]
-    assert (same.p, same.ci95, same.verdict) == (1.0, (0.0, 0.0), "not told apart by 3 seeds")
-    assert math.isnan(same.minimum_detectable_effect) and "could have shown" not in str(same)
-    less = compare(frame(base=[1.2, 6.2, 17.2], arm=[1.1, 6.1, 17.1]), [("arm", "base")])[0]  # equal but for rounding
-    assert less.verdict == "equal in all 3 seeds, not tested" and all(
-        map(math.isnan, (less.p, less.minimum_detectable_effect))
-    )
-    assert less.ci95 == pytest.approx((-0.1, -0.1))
-    assert str(less).endswith("-0.10 points (95 % interval -0.10 to -0.10), equal in all 3 seeds, not tested")
+    assert (same.p, same.low, same.high, same.verdict) == (1.0, 0.0, 0.0, "not told apart by 3 seeds")
+    assert math.isnan(same.smallest)
+    runs = frame(base=[1.2, 6.2, 17.2], arm=[1.1, 6.1, 17.1], same=[1.2, 6.2, 17.2])  # equal but for rounding
+    less = compare(runs, [("arm", "base")])[0]
+    assert less.verdict == "equal in all 3 seeds, not tested" and all(map(math.isnan, (less.p, less.smallest)))
+    assert (less.low, less.high) == pytest.approx((-0.1, -0.1))
+    said = statistics.listed(statistics.compare(runs, [("arm", "base"), ("same", "base")]))
+    assert "-0.10 points (95 % interval -0.10 to -0.10), equal in all 3 seeds, not tested.\n" in said
+    assert said.endswith("(95 % interval +0.00 to +0.00, p = 1.000, corrected p = 1.000), not told apart by 3 seeds.")
 
 
 def test_students_interval_holds_the_true_difference_in_95_percent_of_studies() -> None:
-    found = [of(gaps).ci95 for gaps in np.random.default_rng(1).normal(size=(1500, 3))]
+    found = [ci95(gaps) for gaps in np.random.default_rng(1).normal(size=(1500, 3))]
     assert np.mean([low <= 0 <= high for low, high in found]) == pytest.approx(0.95, abs=0.02)
 
 
@@ -166,91 +177,59 @@ def test_the_smallest_difference_is_found_in_80_percent_of_simulated_studies(see
     spread = 0.7
     generator = np.random.default_rng(seeds)
     seen = generator.normal(size=seeds)
-    smallest = of(seen / seen.std(ddof=1) * spread).minimum_detectable_effect
+    smallest = of(seen / seen.std(ddof=1) * spread).smallest
     critical = stats.t.ppf(0.975, seeds - 1)
     assert smallest == pytest.approx(special.nctdtrinc(seeds - 1, 0.2, critical) * spread / math.sqrt(seeds), rel=1e-6)
-    studies = [of(gaps) for gaps in generator.normal(smallest, spread, size=(2000, seeds))]
-    assert np.mean([study.verdict == "worse" for study in studies]) == pytest.approx(0.8, abs=0.03)
+    studies = generator.normal(smallest, spread, size=(2000, seeds))
+    worse = [paired_p(gaps.tolist()) < ALPHA and gaps.mean() > 0 for gaps in studies]
+    assert np.mean(worse) == pytest.approx(0.8, abs=0.03)
+
+
+def claims(gaps: NDArray[np.float64]) -> bool:
+    """Whether a study with such gaps [comparisons, seeds] calls any arm better or worse, as `judge` does."""
+    ps = [paired_p(np.round(of_arm, 9).tolist()) for of_arm in gaps]
+    return any(p < ALPHA for p in holm(ps))
+
+
+def test_a_study_claims_what_its_verdicts_do() -> None:
+    generator = np.random.default_rng(0)
+    studies = [generator.normal(generator.uniform(0, 3), 1, size=(4, 3)) for _ in range(40)]
+    verdicts = [judge([(arm, "base") for arm in "abcd"], study)["verdict"] for study in studies]
+    said = [bool(of_study.isin(["better", "worse"]).any()) for of_study in verdicts]
+    assert [claims(study) for study in studies] == said and 5 < sum(said) < 35
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_without_a_true_difference_five_percent_of_studies_claim_one(seeds: int) -> None:
     """Three arms and their baseline, all alike; seeds differ, as the same images in the same order make them do."""
     generator = np.random.default_rng(seeds)
-    claims = 0
-    for _ in range(2000):
-        errors = 8 + generator.normal(size=(1, seeds)) + generator.normal(size=(4, seeds))
-        found = judge([(arm, "base") for arm in "abc"], list(errors[1:] - errors[0]))
-        claims += any(comparison.verdict in ("better", "worse") for comparison in found)
-    assert claims / 2000 == pytest.approx(0.05, abs=0.015)
+    errors = [8 + generator.normal(size=(1, seeds)) + generator.normal(size=(4, seeds)) for _ in range(2000)]
+    claimed = [claims(study[1:] - study[0]) for study in errors]
+    assert np.mean(claimed) == pytest.approx(0.05, abs=0.015)
 
 
 @pytest.mark.parametrize(("seeds", "images"), [(2, 898), (2, 200), (3, 898), (5, 200)])
 def test_errors_that_go_in_steps_of_an_image_claim_no_more(seeds: int, images: int) -> None:
     """Seven comparisons with a baseline, all alike: differences of two seeds are often equal, which proves nothing."""
     errors = 100 * np.random.default_rng(seeds).binomial(images, 0.05, size=(2000, 8, seeds)) / images
-    studies = [judge([(arm, "base") for arm in "abcdefg"], list(study[1:] - study[0])) for study in errors]
-    claims = [any(comparison.verdict in ("better", "worse") for comparison in study) for study in studies]
-    assert np.mean(claims) < 0.065
+    assert np.mean([claims(study[1:] - study[0]) for study in errors]) < 0.065
 
 
 def test_the_reading_says_how_much_is_done() -> None:
     runs = frame(base=[6.0, 6.2, 6.1], arm=[4.0, math.nan, 4.2])
-    text = reading(runs, compare(runs, [("arm", "base")]))
-    assert text.startswith(
+    text = reading(runs, statistics.compare(runs, [("arm", "base")]))
+    assert text == (
         "5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %.\n\n- arm against base: -1.95 points "
-        "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016), better.\n\n"
-        "Better or worse is what the t-test paired by seed calls so, p below 0.05."
+        "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016), better."
     )
-    assert reading(frame(base=[math.nan]), []) == "0 of 1 runs are done."
+    assert reading(frame(base=[math.nan]), statistics.compare(runs, [])) == "0 of 1 runs are done."
 
 
 def test_the_reading_gives_corrected_p_and_what_could_have_been_shown() -> None:
     runs = frame(base=[6.0, 6.1, 6.2], arm=[5.0, 7.0, 6.0], low=[4.0, 4.3, 4.0], one=[5.0])
-    text = reading(runs, compare(runs, [("arm", "base"), ("low", "base"), ("one", "base")]))
-    arm, low, _ = compare(runs, [("arm", "base"), ("low", "base"), ("one", "base")])
-    assert f", p = {arm.p:.3f}, corrected p = {arm.p_holm:.3f}), not told apart by 3 seeds, " in text
-    assert f"3 seeds, which uncorrected could have shown {arm.minimum_detectable_effect:.2f} points." in text
-    assert f"p = {low.p:.3f}, corrected p = {low.p_holm:.3f}), better." in text
+    compared = statistics.compare(runs, [("arm", "base"), ("low", "base"), ("one", "base")])
+    text, (arm, low, _) = reading(runs, compared), rows(compared)
+    assert f", p = {arm.p:.3f}, corrected p = {arm.p_corrected:.3f}), not told apart by 3 seeds, " in text
+    assert f"3 seeds, which uncorrected could have shown {arm.smallest:.2f} points." in text
+    assert f"p = {low.p:.3f}, corrected p = {low.p_corrected:.3f}), better." in text
     assert "one against base: -1.00 points, nothing can be said of one seed." in text
-    assert "corrected by Holm for 3 comparisons below 0.05" in text and "in 80 % of studies" in text
-    runs = frame(base=[6.0], one=[5.0])
-    assert "Better or worse" not in reading(runs, compare(runs, [("one", "base")]))
-
-
-def outcome(both: int, first: int, second: int, neither: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    counts = [both, first, second, neither]
-    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
-
-
-def test_mcnemar_is_the_textbooks() -> None:
-    """The second table of Wikipedia's "McNemar's test"; then the example of the University of Amsterdam's phoneticians.
-
-    https://www.fon.hum.uva.nl/Service/Statistics/McNemars_test.html: 12 pairs against 3 have p = 0.0352.
-    """
-    found = mcnemar(*outcome(59, 6, 16, 80))
-    tails = 2 * sum(math.comb(22, k) for k in range(7)) / 2**22
-    assert (found.images, found.only_arm, found.only_reference) == (161, 6, 16)
-    assert found.p == pytest.approx(tails) == pytest.approx(0.0525, abs=5e-5)
-    assert str(found) == (
-        "Of 161 test images 6 are right with the arm only, 16 with the reference only (p = 0.052): "
-        "not told apart by these two runs."
-    )
-    assert mcnemar(*outcome(0, 12, 3, 0)).p == pytest.approx(0.0352, abs=5e-5)
-
-
-def test_mcnemar_says_which_is_better() -> None:
-    assert "(p < 0.001): better" in str(mcnemar(*outcome(5, 20, 1, 0)))
-    assert "(p < 0.001): worse" in str(mcnemar(*outcome(5, 1, 20, 0)))
-
-
-def test_mcnemar_of_equal_runs_tells_nothing_apart() -> None:
-    assert mcnemar(*outcome(5, 0, 0, 3)) == McNemar(8, 0, 0, 1.0)
-
-
-def test_mcnemar_refuses_what_cannot_be_paired() -> None:
-    right = np.array([True, False])
-    with pytest.raises(ValueError, match="correct has 2 images, reference_correct 3: "):
-        mcnemar(right, np.array([True, False, True]))
-    with pytest.raises(ValueError, match=r"reference_correct is int64 \[2\]: allowed: bool"):
-        mcnemar(right, np.array([3, 1]))

@@ -1,11 +1,14 @@
 """Tables as people read them: what stands in a cell, and what is bold."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 import pytest
+from cells import code
 
 from ablation.results import load, tables, typeset
+from ablation.results.report import ANY_STUDY
 from ablation.runs import Run
 from ablation.studies import Plan, Study
 from ablation.study_files import find_study
@@ -78,7 +81,10 @@ def test_an_arm_that_is_compared_twice_has_two_rows(finish_all: FinishAll) -> No
 
 def test_values_are_shown_as_they_were_given() -> None:
     study = Study(name="own", arms={"16": {"reduction": 16}, "4": {"reduction": 4, "lr": 0.02}})
-    html = typeset.values(study.plan(seeds=0)).to_html()
+    (cell,) = (text for text in code(ANY_STUDY) if "plan.values" in text)
+    namespace: dict[str, Any] = {"plan": study.plan(seeds=0), "typeset": typeset, "pd": pd}
+    exec(cell.replace("\ntypeset", "\nshown = typeset"), namespace)
+    html = namespace["shown"].to_html()
     assert ">16<" in html and ">4<" in html and ">0.02<" in html and "16.0" not in html and "All arms: " in html
 
 
