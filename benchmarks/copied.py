@@ -10,12 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gamlib.kernels.backends import fastest
-from gamlib.kernels.dense import Dense
-from gamlib.kernels.direct import Direct
-from gamlib.kernels.fourier import Fourier
-
-ENGINES: dict[str, Any] = {"direct": Direct(), "fourier": Fourier(), "dense": Dense()}
+from gamlib.kernels.backends import BACKENDS, fastest
 
 
 class Copied(nn.Module):
@@ -64,15 +59,14 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         outputs, inputs = weight.shape[:2]
-        ctx.kind = "squeeze" if outputs < inputs else "expand"
         name = fastest(len(x), max(outputs, inputs), *x.shape[2:], min(outputs, inputs), True)
-        ctx.engine = ENGINES[name]
-        found, *saved = getattr(ctx.engine, ctx.kind)(x, weight)
+        ctx.engine = BACKENDS[name].engine
+        found, *saved = ctx.engine.convolve(x, weight, True)
         ctx.save_for_backward(x, weight, *saved)
         return found.add_(bias[:, None, None]).contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
-        of_x, of_weight = getattr(ctx.engine, f"{ctx.kind}_gradients")(gradient, x, weight, tuple(saved))
+        of_x, of_weight = ctx.engine.gradients(gradient, x, weight, tuple(saved))
         return of_x.contiguous(memory_format=torch.channels_last), of_weight, gradient.sum((0, 2, 3))

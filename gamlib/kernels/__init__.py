@@ -1,16 +1,10 @@
 """GAM computed faster: `accelerate` is the door, and everything behind it gives the numbers of `gamlib.attention.gam`.
 
-| asks the model | of an accelerated one it sees |
-|---|---|
-| hooks on a block | the block, computed fast |
-| hooks on its layers, replaced or pruned layers and methods | the equations |
-| `torch.compile`, `torch.export`, ONNX, `torch.jit.trace` | the equations |
-| `torch.func`, forward-mode derivatives | the equations |
-| function modes, tensor subclasses, other devices and types, autocast on a CPU | the equations |
-| derivatives of derivatives, batched gradients | the equations, from the backward pass on |
-| `FlopCounterMode` | `gamlib::gam`, counted as the equations |
-| profilers, other dispatch modes, `make_fx` | the operators `gamlib::gam` and `gamlib::gam_backward` |
-| `gamlib.paper.complexity`, which counts on the meta device | the equations |
+Hooks on a block see the block, computed fast. Profilers and dispatch modes see the operators `gamlib::gam` and
+`gamlib::gam_backward`, which `FlopCounterMode` counts as the equations. The equations themselves are what all others
+see: hooks on layers, layers and methods that were replaced, torch.compile, torch.export, ONNX, torch.jit.trace,
+make_fx, torch.func, derivatives in forward mode, of derivatives and of batches, function modes, tensor subclasses,
+autocast on a CPU, other devices and types.
 
 Who wants the equations in any case takes the model before, or has them back by `accelerate(model, backend="plain")`.
 """
@@ -52,9 +46,7 @@ class FastGAM(GAM):
 
     def _choice(self, x: Tensor) -> tuple[str, Weights]:
         weights = usable_weights(self, x)
-        if weights is None:
-            return "plain", ()
-        return choose(self.backend, x, weights, needs_gradients(x, weights)), weights
+        return choose(self.backend, x, weights, needs_gradients(x, weights)) if weights else "plain", weights
 
 
 def accelerate(model: Module, backend: str = "auto") -> Module:
@@ -62,9 +54,9 @@ def accelerate(model: Module, backend: str = "auto") -> Module:
 
     Numbers stay the same but for rounding: for every output and gradient the error against float64 is at most twice
     that of the equations in the same type. A block changes its class and nothing else, so its parameters and their
-    names, its hooks and its mode stay, an optimiser keeps what it holds, and a bare block can be accelerated, too: a
-    new module in the block's place would need a place. Variants of GAM and other mechanisms stay as they are. What a
-    block may not be computed fast for is decided in every call, by `conditions.usable_weights`; then its equations run.
+    names, its hooks and its mode stay, an optimiser keeps what it holds, and a bare block can be accelerated, too.
+    Variants of GAM and other mechanisms stay as they are. What a block may not be computed fast for is decided in every
+    call, by `conditions.usable_weights`; then its equations run.
 
     Args:
         model: a network, or a block.

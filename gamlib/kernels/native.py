@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,14 @@ FILL = 16  # channels that fill the vectors of every processor
 UNFIT = 2  # what the C functions return, before they read a number, if sizes do not fit each other
 
 
+def takes(dtype: torch.dtype, channels: int) -> bool:
+    """Whether maps of this type, with so many numbers one after the other, can be computed by C."""
+    return dtype == torch.float32 and channels % FILL == 0 and library() is not None
+
+
 def fits(x: Tensor) -> bool:
     """Whether the gates take x [N, C, H, W]."""
-    return x.dtype == torch.float32 and x.shape[1] % FILL == 0 and library() is not None
+    return takes(x.dtype, x.shape[1])
 
 
 def filled(channels: int) -> int:
@@ -42,18 +48,10 @@ def filled(channels: int) -> int:
     return channels + -channels % FILL
 
 
-def empty_like(x: Tensor) -> Tensor:
-    """Memory for the gradient of a weight, one number after the other."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def products(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
     """The products a[t] b[t], of [T, M, K] and [T, K, N] with any strides: [T, M, N]; by torch where not by C.
 
-    Args:
-        a: the left matrices.
-        b: the right ones.
-        out: where they shall be, numbers of a row one after the other; else they are new, and contiguous.
+    In `out`, numbers of a row one after the other, where it is given; else new, and contiguous.
     """
     out = a.new_empty(len(a), a.shape[1], b.shape[2]) if out is None else out
     ours = library() if a.dtype == torch.float32 and out.numel() else None
@@ -69,47 +67,39 @@ def _at(x: Tensor) -> int:
     return x.data_ptr()
 
 
-_AT, _LONG = ctypes.c_void_p, ctypes.c_long
+def _arrays(values: Any) -> list[int]:
+    return [number for x in values for number in (_at(x), x.numel() if x.is_contiguous() else -1)]
 
 
-def _structure(names: str, **kinds: Any) -> Any:
-    """A structure of the C files, of the same name; `from_param` makes it of what a function is given."""
-    fields = [(name, _AT if name == "at" else kinds.get(name, _LONG)) for name in names.split()]
-    return type("_", (ctypes.Structure,), {"_fields_": fields})
-
-
-def _kernel(weight: Tensor, hidden: int, channel: int) -> Any:
+def _kernel(weight: Tensor, hidden: int, channel: int) -> tuple[int, ...]:
     step = weight.stride()
-    return _Kernel(_at(weight), step[hidden], step[channel], step[3], weight.numel())
+    return _at(weight), step[hidden], step[channel], step[3], weight.numel()
 
 
-_Array = _structure("at numbers")
-_Matrices = _structure("at batch rows columns next row column")
-_Size = _structure("n channels h w")
-_Map = _structure("at n channel h w of", of=_Size)
-_Mlp = _structure("hidden w1 b1 w2 b2", w1=_Array, b1=_Array, w2=_Array, b2=_Array)
-_Kernel = _structure("at hidden channel tap numbers")
-_Kernels = _structure("hidden first second", first=_Kernel, second=_Kernel)
-_Positions = _structure("at h w run column height width runs columns")
-_Transforms = _structure("rows f p along_h along_w", along_h=_Array, along_w=_Array)
+def _structure(size: int, numbers: Callable[[Any], Iterable[int]]) -> Any:
+    """A structure of the C files, of pointers and longs, so many in all, made of what a function is given."""
+    found: Any = type("_", (ctypes.Structure,), {"_fields_": [(f"_{i}", ctypes.c_long) for i in range(size)]})
+    found.from_param = lambda given: found() if given is None else found(*numbers(given))
+    return found
 
-_Array.from_param = lambda x: _Array(_at(x), x.numel() if x.is_contiguous() else -1)
-_Matrices.from_param = lambda x: _Matrices(_at(x), *x.shape, *x.stride())
-_Size.from_param = lambda x: _Size(*x.shape)
-_Map.from_param = lambda x: _Map() if x is None else _Map(_at(x), *x.stride(), _Size(*x.shape))
-_Mlp.from_param = lambda mlp: _Mlp() if mlp is None else _Mlp(len(mlp[0]), *map(_Array.from_param, mlp))
-_Kernels.from_param = lambda k: _Kernels(len(k[0]), _kernel(k[0], 0, 1), _kernel(k[1], 1, 0))
-_Positions.from_param = lambda x: _Positions(_at(x), *x.stride(), *x.shape[:2], *runs(x))
-_Transforms.from_param = lambda pair: _Transforms(len(pair[0]), *pair[1].shape[:2], *map(_Array.from_param, pair))
+
+_ARRAY = _structure(2, lambda x: _arrays([x]))
+_MATRICES = _structure(7, lambda x: (_at(x), *x.shape, *x.stride()))
+_SIZE = _structure(4, lambda x: x.shape)
+_MAP = _structure(9, lambda x: (_at(x), *x.stride(), *x.shape))
+_MLP = _structure(9, lambda mlp: (len(mlp[0]), *_arrays(mlp)))
+_KERNELS = _structure(11, lambda k: (len(k[0]), *_kernel(k[0], 0, 1), *_kernel(k[1], 1, 0)))
+_POSITIONS = _structure(9, lambda x: (_at(x), *x.stride(), *x.shape[:2], *runs(x)))
+_TRANSFORMS = _structure(7, lambda pair: (len(pair[0]), *pair[1].shape[:2], *_arrays(pair)))
 ARGUMENTS: dict[str, list[Any]] = {
-    "products": [_Matrices] * 3,
-    "channel_gate": [_Size, _Array, _Mlp, _Map, _Array, *[_Map] * 3],
-    "channel_gate_gradients": [_Size, _Array, _Mlp, _Array, *[_Map] * 3, _Array, _Mlp],
-    "gate": [_Size, *[_Map] * 4],
-    "transform": [_Transforms, _Positions, _Array, ctypes.c_int],
-    "dense_keeps": [_Size, _LONG],
-    "dense": [_Size, _Array, _Mlp, _Kernels, ctypes.c_int, _Array, _Array],
-    "dense_gradients": [_Size, _Array, _Mlp, _Kernels, *[_Array] * 4, _Mlp, _Kernels],
+    "products": [_MATRICES] * 3,
+    "channel_gate": [_SIZE, _ARRAY, _MLP, _MAP, _ARRAY, *[_MAP] * 3],
+    "channel_gate_gradients": [_SIZE, _ARRAY, _MLP, _ARRAY, *[_MAP] * 3, _ARRAY, _MLP],
+    "gate": [_SIZE, *[_MAP] * 4],
+    "transform": [_TRANSFORMS, _POSITIONS, _ARRAY, ctypes.c_int],
+    "dense_keeps": [_SIZE, ctypes.c_long],
+    "dense": [_SIZE, _ARRAY, _MLP, _KERNELS, ctypes.c_int, _ARRAY, _ARRAY],
+    "dense_gradients": [_SIZE, _ARRAY, _MLP, _KERNELS, *[_ARRAY] * 4, _MLP, _KERNELS],
 }
 
 
@@ -134,7 +124,8 @@ def library() -> Any:
         if not compiler or not torch.backends.openmp.is_available():
             return None
         try:
-            return _load(_compiled(compiler, _cache()))
+            cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gamlib"
+            return _load(_compiled(compiler, cached))
         except (OSError, RuntimeError):  # no home, or a cache that cannot be written, or executed from
             with tempfile.TemporaryDirectory() as folder:
                 return _load(_compiled(compiler, Path(folder)))
@@ -142,10 +133,6 @@ def library() -> Any:
         why = "GAM is computed by torch alone, slower and with other roundings, since its C files were not compiled"
         warnings.warn(f"{why}: {' '.join(str(error).split())}", RuntimeWarning, stacklevel=2)
         return None
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gamlib"
 
 
 def _compiled(compiler: list[str], folder: Path) -> Path:
@@ -178,5 +165,5 @@ def _load(path: Path) -> Any:
     for name, arguments in ARGUMENTS.items():
         function = getattr(found, name)
         function.argtypes, function.errcheck = arguments, _refuse
-    found.dense_keeps.restype, found.dense_keeps.errcheck = _LONG, lambda number, *_: number
+    found.dense_keeps.restype, found.dense_keeps.errcheck = ctypes.c_long, lambda number, *_: number
     return found

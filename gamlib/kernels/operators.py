@@ -21,39 +21,17 @@ torch.library.define("gamlib::gam", "(Tensor x, Tensor[] weights, str backend, b
 torch.library.define(
     "gamlib::gam_backward", "(Tensor grad_output, Tensor x, Tensor[] weights, Tensor[] saved, str backend) -> Tensor[]"
 )
+GAM, GAM_BACKWARD = torch.ops.gamlib.gam.default, torch.ops.gamlib.gam_backward.default
 
 
 @torch.library.impl("gamlib::gam", DEVICES)
 def _gam(x: Tensor, weights: Sequence[Tensor], backend: str, differentiates: bool) -> list[Tensor]:
-    """The block's map [N, C, H, W]; where it is to be differentiated, then what its gradients need."""
     return BACKENDS[backend].forward(x, tuple(weights), differentiates)
 
 
 @torch.library.impl("gamlib::gam_backward", DEVICES)
-def _gam_backward(
-    grad_output: Tensor, x: Tensor, weights: Sequence[Tensor], saved: Sequence[Tensor], backend: str
-) -> list[Tensor]:
-    """The gradients of the map and of each weight."""
+def _gam_backward(grad_output: Tensor, x: Tensor, weights: Any, saved: Sequence[Tensor], backend: str) -> list[Tensor]:
     return BACKENDS[backend].backward(grad_output, x, tuple(weights), saved)
-
-
-GAM, GAM_BACKWARD = torch.ops.gamlib.gam.default, torch.ops.gamlib.gam_backward.default
-
-
-@torch.library.register_fake("gamlib::gam")  # type: ignore[untyped-decorator]
-def _gam_of_fakes(x: Tensor, weights: Sequence[Tensor], backend: str, differentiates: bool) -> list[Tensor]:
-    if differentiates:  # what a backend saves depends on it
-        raise NotImplementedError(
-            "gamlib::gam is differentiated with numbers only: trace the model before `accelerate`"
-        )
-    return [torch.empty_like(x)]
-
-
-@torch.library.register_fake("gamlib::gam_backward")  # type: ignore[untyped-decorator]
-def _gam_backward_of_fakes(
-    grad_output: Tensor, x: Tensor, weights: Sequence[Tensor], saved: Sequence[Tensor], backend: str
-) -> list[Tensor]:
-    return [torch.empty_like(value) for value in (x, *weights)]
 
 
 @register_flop_formula(torch.ops.gamlib.gam)
@@ -63,9 +41,7 @@ def _flops(x: Sequence[int], weights: Sequence[Sequence[int]], *rest: Any, **opt
 
 
 @register_flop_formula(torch.ops.gamlib.gam_backward)
-def _flops_backward(
-    grad_output: Any, x: Sequence[int], weights: Sequence[Sequence[int]], *rest: Any, **options: Any
-) -> int:
+def _flops_backward(grad_output: Any, x: Any, weights: Any, *rest: Any, **options: Any) -> int:
     return 2 * _flops(x, weights)
 
 
@@ -78,7 +54,7 @@ def compute(backend: str, x: Tensor, weights: Weights) -> Tensor:
 
 def needs_gradients(x: Tensor, weights: Weights) -> bool:
     """Whether PyTorch will want gradients of a block's map."""
-    return torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in weights))
+    return torch.is_grad_enabled() and any(value.requires_grad for value in (x, *weights))
 
 
 class GAMFunction(torch.autograd.Function):
@@ -93,23 +69,22 @@ class GAMFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, number = ctx.saved_tensors, ctx.number
-        x, weights, saved = tensors[0], tensors[1:number], tensors[number:]
+        tensors = ctx.saved_tensors
+        x, weights, saved = tensors[0], tensors[1 : ctx.number], tensors[ctx.number :]
         if is_usable_gradient(grad_output):
             return None, *GAM_BACKWARD(grad_output, x, weights, saved, ctx.backend)
-        return None, *_differentiated(grad_output, x, weights)
+        return None, *_by_equations(grad_output, x, *weights)
 
 
-def _differentiated(grad_output: Tensor, x: Tensor, weights: Weights) -> list[Tensor | None]:
-    """The gradients of x and of the weights by the equations; with a graph where one is wanted.
+def _by_equations(grad_output: Tensor, *inputs: Tensor) -> list[Tensor | None]:
+    """The gradients of x and of the weights; with a graph where one is wanted.
 
     Each weight stands for itself, also where two of them are one tensor, and is cast to x's type as autocast would.
     """
-    inputs, create_graph = (x, *weights), torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        given = [value.view_as(value) for value in inputs]
-        out = given[0]
-        mlp, kernels = split(tuple(value.to(x.dtype) for value in given[1:]))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(inputs[0].device.type, enabled=False):
+        out, *weights = given = [value.view_as(value) for value in inputs]
+        mlp, kernels = split(tuple(value.to(out.dtype) for value in weights))
         if mlp is not None:
             w1, b1, w2, b2 = mlp
             rows = out.permute(0, 2, 3, 1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gamlib import GAM, accelerate
-from gamlib.kernels.dense import LARGEST
+from gamlib.kernels.direct import LARGEST
 
 Outcome = dict[str, Tensor] | str  # values and gradients by name, or "refused"
 LIMIT = {torch.float64: 1e-10, torch.float32: 2e-5}  # of a norm; float32 rounds up to some 2e-6 at these sizes

@@ -12,17 +12,16 @@ import torch
 
 from gamlib import kernels
 
-OURS = ("gamlib.kernels.gpu", "gamlib.kernels.triton_gates")
+OURS = "gamlib.kernels.triton_gates"
 
 
 def forgotten() -> dict[str, Any]:
     """Triton and what was imported with it, which the next import reads anew; its binary part can be loaded once."""
 
     def anew(name: str) -> bool:
-        return name in OURS or (name.split(".")[0] == "triton" and not name.startswith("triton._C"))
+        return name == OURS or (name.split(".")[0] == "triton" and not name.startswith("triton._C"))
 
-    for name in OURS:  # a package's attribute would be found before the module is looked for
-        vars(kernels).pop(name.rpartition(".")[2], None)
+    vars(kernels).pop("triton_gates", None)  # a package's attribute would be found before the module is looked for
     return {name: sys.modules.pop(name) for name in list(sys.modules) if anew(name)}
 
 
@@ -35,12 +34,12 @@ def afresh() -> Iterator[None]:
     finally:
         forgotten()
         sys.modules.update(before)
-        vars(kernels).update({name.rpartition(".")[2]: before[name] for name in OURS if name in before})
+        vars(kernels).update({"triton_gates": before[OURS]} if OURS in before else {})
 
 
 @contextmanager
 def interpreted() -> Iterator[Any]:
-    """`gamlib.kernels.gpu` with its kernels interpreted on CPU tensors.
+    """`gamlib.kernels.triton_gates` with its kernels interpreted on CPU tensors.
 
     Triton decides when a function is decorated, its own library's too. Its interpreter cuts bfloat16 off instead of
     rounding, and multiplies matrices of bfloat16 as if their bits were whole numbers; here it does as a GPU does.
@@ -66,4 +65,4 @@ def interpreted() -> Iterator[Any]:
 
         patch.setattr(interpreter, "_convert_float", rounded)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", product)
-        yield importlib.import_module(OURS[0])
+        yield importlib.import_module(OURS)

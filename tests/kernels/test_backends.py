@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ablation.gates.reading import read_gates
 from gamlib import GAM, accelerate, build_model, kernels
 from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM
-from gamlib.kernels import backends, dense, fourier, fused, native
-from gamlib.kernels.dense import LARGEST
+from gamlib.kernels import backends, fourier, native
+from gamlib.kernels.direct import LARGEST
 
 SUBMODULES = ("ch+sp", "ch", "sp")
 TINY = [(1, 1), (1, 4), (2, 2), (4, 4)]
@@ -418,18 +418,19 @@ def test_a_channel_gate_alone_is_direct() -> None:
 @engines
 def test_the_backend_that_is_asked_for_is_taken(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[str] = []
-    forward = fused.Fused.forward
+    for name, backend in backends.BACKENDS.items():
+        forward = backend.forward
 
-    def seen(used: fused.Fused, *rest: Any) -> Any:
-        taken.append(type(used.engine).__name__)
-        return forward(used, *rest)
+        def seen(*rest: Any, name: str = name, forward: Callable[..., list[Tensor]] = forward) -> list[Tensor]:
+            taken.append(name)
+            return forward(*rest)
 
-    monkeypatch.setattr(fused.Fused, "forward", seen)
-    block, x, _ = given(engine, torch.float64)  # of float32, a tiny map may be computed in one call
+        monkeypatch.setattr(backend, "forward", seen)
+    block, x, _ = given(engine, torch.float32)
     block(x)
     with torch.no_grad():
         block(x)
-    assert block.backend_for(x) == engine and taken == 2 * [engine.capitalize()]
+    assert block.backend_for(x) == engine and taken == 2 * [engine]
 
 
 @pytest.mark.usefixtures("no_engines")
@@ -825,8 +826,7 @@ MOMENTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 def test_what_is_kept_of_a_special_moment_serves_later(engine: str, dtype: torch.dtype, moment: str) -> None:
     """Matrices of a map's size are kept in the process; the first call must not leave any that others cannot use."""
     block, x, gradient = given(engine, dtype, size=(4, 3) if engine == "dense" else (11, 2))
-    for kept in (fourier._transforms, dense._taps):
-        kept.cache_clear()
+    fourier._transforms.cache_clear()
     for context in (MOMENTS[moment], nullcontext, torch.no_grad):
         with context():
             found = block(x)

