@@ -13,6 +13,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ablation.config import RunConfig
 from gamlib.data import images as data
 from gamlib.data.batches import IMAGENET_MEAN, IMAGENET_STD, for_test, mean_and_std
+from gamlib.data.datasets import open_rgb
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def load_sample(config: RunConfig, image: int | str | os.PathLike[str] = 0) -> S
     else:
         found, label, name = Path(image).expanduser(), None, Path(image).name
     if isinstance(found, Path):
-        opened = data.open_rgb(found)
+        opened = open_rgb(found)
         if isinstance(images, data.Images):
             height, width = images.test.shape[2:]
             found = pil_to_tensor(ImageOps.fit(opened, (width, height)))
