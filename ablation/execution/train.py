@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -59,7 +58,6 @@ def train(run: Run) -> Run:
 
 def _train(run: Run) -> None:
     devices, gpus = run.config.devices, torch.cuda.device_count()
-    began = time.perf_counter()
     if devices == 1:
         stopped = _fit(run, Group(torch.device("cuda" if gpus else "cpu")))
     elif devices > gpus:
@@ -72,8 +70,6 @@ def _train(run: Run) -> None:
             raise RunFailed(str(error)) from None
     if stopped:
         raise RunStopped(stopped)
-    if BATCH in os.environ:
-        print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def _one_of_several(run: Run, threads: int) -> str:

@@ -53,9 +53,7 @@ class Batches(ABC):
     mean: Tensor  # of the pixels from 0 to 255 by channel, [3, 1, 1]
     std: Tensor
 
-    def __init__(
-        self, images: Images | Files, device: torch.device, *, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
+    def __init__(self, images: Images | Files, device: torch.device, seed: int, rank: int = 0, world: int = 1) -> None:
         self.device, self.seed, self.rank, self.world = device, seed, rank, world
         self.train_size, self.test_size = len(images.train), len(images.test)
 

@@ -32,10 +32,10 @@ class Dataset:
     num_classes: int
     train_size: int
     validation_size: int
-    held_out: bool = True  # the validation images are taken from the training images, only for those who ask for them
-    in_memory: bool = True  # all lie on the training device; else workers read them, cropped to 224x224
     recipe: str = "cifar"
     stem: str = "cifar"
+    held_out: bool = True  # the validation images are taken from the training images, only for those who ask for them
+    in_memory: bool = True  # all lie on the training device; else workers read them, cropped to 224x224
     width: float = 1.0
     pad: int = 4  # pixels of zero padding for random crops in training; 0 for none
     flip: bool = True  # random horizontal flips in training
@@ -58,21 +58,13 @@ class Dataset:
         return kept
 
 
-DATASETS = {  # classes, training and validation images
+DATASETS = {  # classes, training and validation images, recipe, stem
     # With more training images the baseline is at a ceiling; at this width a run takes half a minute on one core.
-    "digits": Dataset(10, 200, 699, held_out=False, recipe="digits", stem="imagenet", width=0.5, pad=2, flip=False),
-    "cifar10": Dataset(10, 50_000, 5_000),
-    "cifar100": Dataset(100, 50_000, 5_000),
+    "digits": Dataset(10, 200, 699, "digits", "imagenet", held_out=False, width=0.5, pad=2, flip=False),
+    "cifar10": Dataset(10, 50_000, 5_000, "cifar", "cifar"),
+    "cifar100": Dataset(100, 50_000, 5_000, "cifar", "cifar"),
     "imagenet": Dataset(
-        1000,
-        1_281_167,
-        50_000,
-        in_memory=False,
-        recipe="imagenet",
-        stem="imagenet",
-        pad=0,
-        workers=8,
-        image_size=(224, 224),
+        1000, 1_281_167, 50_000, "imagenet", "imagenet", in_memory=False, pad=0, workers=8, image_size=(224, 224)
     ),
 }
 NAMES = f"{', '.join(DATASETS)}, {FOLDER}PATH"

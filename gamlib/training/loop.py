@@ -153,24 +153,22 @@ def evaluate(
     Returns:
         The metrics of the test; the predicted classes, int64 [test_size], which the errors count; and the labels.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=group.device)  # losses, misses in one, misses in five
-    both = torch.zeros(2, batches.test_size, dtype=torch.int64, device=group.device)
-    parts: list[Tensor] = [both[:, :0]]
+    loss = torch.zeros((), dtype=torch.float64, device=group.device)
+    every = torch.zeros(3, batches.test_size, dtype=torch.int64, device=group.device)  # what is returned, hits in five
+    parts: list[Tensor] = [every[:, :0]]
     with closing(batches.test()) as stream:
         for images, labels in stream:
             scores = forward(network, images, config).float()
-            best = ranked(scores, 5)
-            hits = best == labels[:, None]
-            sums[0] += F.cross_entropy(scores, labels, reduction="sum")
-            sums[1] += (~hits[:, 0]).sum()
-            sums[2] += (~hits.any(1)).sum()
-            parts.append(torch.stack([best[:, 0], labels]))
+            loss += F.cross_entropy(scores, labels, reduction="sum")
+            # Of equal scores, which bfloat16 often gives, the lower class is first, as with `argmax`.
+            best = scores.argsort(dim=1, descending=True, stable=True)[:, :5]
+            parts.append(torch.stack([best[:, 0], labels, (best == labels[:, None]).any(1).long()]))
             on_batch()
-    both[:, group.rank :: group.world] = torch.cat(parts, dim=1)
-    loss, top1, top5 = group.total(sums).tolist()
-    number, (predicted, label) = batches.test_size, group.total(both).cpu()
-    errors = {"test_loss": loss / number, "top1_error": 100 * top1 / number, "top5_error": 100 * top5 / number}
-    return errors, predicted, label
+    every[:, group.rank :: group.world] = torch.cat(parts, dim=1)
+    predicted, label, hit = group.total(every).cpu()
+    number, misses, misses_in_five = len(label), int((predicted != label).sum()), int((hit == 0).sum())
+    errors = {"top1_error": 100 * misses / number, "top5_error": 100 * misses_in_five / number}
+    return {"test_loss": float(group.total(loss)) / number, **errors}, predicted, label
 
 
 def compiled(model: nn.Module, config: TrainingConfig) -> Any:
@@ -187,14 +185,6 @@ def forward(network: Any, images: Tensor, config: TrainingConfig) -> Any:
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp):
         return network(images.contiguous(memory_format=layout))
-
-
-def ranked(scores: Tensor, number: int) -> Tensor:
-    """The classes of the highest scores [N, classes], best first: [N, number or fewer].
-
-    Of equal scores, which bfloat16 often gives, the lower class is first, as with `argmax`.
-    """
-    return scores.argsort(dim=1, descending=True, stable=True)[:, :number]
 
 
 def keep_memory() -> None:

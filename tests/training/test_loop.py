@@ -258,11 +258,15 @@ def test_the_error_of_a_run_is_that_of_its_predictions(amp: bool, channels_last:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_of_equal_scores_the_lower_class_is_first(dtype: torch.dtype) -> None:
-    scores = torch.randn(200, 20).mul(2).round().to(dtype)
-    assert torch.equal(loop.ranked(scores, 1)[:, 0], scores.argmax(1))
-    assert loop.ranked(torch.zeros(1, 4), 5).tolist() == [[0, 1, 2, 3]]
-    distinct = torch.randn(200, 20)
-    assert torch.equal(loop.ranked(distinct, 5), distinct.topk(5).indices)
+    scores = torch.randn(200, 20, 1, 1).mul(2).round().to(dtype)
+    labels = torch.arange(200) % 20
+    assert torch.equal(evaluated(nn.Flatten(), scores, labels)[1], scores.flatten(1).argmax(1))
+    errors, _, _ = evaluated(nn.Flatten(), torch.zeros(200, 20, 1, 1, dtype=dtype), labels)
+    assert (errors["top1_error"], errors["top5_error"]) == (95, 75)  # right are class 0, and classes 0 to 4
+    distinct = torch.randn(200, 20, 1, 1)
+    missed = (distinct.flatten(1).topk(5).indices != labels[:, None]).all(1)
+    assert evaluated(nn.Flatten(), distinct, labels)[0]["top5_error"] == 100 * int(missed.sum()) / 200
+    assert evaluated(nn.Flatten(), torch.zeros(8, 4, 1, 1), labels[:8] % 4)[0]["top5_error"] == 0  # four classes
 
 
 def test_metrics_say_what_a_figure_needs() -> None:
