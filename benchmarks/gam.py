@@ -50,7 +50,7 @@ from ablation.console import plain_errors
 from ablation.paths import cores
 from ablation.runs import RunFailed
 from gamlib.files import write_whole
-from gamlib.training.cpu import keep_memory
+from gamlib.training.loop import keep_memory
 
 PARTS = ("blocks", "step", "study", "memory")
 Row = dict[str, Any]

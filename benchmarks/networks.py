@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gamlib import accelerate, build_model
 from gamlib.data.datasets import DATASETS
-from gamlib.training import cpu, loop
+from gamlib.training import loop
 from gamlib.training.recipes import RECIPES
 
 
@@ -154,7 +154,7 @@ def _hold(line: Line, work: Work, network: Network) -> None:
         layout: Any = torch.channels_last
         model, images = model.to(memory_format=layout), images.to(memory_format=layout)
         if not cuda:
-            cpu.keep_memory()
+            loop.keep_memory()
     own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers(), images, labels)}
     held: dict[int, int] = {}  # bytes of the storages that autograd keeps, each once
 

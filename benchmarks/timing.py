@@ -232,13 +232,15 @@ def _train(line: Line, work: Work, variant: Variant) -> None:
 
 
 @dataclass
-class Given:
+class Given(Batches):
     """Batches for gamlib's loop that someone else makes, see `Batches`: of an epoch by its number, and of the test."""
 
     epoch: Callable[[int], Iterable[tuple[Tensor, Tensor]]]
     train_size: int
     tested: Sequence[tuple[Tensor, Tensor]] = ()
-    test_size: int = 0
+
+    def __post_init__(self) -> None:
+        self.test_size = sum(len(labels) for _, labels in self.tested)
 
     def train(self, epoch: int, batch_size: int, first: int = 0) -> Stream:
         """Those of an epoch."""

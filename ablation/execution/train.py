@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -22,11 +21,9 @@ from gamlib.kernels import native
 from gamlib.paper.complexity import complexity
 from gamlib.training import loop
 from gamlib.training.checkpoint import Checkpoints
-from gamlib.training.evaluation import predict
 from gamlib.training.parallel import Group, join, launch
 
-MINUTES = "GAM_CHECKPOINT_MINUTES"  # between two checkpoints within an epoch
-DEFAULT_MINUTES = 10.0
+MINUTES = "GAM_CHECKPOINT_MINUTES"  # between two checkpoints within an epoch, by default 10
 
 
 def train(run: Run) -> Run:
@@ -42,30 +39,25 @@ def train(run: Run) -> Run:
         FloatingPointError: the training diverged.
         DatasetError, CheckpointError: images or a checkpoint that cannot be used.
     """
+
+    def ask(by: str) -> None:
+        """What a signal calls: the first asks, a second Ctrl-C does not wait for the step to end."""
+        if by == "SIGINT" and run.asked_to_stop() and BATCH not in os.environ:
+            raise KeyboardInterrupt
+        run.ask_to_stop(by)
+
     owned = os.environ.get(JOB) == run.signature
     if not owned:  # as a job would: one share of the cores, and so the same bits
         torch.set_num_threads(share_of_cores())
     with nullcontext(True) if owned else run.claim() as mine:
         if mine:
-            with forward_signals(_patiently(run)):
+            with forward_signals(ask):
                 _train(run)
     return run
 
 
-def _patiently(run: Run) -> Any:
-    """What a signal calls: the first asks, a second Ctrl-C does not wait for the step to end."""
-
-    def ask(by: str) -> None:
-        if by == "SIGINT" and run.asked_to_stop() and BATCH not in os.environ:
-            raise KeyboardInterrupt
-        run.ask_to_stop(by)
-
-    return ask
-
-
 def _train(run: Run) -> None:
     devices, gpus = run.config.devices, torch.cuda.device_count()
-    began = time.perf_counter()
     if devices == 1:
         stopped = _fit(run, Group(torch.device("cuda" if gpus else "cpu")))
     elif devices > gpus:
@@ -78,8 +70,6 @@ def _train(run: Run) -> None:
             raise RunFailed(str(error)) from None
     if stopped:
         raise RunStopped(stopped)
-    if BATCH in os.environ:
-        print(f"done in {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def _one_of_several(run: Run, threads: int) -> str:
@@ -110,7 +100,7 @@ def _fit(run: Run, group: Group) -> str:
             training,
             group=group,
             checkpoints=checkpoints,
-            save_seconds=60 * checkpoint_minutes(),
+            save_seconds=60 * _checkpoint_minutes(),
             stop=run.asked_to_stop,
             on_step=lambda done: bar.update(done - bar.n),
         )
@@ -123,17 +113,16 @@ def _fit(run: Run, group: Group) -> str:
                     _show(metrics, config.epochs, bar, quiet)
         except loop.Stopped as stopped:
             return str(stopped)
-    predicted, label = predict(model, batches, group, training)
+    _, predicted, label = loop.evaluate(loop.compiled(model.eval(), training), batches, group, training)
     if first:
         run.write_predictions(predicted.numpy(), label.numpy())
         width, height = describe(config.dataset).image_size
         costs = complexity(model, (1, 3, height, width))
-        outcome: dict[str, Any] = {key: history[-1][key] for key in Result.model_fields.keys() & history[-1].keys()}
-        outcome |= {"epochs": config.epochs, "seconds": sum(epoch["seconds"] for epoch in history)}
+        outcome = {"signature": run.signature, "source": source, "epochs": config.epochs}
+        outcome |= {"seconds": sum(epoch["seconds"] for epoch in history)}
         outcome |= {"parameters": costs.parameters, "flops": costs.flops}
-        result = Result(signature=run.signature, source=source, **outcome)
-        run.write("result.json", result.model_dump_json(indent=2))
-        checkpoints.finish()
+        run.write("result.json", Result.model_validate(history[-1] | outcome).model_dump_json(indent=2))
+        checkpoints.previous.unlink(missing_ok=True)  # a run that is done has no use for it
     return ""
 
 
@@ -142,13 +131,8 @@ def kept_epochs(epochs: int) -> tuple[int, ...]:
     return tuple(sorted({1, round(epochs / 4), round(epochs / 2)} - {0, epochs}))
 
 
-def checkpoint_minutes() -> float:
-    """Minutes between two checkpoints within an epoch: $GAM_CHECKPOINT_MINUTES, by default 10.
-
-    Raises:
-        RunFailed: that is no number from 0.
-    """
-    text = os.environ.get(MINUTES) or str(DEFAULT_MINUTES)
+def _checkpoint_minutes() -> float:
+    text = os.environ.get(MINUTES) or "10"
     with suppress(ValueError):
         if (minutes := float(text)) >= 0:
             return minutes
@@ -158,10 +142,10 @@ def checkpoint_minutes() -> float:
 def _batches(run: Run, group: Group) -> Batches:
     config = run.config
     images = data.load(config.dataset, config.train_fraction, config.evaluate_on)
-    ranks: dict[str, Any] = {"seed": config.seed, "flip": config.flip, "rank": group.rank, "world": group.world}
+    share = {"seed": config.seed, "rank": group.rank, "world": group.world}
     if isinstance(images, data.Images):
-        return FromMemory(images, group.device, pad=config.pad, **ranks)
-    return FromFiles(images, group.device, workers=config.workers, **ranks)
+        return FromMemory(images, group.device, pad=config.pad, flip=config.flip, **share)
+    return FromFiles(images, group.device, workers=config.workers, flip=config.flip, **share)
 
 
 def _provenance(run: Run, group: Group, continued: bool) -> str:
@@ -174,8 +158,7 @@ def _provenance(run: Run, group: Group, continued: bool) -> str:
     if continued:
         with suppress(OSError, ValueError):
             before = json.loads((run.folder / "provenance.json").read_text())
-            earlier = [*before.pop("earlier", []), before]
-            earlier = [one for one in earlier if one != now]
+            earlier = [one for one in [*before.pop("earlier", []), before] if one != now]
     run.write("provenance.json", json.dumps({**now, "earlier": earlier}, indent=2))
     return "+".join(dict.fromkeys(one["source"] for one in [*earlier, now]))
 

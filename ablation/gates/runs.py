@@ -19,6 +19,7 @@ from ablation.study_files import PAPER_STUDIES
 from gamlib.backbones import build_model
 from gamlib.data import images as data
 from gamlib.data.batches import FromFiles, FromMemory, for_test
+from gamlib.data.datasets import open_rgb
 from gamlib.training.checkpoint import kept, read
 
 GATELESS = ("none", "gam_no_gate")
@@ -121,7 +122,7 @@ def load_sample(config: RunConfig, image: int | str | os.PathLike[str] = 0) -> S
     else:
         found, label, name = Path(image).expanduser(), None, Path(image).name
     if isinstance(found, Path):
-        opened = data.open_rgb(found)
+        opened = open_rgb(found)
         if isinstance(images, data.Images):
             height, width = images.test.shape[2:]
             found = pil_to_tensor(ImageOps.fit(opened, (width, height)))

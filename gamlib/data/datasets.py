@@ -8,7 +8,7 @@ with PATH absolute or under `$GAM_DATA`. This module knows no torch, so that a c
 import hashlib
 import os
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ FOLDER = "imagefolder:"
 SMALL = 64  # pixels: images up to this size are kept in memory, larger ones are read by workers
 # What torchvision.datasets.ImageFolder takes for an image.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what PIL raises
+CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # PIL's modes of 8 bits a channel
 
 
 class DatasetError(ValueError):
@@ -33,10 +32,10 @@ class Dataset:
     num_classes: int
     train_size: int
     validation_size: int
-    held_out: bool = True  # the validation images are taken from the training images, only for those who ask for them
-    in_memory: bool = True  # all lie on the training device; else workers read them, cropped to 224x224
     recipe: str = "cifar"
     stem: str = "cifar"
+    held_out: bool = True  # the validation images are taken from the training images, only for those who ask for them
+    in_memory: bool = True  # all lie on the training device; else workers read them, cropped to 224x224
     width: float = 1.0
     pad: int = 4  # pixels of zero padding for random crops in training; 0 for none
     flip: bool = True  # random horizontal flips in training
@@ -59,33 +58,14 @@ class Dataset:
         return kept
 
 
-_DIGITS = Dataset(
-    num_classes=10,
-    train_size=200,  # with more the baseline is at a ceiling
-    validation_size=699,
-    held_out=False,
-    recipe="digits",
-    stem="imagenet",
-    width=0.5,  # a run takes half a minute on one core
-    pad=2,
-    flip=False,
-)
-_IMAGENET = Dataset(
-    num_classes=1000,
-    train_size=1_281_167,
-    validation_size=50_000,
-    in_memory=False,
-    recipe="imagenet",
-    stem="imagenet",
-    pad=0,
-    workers=8,
-    image_size=(224, 224),
-)
-DATASETS = {
-    "digits": _DIGITS,
-    "cifar10": Dataset(num_classes=10, train_size=50_000, validation_size=5_000),
-    "cifar100": Dataset(num_classes=100, train_size=50_000, validation_size=5_000),
-    "imagenet": _IMAGENET,
+DATASETS = {  # classes, training and validation images, recipe, stem
+    # With more training images the baseline is at a ceiling; at this width a run takes half a minute on one core.
+    "digits": Dataset(10, 200, 699, "digits", "imagenet", held_out=False, width=0.5, pad=2, flip=False),
+    "cifar10": Dataset(10, 50_000, 5_000, "cifar", "cifar"),
+    "cifar100": Dataset(100, 50_000, 5_000, "cifar", "cifar"),
+    "imagenet": Dataset(
+        1000, 1_281_167, 50_000, "imagenet", "imagenet", in_memory=False, pad=0, workers=8, image_size=(224, 224)
+    ),
 }
 NAMES = f"{', '.join(DATASETS)}, {FOLDER}PATH"
 
@@ -104,38 +84,53 @@ def describe(name: str) -> Dataset:
     if name in DATASETS:
         return DATASETS[name]
     tree = scan(name)
-    classes, size = len(tree.classes), len(tree.train)
-    known: dict[str, Any] = {"num_classes": classes, "train_size": size, "hash": tree.hash}
-    known["validation_size"] = max(classes, round(size / 10))
+    known: dict[str, Any] = {"num_classes": len(tree.classes), "train_size": len(tree.train), "hash": tree.hashes[0]}
+    known["validation_size"] = max(len(tree.classes), round(len(tree.train) / 10))
     if max(tree.image_size) > SMALL:
-        return replace(_IMAGENET, **known)
+        return replace(DATASETS["imagenet"], **known)
     return Dataset(**known, pad=max(1, min(tree.image_size) // 8), image_size=tree.image_size)
 
 
 @dataclass(frozen=True)
 class Tree:
-    """An image folder: files with the index of their class, in the order of their names."""
+    """Class folders of images: files in the order of their names, with the index of their class."""
 
     root: Path
     classes: tuple[str, ...]
-    train: tuple[tuple[Path, int], ...]
-    test: tuple[tuple[Path, int], ...]
-    image_size: tuple[int, int]  # width and height of the first image, in pixels
-    hash: str  # of the names and sizes of all files
-    stamp: str  # of their times too
+    train: tuple[Path, ...]
+    train_labels: tuple[int, ...]
+    test: tuple[Path, ...]
+    test_labels: tuple[int, ...]
+
+    @cached_property
+    def image_size(self) -> tuple[int, int]:
+        """Width and height of the first image, in pixels."""
+        return open_rgb(self.train[0]).size
+
+    @cached_property
+    def hashes(self) -> tuple[str, str]:
+        """Of the names and sizes of all files, and of their times too: 16 hexadecimal digits each."""
+        names, times = hashlib.sha256(), hashlib.sha256()
+        for file in self.train + self.test:
+            status = file.stat()
+            line = f"{file.relative_to(self.root)}\0{status.st_size}\n".encode("utf-8", "surrogateescape")
+            names.update(line)
+            times.update(line + str(status.st_mtime_ns).encode())
+        return names.hexdigest()[:16], times.hexdigest()[:16]
 
 
 def scan(name: str) -> Tree:
-    """The files of `imagefolder:PATH`.
+    """The files of `imagefolder:PATH`, or of `imagenet`.
 
     Raises:
         DatasetError: not such a name, a missing folder, a class without images, other classes for the test.
     """
     path = name.removeprefix(FOLDER)
-    if path == name or not path:
+    if path in (name, "") and name != "imagenet":
         raise DatasetError(f"dataset={name!r}: allowed: {NAMES}")
     root = data_root() / Path(path).expanduser()
-    test = root / "test" if (root / "test").is_dir() else root / "val"
+    # ImageNet's own test images have no classes: what the paper tests on is the validation part.
+    test = root / ("test" if (root / "test").is_dir() and name != "imagenet" else "val")
     for part in (root / "train", test):
         if not part.is_dir():
             raise DatasetError(
@@ -149,32 +144,25 @@ def scan(name: str) -> Tree:
 @lru_cache(maxsize=8)
 def _scan(name: str, root: Path, test: Path, _: tuple[int, ...]) -> Tree:
     """Once a process for a folder as it stands: a study asks for every run."""
-    classes, of_test = ([folder.name for folder in _class_folders(part)] for part in (root / "train", test))
+    classes, of_test = (
+        sorted(folder.name for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        for part in (root / "train", test)
+    )
     if classes != of_test:
         only = {"train": {*classes} - {*of_test}, test.name: {*of_test} - {*classes}}
         odd = "; ".join(f"only in {part}/: {', '.join(sorted(labels))}" for part, labels in only.items() if labels)
         raise DatasetError(f"dataset={name!r}: training and test must have the same classes; {odd}")
     if len(classes) < 2:
         raise DatasetError(f"dataset={name!r}: {root / 'train'} holds {len(classes)} class folders; allowed: 2 or more")
-    names, times = hashlib.sha256(), hashlib.sha256()
-    found: dict[Path, list[tuple[Path, int]]] = {root / "train": [], test: []}
-    for part, labelled in found.items():
-        for index, label in enumerate(classes):
-            files = _images(part / label)
-            if not files:
-                raise DatasetError(f"dataset={name!r}: no image in {part / label}; allowed: {' '.join(ENDINGS)}")
-            for file in files:
-                status = file.stat()
-                line = f"{part.name}/{file.relative_to(part)}\0{status.st_size}\n".encode("utf-8", "surrogateescape")
-                names.update(line)
-                times.update(line + str(status.st_mtime_ns).encode())
-                labelled.append((file, index))
-    train, tested = (tuple(files) for files in found.values())
-    return Tree(root, tuple(classes), train, tested, _size(train[0][0]), names.hexdigest()[:16], times.hexdigest()[:16])
-
-
-def _class_folders(part: Path) -> list[Path]:
-    return sorted(folder for folder in part.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    listed: list[Any] = []
+    for part in (root / "train", test):
+        files = [_images(part / label) for label in classes]
+        if not all(files):
+            empty = part / classes[files.index([])]
+            raise DatasetError(f"dataset={name!r}: no image in {empty}; allowed: {' '.join(ENDINGS)}")
+        listed.append(tuple(file for of_class in files for file in of_class))
+        listed.append(tuple(label for label, of_class in enumerate(files) for _ in of_class))
+    return Tree(root, tuple(classes), *listed)
 
 
 def _images(folder: Path) -> list[Path]:
@@ -183,9 +171,17 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."))
 
 
-def _size(file: Path) -> tuple[int, int]:
+def open_rgb(file: Path) -> Image.Image:
+    """A file as a PIL image in RGB; grey is repeated, transparency dropped.
+
+    Raises:
+        DatasetError: the file is no image, is cut short, or is grey with more than 8 bits.
+    """
     try:
         with Image.open(file) as image:
-            return image.size
-    except UNREADABLE as error:
+            if image.mode in CONVERTED:
+                return image.convert("RGB")
+            mode = image.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DatasetError(f"{file} cannot be read as an image: {error}") from None
+    raise DatasetError(f"{file} has pixels of mode {mode}; allowed: 8 bits a channel ({', '.join(CONVERTED)})")

@@ -1,9 +1,7 @@
 """The images of a data set: small ones all in memory, as uint8; large ones as files that workers read.
 
-`digits` is the UCI test set of handwritten digits as it comes inside scikit-learn: 1,797 real grey images of 8x8, each
-0 to 16. It needs no download, and with few training images it is hard enough for an ablation to say something.
-CIFAR and ImageNet come through torchvision, which downloads CIFAR where a network exists and verifies checksums. Images
-of other modes become RGB as torchvision does it: grey is repeated, transparency is dropped.
+`digits` is the UCI test set of handwritten digits as it comes inside scikit-learn: 1,797 real grey images of 8x8. CIFAR
+and ImageNet come through torchvision, which downloads CIFAR where a network exists and verifies checksums.
 """
 
 from collections.abc import Sequence
@@ -17,14 +15,11 @@ from urllib.error import URLError
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from gamlib.data.datasets import DATASETS, UNREADABLE, Dataset, DatasetError, Tree, data_root, describe, scan
+from gamlib.data.datasets import DATASETS, DatasetError, Tree, data_root, describe, open_rgb, scan
 from gamlib.files import locked, remove_parts, replacing
-
-CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # PIL's modes of 8 bits a channel
 
 
 @dataclass(frozen=True)
@@ -66,15 +61,24 @@ def load(name: str, train_fraction: float = 1.0, evaluate_on: str = "test") -> I
     elif name.startswith("cifar"):
         images = _cifar(name)
     else:
-        images = _imagenet(dataset) if name == "imagenet" else _folder(name)
-    labels = images.train_labels
+        tree = _imagenet() if name == "imagenet" else scan(name)
+        labels = torch.tensor(tree.train_labels), torch.tensor(tree.test_labels)
+        images = Files(tree.train, labels[0], tree.test, labels[1])
+        if dataset.in_memory:
+            decoded = _decoded(tree)
+            images = Images(decoded[: len(tree.train)], labels[0], decoded[len(tree.train) :], labels[1])
     if dataset.held_out and evaluate_on == "validation":
-        held_out, rest = stratified(labels, dataset.validation_size)
-        images = type(images)(_pick(images.train, rest), labels[rest], _pick(images.train, held_out), labels[held_out])
+        held_out, rest = stratified(images.train_labels, dataset.validation_size)
+        both = [(_pick(images.train, part), images.train_labels[part]) for part in (rest, held_out)]
+        images = type(images)(*both[0], *both[1])
     if kept < len(images.train):
         part, _ = stratified(images.train_labels, kept)
         images = replace(images, train=_pick(images.train, part), train_labels=images.train_labels[part])
     return images
+
+
+def _pick(images: Any, indices: Tensor) -> Any:
+    return images[indices] if isinstance(images, Tensor) else [images[index] for index in indices.tolist()]
 
 
 def prepare(name: str) -> None:
@@ -87,11 +91,7 @@ def prepare(name: str) -> None:
     if name.startswith("cifar"):
         _cifar(name)
     elif name == "imagenet":
-        _imagenet_root()
-
-
-def _pick(images: Any, indices: Tensor) -> Any:
-    return images[indices] if isinstance(images, Tensor) else [images[index] for index in indices.tolist()]
+        _imagenet()
 
 
 def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -110,17 +110,14 @@ def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _digits(evaluate_on: str) -> Images:
-    """Of 1,797 images 898 are for the test, 200 for training, and 699 for validation (choosing a recipe).
-
-    With so few the baseline errs on several per cent; at a ceiling no ablation could say anything.
-    """
+    """898 images are for the test, 200 for training, and 699 for validation (choosing a recipe)."""
     # The file that sklearn.datasets.load_digits reads; importing that would cost every run three seconds.
     package = find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
         raise DatasetError("dataset='digits': the images lie inside scikit-learn: pip install scikit-learn")
     file = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     table = np.loadtxt(file, delimiter=",", dtype=np.int64)
-    small = torch.from_numpy(table[:, :64]).reshape(-1, 8, 8).float() * (255 / 16)
+    small = torch.from_numpy(table[:, :64]).reshape(-1, 8, 8).float() * (255 / 16)  # from 0 to 16
     large = F.interpolate(small[:, None], size=(32, 32), mode="bilinear", align_corners=False)
     images = large.round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
     labels = torch.from_numpy(table[:, 64].copy())
@@ -152,75 +149,47 @@ def _cifar(name: str) -> Images:
     return Images(*parts)
 
 
-def _imagenet_root() -> Path:
-    """Folder of ImageNet's trees; what lies there as the original archives is unpacked by torchvision, checked."""
-    root = data_root() / "imagenet"
-    if (root / "train").is_dir() and (root / "val").is_dir():
-        return root
-    refused = DatasetError(
-        f"dataset='imagenet': nothing usable in {root}; it should hold train/<wnid>/ and val/<wnid>/, or "
-        "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from www.image-net.org"
-    )
-    if not root.is_dir():
-        raise refused
+def _imagenet() -> Tree:
+    """What lies there as the original archives is unpacked by torchvision, checked."""
     from torchvision.datasets import ImageNet
 
+    dataset, root = DATASETS["imagenet"], data_root() / "imagenet"
     try:
-        with locked(root / ".lock"):
-            for split in ("train", "val"):
-                ImageNet(str(root), split=split)
+        if not all((root / split).is_dir() for split in ("train", "val")):
+            with locked(root / ".lock"):
+                for split in ("train", "val"):
+                    ImageNet(str(root), split=split)
     except (OSError, RuntimeError) as error:
-        raise refused from error
-    return root
+        raise DatasetError(
+            f"dataset='imagenet': nothing usable in {root}; it should hold train/<wnid>/ and val/<wnid>/, or "
+            "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from www.image-net.org"
+        ) from error
+    tree = scan("imagenet")
+    if len(tree.classes) != dataset.num_classes:
+        raise DatasetError(
+            f"dataset='imagenet': {len(tree.classes)} class folders in {root}/train; there must be "
+            f"{dataset.num_classes}. Another tree of classes is dataset='imagefolder:{root}'"
+        )
+    for part, files, size in (("train", tree.train, dataset.train_size), ("val", tree.test, dataset.validation_size)):
+        if len(files) != size:
+            raise DatasetError(f"dataset='imagenet': {len(files):,} images in {root}/{part}; there must be {size:,}")
+    return tree
 
 
-def _imagenet(dataset: Dataset) -> Files:
-    from torchvision.datasets import ImageFolder
-
-    parts: list[Any] = []
-    classes: list[list[str]] = []
-    # What the paper tests on is the validation part; as many are held out of the training images for choosing.
-    for split, number in (("train", dataset.train_size), ("val", dataset.validation_size)):
-        folder = _imagenet_root() / split
-        try:
-            found = ImageFolder(str(folder))
-        except FileNotFoundError as error:
-            raise DatasetError(f"dataset='imagenet': {folder}: {error}") from None
-        if len(found.classes) != dataset.num_classes:
-            raise DatasetError(
-                f"dataset='imagenet': {len(found.classes)} class folders in {folder}; there must be "
-                f"{dataset.num_classes}. Another tree of classes is dataset='imagefolder:{folder.parent}'"
-            )
-        if len(found) != number:
-            raise DatasetError(f"dataset='imagenet': {len(found):,} images in {folder}; there must be {number:,}")
-        parts += [[Path(path) for path, _ in found.samples], torch.tensor(found.targets)]
-        classes.append(found.classes)
-    if classes[0] != classes[1]:
-        raise DatasetError(f"dataset='imagenet': train/ and val/ of {folder.parent} have other classes")
-    return Files(*parts)
-
-
-def _folder(name: str) -> Images | Files:
-    tree = scan(name)
-    train, test = ([path for path, _ in part] for part in (tree.train, tree.test))
-    train_labels, test_labels = (torch.tensor([label for _, label in part]) for part in (tree.train, tree.test))
-    if not describe(name).in_memory:
-        return Files(train, train_labels, test, test_labels)
-    images = _decoded(tree, train + test)
-    return Images(images[: len(train)], train_labels, images[len(train) :], test_labels)
-
-
-def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
+def _decoded(tree: Tree) -> Tensor:
     """The images of a tree as uint8 [N, 3, H, W], decoded once and kept beside them in `.decoded-<stamp>.npz`.
 
     Two runs that start together: one decodes, the other waits. In a read-only folder every run decodes for itself.
     """
-    kept = tree.root / f".decoded-{tree.stamp}.npz"
+    files, (width, height) = tree.train + tree.test, tree.image_size
+    kept = tree.root / f".decoded-{tree.hashes[1]}.npz"
     with ExitStack() as stack:
         with suppress(OSError):
             stack.enter_context(locked(tree.root / ".decoded.lock"))
-        if (found := _kept(kept, (len(files), 3, *tree.image_size[::-1]))) is not None:
-            return found
+        with suppress(Exception):  # numpy and zipfile raise many kinds for what is damaged, which checksums tell
+            images = np.load(kept, allow_pickle=False)["images"]
+            if images.dtype == np.uint8 and images.shape == (len(files), 3, height, width):
+                return torch.from_numpy(images)
         with ThreadPoolExecutor() as pool:  # PIL lets go of the interpreter while it decodes
             images = np.stack(list(pool.map(lambda file: _small(file, tree.image_size), files)))
         try:
@@ -234,14 +203,6 @@ def _decoded(tree: Tree, files: Sequence[Path]) -> Tensor:
     return torch.from_numpy(images)
 
 
-def _kept(file: Path, shape: tuple[int, ...]) -> Tensor | None:
-    try:
-        images = np.load(file, allow_pickle=False)["images"]  # an archive with checksums
-    except Exception:  # numpy and zipfile raise many kinds for what is damaged
-        return None
-    return torch.from_numpy(images) if images.dtype == np.uint8 and images.shape == shape else None
-
-
 def _small(file: Path, size: tuple[int, int]) -> "np.ndarray[Any, Any]":
     image = open_rgb(file)
     if image.size != size:
@@ -250,19 +211,3 @@ def _small(file: Path, size: tuple[int, int]) -> "np.ndarray[Any, Any]":
             "must be of one size (if the first is larger than 64 pixels, all are cropped to 224x224)"
         )
     return np.asarray(image).transpose(2, 0, 1)
-
-
-def open_rgb(file: Path) -> Any:
-    """A file as a PIL image in RGB; grey is repeated, transparency dropped.
-
-    Raises:
-        DatasetError: the file is no image, is cut short, or is grey with more than 8 bits.
-    """
-    try:
-        with Image.open(file) as image:
-            if image.mode in CONVERTED:
-                return image.convert("RGB")
-            mode = image.mode
-    except UNREADABLE as error:
-        raise DatasetError(f"{file} cannot be read as an image: {error}") from None
-    raise DatasetError(f"{file} has pixels of mode {mode}; allowed: 8 bits a channel ({', '.join(CONVERTED)})")

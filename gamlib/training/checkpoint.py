@@ -1,17 +1,23 @@
-"""Checkpoints: the last good state of a run on disk, and the one before it, whatever happens while one is written."""
+"""Where a training stands, and its checkpoints: the last good state on disk and the one before it, whatever happens."""
 
 import os
+import time
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gamlib.files import remove_parts, replacing, write_whole
+from gamlib.training.parallel import Group
+
+POSITION = ("epoch", "step", "seconds", "metrics")  # of a training: plain values in its checkpoint
 
 
 class CheckpointError(RuntimeError):
@@ -31,17 +37,13 @@ class Checkpoints:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        identity: Mapping[str, Any],
-        report: Callable[[str], object] = print,
-        keep: Collection[int] = (),
+        self, folder: Path, identity: dict[str, Any], report: Callable[[str], object] = print, keep: Sequence[int] = ()
     ) -> None:
         self.path, self.previous = folder / "checkpoint.pt", folder / "checkpoint.previous.pt"
-        self.identity, self.report, self.keep = dict(identity), report, keep
+        self.identity, self.report, self.keep = identity, report, keep
         self.last = "there is no checkpoint"  # what a message says of the last good state
         self.epochs = 0  # that were over when the state was saved which `load` gave
-        for path in (self.path, self.previous):
+        for path in (self.path, self.previous, *(kept(folder, epoch) for epoch in keep)):
             remove_parts(path)
 
     def save(self, state: Mapping[str, Any]) -> None:
@@ -81,7 +83,10 @@ class Checkpoints:
                 with suppress(FileNotFoundError):  # another process of this run may have found it too
                     path.replace(path.with_suffix(".damaged"))
                 continue
-            self._refuse_another(path, state.pop("identity", {}))
+            theirs = state.pop("identity")
+            if differing := [key for key in {**self.identity, **theirs} if theirs.get(key) != self.identity.get(key)]:
+                each = (f"{key}={theirs.get(key)!r} there, {self.identity.get(key)!r} here" for key in differing)
+                raise CheckpointError(f"{path} is of another configuration: {'; '.join(each)}")
             self.saved(state, path)
             self.epochs = state["epoch"]
             self._keep(state)  # a run that was killed between the two files
@@ -93,10 +98,6 @@ class Checkpoints:
         place = f"epoch {state['epoch'] + 1}, step {state['step']}"
         self.last = f"the last good checkpoint is of {place}: {path or self.path}"
 
-    def finish(self) -> None:
-        """Remove what a run that is done has no use for."""
-        self.previous.unlink(missing_ok=True)
-
     def _serialised(self, state: Mapping[str, Any]) -> BytesIO:
         torch.save({**state, "identity": self.identity}, content := BytesIO())
         return content
@@ -106,21 +107,10 @@ class Checkpoints:
         if state["step"] or state["epoch"] not in self.keep:
             return
         path = kept(self.path.parent, state["epoch"])
-        content = self._serialised({key: state[key] for key in ("epoch", "step", "model")})
         try:
-            remove_parts(path)
-            write_whole(path, content.getvalue())
+            write_whole(path, self._serialised({key: state[key] for key in ("epoch", "step", "model")}).getvalue())
         except OSError as error:
             self.report(f"{path} cannot be saved: {error.strerror}; the run goes on without")
-
-    def _refuse_another(self, path: Path, theirs: Mapping[str, Any]) -> None:
-        differing = [
-            f"{key}={theirs.get(key)!r} there, {self.identity.get(key)!r} here"
-            for key in {**self.identity, **theirs}
-            if theirs.get(key) != self.identity.get(key)
-        ]
-        if differing:
-            raise CheckpointError(f"{path} is of another configuration: {'; '.join(differing)}")
 
 
 def kept(folder: Path, epoch: int) -> Path:
@@ -145,3 +135,81 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"identity", "epoch", "step"} <= state.keys():
         raise ValueError("it holds something else")
     return state
+
+
+@dataclass
+class State:
+    """Where a training stands: all that a checkpoint keeps, from which it starts when there is one."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    steps: list[int]
+    group: Group
+    checkpoints: Checkpoints | None
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    metrics: list[dict[str, float]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.losses = torch.zeros(len(self.steps), device=self.group.device)  # of this epoch's steps
+        self.wrong = torch.zeros((), dtype=torch.int64, device=self.group.device)  # of the images that were met in it
+        self.saved_at = time.monotonic()
+        if self.checkpoints is None or (kept := self.checkpoints.load()) is None:
+            return
+        for key in POSITION:
+            setattr(self, key, kept[key])
+        if self.group.rank == 0:  # the sums over all processes
+            self.losses.copy_(kept["losses"])
+            self.wrong.copy_(kept["wrong"])
+        try:
+            self.model.load_state_dict(kept["model"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint does not fit this code's network: {error}") from None
+
+    def save(self) -> None:
+        """Keep it in a checkpoint, if there are any, unless a weight is not finite."""
+        if self.checkpoints is not None:
+            state: dict[str, Any] = {key: getattr(self, key) for key in POSITION}
+            state["losses"], state["wrong"] = self.totals()
+            state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            if not all(bool(value.isfinite().all()) for value in state["model"].values()):
+                raise FloatingPointError(f"training diverged: a weight is not finite {self.place()}")
+            if self.group.rank == 0:
+                self.checkpoints.save(state)
+            else:
+                self.checkpoints.saved(state)
+        self.saved_at = time.monotonic()
+
+    def end_epoch(self, metrics: dict[str, float]) -> None:
+        """Go on to the next epoch, and save."""
+        self.metrics.append(metrics)
+        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
+        self.losses.zero_()
+        self.wrong.zero_()
+        self.save()
+
+    def totals(self) -> tuple[Tensor, Tensor]:
+        """The losses of this epoch's steps and the number of wrong images, over all processes."""
+        return self.group.total(self.losses.clone()), self.group.total(self.wrong.clone())
+
+    def training_metrics(self) -> dict[str, float]:
+        """Mean loss and top-1 error in percent of the epoch's training images, as they were met."""
+        losses, wrong = self.totals()
+        weighted, number = losses.cpu().double() * torch.tensor(self.steps, dtype=torch.float64), sum(self.steps)
+        return {"train_loss": float(weighted.sum()) / number, "train_top1_error": 100 * int(wrong) / number}
+
+    def refuse_divergence(self) -> None:
+        """Raise FloatingPointError for the first loss of this epoch that is not finite."""
+        finite = self.losses[: self.step].isfinite()
+        if not bool(finite.all()):
+            step = int(finite.int().argmin())
+            loss = float(self.losses[step])
+            raise FloatingPointError(f"training diverged: the training loss is {loss} {self.place(step + 1)}")
+
+    def place(self, step: int = 0) -> str:
+        """In which step, counted from 1; by default after the last one that was taken."""
+        last = f"; {self.checkpoints.last}" if self.checkpoints else ""
+        epoch, taken = (self.epoch, self.step) if self.step else (self.epoch - 1, len(self.steps))
+        return f"{'in' if step else 'after'} epoch {epoch + 1}, step {step or taken}{last}"

@@ -1,9 +1,11 @@
 """The training loop: one for every network and data set.
 
 It can be stopped at any step, and goes on as if it had not been, to the last bit: every random number follows from the
-seed, the epoch and the step, so that weights, momentum and position are the whole state.
+seed, the epoch and the step. So one seed, device and number of threads give the same losses, errors and weights however
+often a training was interrupted; on a GPU as far as its kernels are deterministic.
 """
 
+import ctypes
 import math
 import resource
 import time
@@ -12,19 +14,16 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gamlib.data.batches import Batches, seed_of, sizes
 from gamlib.kernels import accelerate
-from gamlib.training.checkpoint import CheckpointError, Checkpoints
-from gamlib.training.cpu import exact_gradients, keep_memory
-from gamlib.training.evaluation import compiled, evaluate, forward
+from gamlib.training.checkpoint import Checkpoints, State
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import TrainingConfig
 
 MEASURED = ("seconds", "images_per_second", "peak_memory_mib")  # metrics that another execution gives otherwise
-POSITION = ("epoch", "step", "seconds", "metrics")  # of a training: plain values in its checkpoint
 CHECK_EVERY = 50  # steps on a GPU between two looks at the losses: each look waits for the GPU
 
 
@@ -47,8 +46,7 @@ def fit(
 
     Losses are cross entropies in nats, errors in percent, `peak_memory_mib` is the GPU's, or the process's on a CPU.
     The test images are looked at once an epoch, for the curve: nothing is chosen by them, and the outcome of a run is
-    its last epoch. With one seed, device and number of threads the losses, errors and weights are the same to the last
-    bit, however often the training was interrupted; on a GPU as far as its kernels are deterministic.
+    its last epoch.
 
     Args:
         model: [N, 3, H, W] float -> scores [N, num_classes], on the device. In training mode it may give a tuple of
@@ -76,11 +74,9 @@ def fit(
         accelerate(model, "plain" if config.compile else "auto")  # what is compiled are the equations
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
     steps = sizes(batches.train_size, config.batch_size)  # of an epoch, as their numbers of images
-    state = _State(model, optimizer, steps, group, checkpoints)
+    state = State(model, optimizer, steps, group, checkpoints)
     wrapped = group.wrap(model, exact)
     trained = compiled(wrapped, config)
     tested = trained if wrapped is model else compiled(model, config)
@@ -129,111 +125,99 @@ def fit(
                     state.refuse_divergence()
                 save_if_due()
         state.refuse_divergence()
-        train_loss, train_error = state.training_means()
+        metrics = {"epoch": state.epoch + 1, "lr": lr} | state.training_metrics()
         state.seconds = time.perf_counter() - began
 
         model.eval()
         # Several processes may have unequally many test batches: those listen again when they are through.
         listen = save_if_due if group.world == 1 else lambda: None
-        with closing(batches.test()) as stream:
-            test_loss, top1_error, top5_error = evaluate(
-                lambda images: forward(tested, images, config), stream, group, listen
-            )
-        if not math.isfinite(test_loss):
-            raise FloatingPointError(f"training diverged: the test loss is {test_loss} {state.place()}")
-        state.end_epoch(
-            {
-                "epoch": state.epoch + 1,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_top1_error": train_error,
-                "test_loss": test_loss,
-                "top1_error": top1_error,
-                "top5_error": top5_error,
-                "seconds": state.seconds,
-                "images_per_second": sum(steps) / state.seconds,
-                "peak_memory_mib": peak_memory(device),
-            }
-        )
-        yield state.metrics[-1]
+        metrics |= evaluate(tested, batches, group, config, listen)[0]
+        if not math.isfinite(loss := metrics["test_loss"]):
+            raise FloatingPointError(f"training diverged: the test loss is {loss} {state.place()}")
+        metrics |= {"seconds": state.seconds, "images_per_second": sum(steps) / state.seconds}
+        metrics |= {"peak_memory_mib": peak_memory(device)}
+        state.end_epoch(metrics)
+        yield metrics
 
 
-class _State:
-    """Where a training stands: all that a checkpoint keeps, from which it starts when there is one."""
+@torch.no_grad()
+def evaluate(
+    network: Any, batches: Batches, group: Group, config: TrainingConfig, on_batch: Callable[[], object] = lambda: None
+) -> tuple[dict[str, float], Tensor, Tensor]:
+    """Look once at every test image; every process of the group must call this, and each gets all of it.
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        steps: list[int],
-        group: Group,
-        checkpoints: Checkpoints | None,
-    ) -> None:
-        self.model, self.optimizer, self.steps = model, optimizer, steps
-        self.group, self.checkpoints = group, checkpoints
-        self.epoch, self.step, self.seconds = 0, 0, 0.0
-        self.losses = torch.zeros(len(steps), device=group.device)  # of this epoch's steps
-        self.wrong = torch.zeros((), dtype=torch.int64, device=group.device)  # of the images that were met in it
-        self.metrics: list[dict[str, float]] = []
-        self.saved_at = time.monotonic()
-        if checkpoints is None or (kept := checkpoints.load()) is None:
-            return
-        for key in POSITION:
-            setattr(self, key, kept[key])
-        if group.rank == 0:  # the sums over all processes
-            self.losses.copy_(kept["losses"])
-            self.wrong.copy_(kept["wrong"])
-        try:
-            model.load_state_dict(kept["model"])
-            optimizer.load_state_dict(kept["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise CheckpointError(f"the checkpoint does not fit this code's network: {error}") from None
+    Args:
+        network: in evaluation mode; it computes as it is trained by this `config`, see `forward`.
+        on_batch: called after every batch.
 
-    def save(self) -> None:
-        """Keep it in a checkpoint, if there are any, unless a weight is not finite."""
-        if self.checkpoints is not None:
-            state: dict[str, Any] = {key: getattr(self, key) for key in POSITION}
-            state |= {
-                "losses": self.group.total(self.losses.clone()),
-                "wrong": self.group.total(self.wrong.clone()),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-            }
-            if not all(bool(value.isfinite().all()) for value in state["model"].values()):
-                raise FloatingPointError(f"training diverged: a weight is not finite {self.place()}")
-            if self.group.rank == 0:
-                self.checkpoints.save(state)
-            else:
-                self.checkpoints.saved(state)
-        self.saved_at = time.monotonic()
+    Returns:
+        The metrics of the test; the predicted classes, int64 [test_size], which the errors count; and the labels.
+    """
+    loss = torch.zeros((), dtype=torch.float64, device=group.device)
+    every = torch.zeros(3, batches.test_size, dtype=torch.int64, device=group.device)  # what is returned, hits in five
+    parts: list[Tensor] = [every[:, :0]]
+    with closing(batches.test()) as stream:
+        for images, labels in stream:
+            scores = forward(network, images, config).float()
+            loss += F.cross_entropy(scores, labels, reduction="sum")
+            # Of equal scores, which bfloat16 often gives, the lower class is first, as with `argmax`.
+            best = scores.argsort(dim=1, descending=True, stable=True)[:, :5]
+            parts.append(torch.stack([best[:, 0], labels, (best == labels[:, None]).any(1).long()]))
+            on_batch()
+    every[:, group.rank :: group.world] = torch.cat(parts, dim=1)
+    predicted, label, hit = group.total(every).cpu()
+    number, misses, misses_in_five = len(label), int((predicted != label).sum()), int((hit == 0).sum())
+    errors = {"top1_error": 100 * misses / number, "top5_error": 100 * misses_in_five / number}
+    return {"test_loss": float(group.total(loss)) / number, **errors}, predicted, label
 
-    def end_epoch(self, metrics: dict[str, float]) -> None:
-        """Go on to the next epoch, and save."""
-        self.metrics.append(metrics)
-        self.epoch, self.step, self.seconds = self.epoch + 1, 0, 0.0
-        self.losses.zero_()
-        self.wrong.zero_()
-        self.save()
 
-    def training_means(self) -> tuple[float, float]:
-        """Mean loss and top-1 error in percent of the epoch's training images, as they were met."""
-        losses, wrong = self.group.total(self.losses.clone()), self.group.total(self.wrong.clone())
-        counts, seen = torch.tensor(self.steps, dtype=torch.float64), sum(self.steps)
-        return float((losses.cpu().double() * counts).sum()) / seen, 100 * int(wrong) / seen
+def compiled(model: nn.Module, config: TrainingConfig) -> Any:
+    """What is called in a model's place: the model, or what torch.compile makes of it."""
+    mode = "reduce-overhead" if config.cuda_graphs else "default"
+    return torch.compile(model, dynamic=False, mode=mode) if config.compile else model
 
-    def refuse_divergence(self) -> None:
-        """Raise FloatingPointError for the first loss of this epoch that is not finite."""
-        finite = self.losses[: self.step].isfinite()
-        if not bool(finite.all()):
-            step = int(finite.int().argmin())
-            loss = float(self.losses[step])
-            raise FloatingPointError(f"training diverged: the training loss is {loss} {self.place(step + 1)}")
 
-    def place(self, step: int = 0) -> str:
-        """In which step, counted from 1; by default after the last one that was taken."""
-        last = f"; {self.checkpoints.last}" if self.checkpoints else ""
-        epoch, taken = (self.epoch, self.step) if self.step else (self.epoch - 1, len(self.steps))
-        return f"{'in' if step else 'after'} epoch {epoch + 1}, step {step or taken}{last}"
+def forward(network: Any, images: Tensor, config: TrainingConfig) -> Any:
+    """What a network, or what wraps or compiles it, gives for images [N, 3, H, W], in training and in tests alike.
+
+    Under bfloat16 autocast or not, and in one order of memory, since other orders round otherwise.
+    """
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp):
+        return network(images.contiguous(memory_format=layout))
+
+
+def keep_memory() -> None:
+    """On a CPU, have the C library keep what a step frees for the next: the system would clear every page anew."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    # The second is the most that glibc before 2.35 takes.
+    if mallopt is not None and (mallopt(m_mmap_threshold, 2**30) or mallopt(m_mmap_threshold, 2**25)):
+        mallopt(m_trim_threshold, 2**31 - 1)
+
+
+class _Conv2d(nn.Conv2d):
+    """A convolution that autocast leaves in float32 where the kernel, dilated, is larger than what it goes over.
+
+    On a CPU with bfloat16 instructions torch 2.11 (oneDNN) does not write all of the weight's gradient of such a
+    convolution in bfloat16: where the kernel meets nothing but padding, which is most of a 7x7 one over 1x1 or 2x2
+    pixels, whatever lay in memory stays and is taken for a gradient. It should be zero there.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's own."""
+        extents = (1 + step * (taps - 1) for step, taps in zip(self.dilation, self.kernel_size, strict=True))
+        if any(extent > size for extent, size in zip(extents, input.shape[2:], strict=True)):
+            with torch.autocast("cpu", enabled=False):
+                return super().forward(input.float())
+        return super().forward(input)
+
+
+def exact_gradients(model: nn.Module) -> None:
+    """Make a network's convolutions safe for bfloat16 autocast on a CPU, in place: same parameters and names."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = _Conv2d
 
 
 def peak_memory(device: torch.device) -> float:

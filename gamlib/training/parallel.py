@@ -41,10 +41,8 @@ class Group:
     def wrap(self, model: nn.Module, exact: bool) -> nn.Module:
         """The network for training in this group; its own modules stay the ones to save and to evaluate.
 
-        Args:
-            model: on this group's device.
-            exact: sum gradients in one order from the first step on. Otherwise torch arranges them anew after it, and
-                more than two processes that go on from a checkpoint would round otherwise.
+        If `exact`, gradients are summed in one order from the first step on. Otherwise torch arranges them anew after
+        it, and more than two processes that go on from a checkpoint would round otherwise.
         """
         if self.world == 1:
             return model

@@ -41,8 +41,10 @@ def scan_anew(name: str = "imagefolder:birds") -> datasets.Tree:
 
 
 def names(tree: datasets.Tree) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    train, test = ([(str(file.relative_to(tree.root)), at) for file, at in part] for part in (tree.train, tree.test))
-    return train, test
+    def listed(files: tuple[Path, ...], labels: tuple[int, ...]) -> list[tuple[str, int]]:
+        return [(str(file.relative_to(tree.root)), at) for file, at in zip(files, labels, strict=True)]
+
+    return listed(tree.train, tree.train_labels), listed(tree.test, tree.test_labels)
 
 
 def test_the_data_lie_under_gam_data_or_in_the_repository(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +84,7 @@ def test_a_path_is_absolute_or_under_gam_data_or_at_home(root: Path, monkeypatch
     monkeypatch.setenv("HOME", str(root.parent))
     relative = scan("imagefolder:birds")
     for name in (f"imagefolder:{root}", "imagefolder:~/birds"):
-        assert scan(name).root == relative.root == root and scan(name).hash == relative.hash
+        assert scan(name).root == relative.root == root and scan(name).hashes == relative.hashes
     grow(root.parent / "deep" / "birds")
     assert scan("imagefolder:deep/birds").root == root.parent / "deep" / "birds"
 
@@ -154,23 +156,23 @@ def touch(file: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize(("change", "other_hash"), [(append, True), (rename, True), (touch, False)])
-def test_the_hash_follows_names_and_sizes_and_the_stamp_times_too(
+def test_the_first_hash_follows_names_and_sizes_and_the_second_times_too(
     root: Path, part: str, change: Callable[[Path], None], other_hash: bool
 ) -> None:
     grow(root)
-    before, again = scan_anew(), scan_anew()
-    assert (before.hash, before.stamp) == (again.hash, again.stamp)
+    before = scan_anew().hashes
+    assert scan_anew().hashes == before
     change(root / part / "b" / "0.png")
-    after = scan_anew()
-    assert (after.hash != before.hash) == other_hash
-    assert after.stamp != before.stamp
+    after = scan_anew().hashes
+    assert (after[0] != before[0]) == other_hash
+    assert after[1] != before[1]
 
 
 def test_a_file_that_changes_its_class_changes_the_hash(root: Path) -> None:
     grow(root, ["train/a/0.png", "train/a/1.png", "train/b/2.png", *CLASSES[2:]])
-    before = scan_anew().hash
+    before = scan_anew().hashes[0]
     (root / "train" / "a" / "1.png").rename(root / "train" / "b" / "1.png")
-    assert scan_anew().hash != before
+    assert scan_anew().hashes[0] != before
 
 
 @pytest.mark.parametrize("new", ["train/b/1.png", "test/b/1.png", "train/b/deep/1.png"])
@@ -199,7 +201,13 @@ def test_small_images_get_cifars_defaults_and_large_ones_imagenets(
 ) -> None:
     grow(root, [*CLASSES, *(f"train/a/{number}.png" for number in range(1, 35))], size)
     found = describe("imagefolder:birds")
-    own = {"num_classes": 2, "train_size": 36, "validation_size": 4, "pad": pad, "hash": scan("imagefolder:birds").hash}
+    own = {
+        "num_classes": 2,
+        "train_size": 36,
+        "validation_size": 4,
+        "pad": pad,
+        "hash": scan("imagefolder:birds").hashes[0],
+    }
     own["image_size"] = size if style == "cifar10" else (224, 224)
     assert vars(found) == vars(DATASETS[style]) | own
     assert found.in_memory == (style == "cifar10")

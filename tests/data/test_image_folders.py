@@ -136,7 +136,7 @@ def test_images_of_other_modes_become_rgb_among_the_others(
     image.save(other)
     with Image.open(other) as saved:
         assert saved.mode == image.mode != "RGB"
-        assert np.array_equal(np.asarray(data.open_rgb(other)), np.asarray(saved.convert("RGB")))
+        assert np.array_equal(np.asarray(datasets.open_rgb(other)), np.asarray(saved.convert("RGB")))
     found = whole(load())
     assert float(np.abs(found[4].transpose(1, 2, 0) - rgb).max()) <= (2 if ending.lower().startswith("jp") else 1)
     assert np.array_equal(np.delete(found, 4, axis=0), np.delete(expected(), 4, axis=0))
@@ -280,7 +280,7 @@ def test_a_folder_that_cannot_be_written_to_is_loaded_and_said_so(
 
 
 def load_in_a_process(start: multiprocessing.synchronize.Barrier, log: Path, out: Path) -> None:
-    opened = data.open_rgb
+    opened = datasets.open_rgb
 
     def slowly(file: Path) -> Any:
         with log.open("a") as lines:
@@ -288,7 +288,7 @@ def load_in_a_process(start: multiprocessing.synchronize.Barrier, log: Path, out
         time.sleep(0.1)
         return opened(file)
 
-    data.open_rgb = slowly
+    data.open_rgb = slowly  # type: ignore[attr-defined]
     start.wait(60)
     np.save(out, whole(load()))
 

@@ -37,8 +37,6 @@ def test_the_last_state_comes_back_whole_and_the_one_before_is_kept(tmp_path: Pa
     assert found["epoch"] == 2 and torch.equal(found["model"]["weight"], torch.full((1000,), 2.0))
     assert kept(tmp_path) == ["checkpoint.previous.pt", "checkpoint.pt"]
     assert torch.load(tmp_path / "checkpoint.previous.pt", weights_only=True)["epoch"] == 1
-    checkpoints.finish()
-    assert kept(tmp_path) == ["checkpoint.pt"]
 
 
 def test_the_weights_of_the_epochs_to_keep_stay_and_only_those(tmp_path: Path) -> None:

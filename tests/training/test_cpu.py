@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from gamlib import build_model
-from gamlib.training.cpu import exact_gradients
+from gamlib.training.loop import exact_gradients
 
 
 def gradient(conv: nn.Conv2d, images: Tensor, amp: bool) -> Tensor:

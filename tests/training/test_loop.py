@@ -1,4 +1,5 @@
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -6,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from double import Double
-from torch import nn
+from torch import Tensor, nn
 
 from gamlib import accelerate, build_model
 from gamlib.data import batches
 from gamlib.data import images as data
-from gamlib.training import evaluation, loop
+from gamlib.training import loop
 from gamlib.training.checkpoint import CheckpointError, Checkpoints
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import RECIPES, TrainingConfig
@@ -55,11 +56,11 @@ def test_the_test_images_change_nothing_in_training() -> None:
 
 
 def test_the_test_images_are_looked_at_once_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, evaluate = [], loop.evaluate
 
-    def counted(*arguments: Any) -> tuple[float, float, float]:
+    def counted(*arguments: Any) -> Any:
         calls.append(1)
-        return evaluation.evaluate(*arguments)
+        return evaluate(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", counted)
     assert len(train()) == len(calls) == 2
@@ -207,18 +208,65 @@ def test_a_loss_is_found_at_its_very_step() -> None:
         list(loop.fit(network(), source, replace(IN_ORDER, batch_size=8)))
 
 
+def evaluated(network: Any, images: Tensor, labels: Tensor, config: TrainingConfig = CONFIG) -> Any:
+    """With the images in batches of 300."""
+
+    class Given:
+        test_size = len(labels)
+
+        def test(self) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from zip(images.split(300), labels.split(300), strict=True)
+
+    return loop.evaluate(network, Given(), Group(CPU), config)  # type: ignore[arg-type]
+
+
 def test_errors_count_every_image_once() -> None:
     """Scores are the input itself, so what is right is known: 700 images, more than one batch."""
     scores = torch.zeros(700, 8)
     labels = torch.arange(700) % 8
     scores[torch.arange(700), labels] = 1.0
     scores[:70] = torch.arange(8, 0, -1).float()  # the first 70 always rank class 0 first, 5, 6 and 7 last
-    parts = zip(scores.split(300), labels.split(300), strict=True)
-    loss, top1, top5 = evaluation.evaluate(lambda x: x, parts, Group(CPU))
+    errors, predicted, found = evaluated(nn.Flatten(), scores[:, :, None, None], labels)
     wrong1 = sum(int(label != 0) for label in labels[:70])
     wrong5 = sum(int(label >= 5) for label in labels[:70])
-    assert (top1, top5) == (100 * wrong1 / 700, 100 * wrong5 / 700)
-    assert loss == pytest.approx(nn.functional.cross_entropy(scores.double(), labels).item(), rel=1e-6)
+    assert (errors["top1_error"], errors["top5_error"]) == (100 * wrong1 / 700, 100 * wrong5 / 700)
+    assert errors["test_loss"] == pytest.approx(nn.functional.cross_entropy(scores.double(), labels).item(), rel=1e-6)
+    assert torch.equal(found, labels) and int((predicted != labels).sum()) == wrong1
+
+
+class Ties(nn.Module):
+    """Ten scores, all or most of them equal, that depend on the order of the images in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.anything = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = x.mean((1, 2, 3))[:, None].expand(-1, 10).round(decimals=1).clone()
+        scores[:, 3] += float(x.is_contiguous(memory_format=torch.channels_last))
+        return scores
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("amp", [False, True])
+def test_the_error_of_a_run_is_that_of_its_predictions(amp: bool, channels_last: bool) -> None:
+    config = replace(CONFIG, amp=amp, channels_last=channels_last)
+    errors, predicted, labels = evaluated(Ties(), torch.randn(700, 3, 4, 4), torch.randint(5, (700,)), config)
+    assert errors["top1_error"] == 100 * float((predicted != labels).double().mean())
+    assert predicted.unique().tolist() == [3 if channels_last else 0] and errors["top5_error"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_scores_the_lower_class_is_first(dtype: torch.dtype) -> None:
+    scores = torch.randn(200, 20, 1, 1).mul(2).round().to(dtype)
+    labels = torch.arange(200) % 20
+    assert torch.equal(evaluated(nn.Flatten(), scores, labels)[1], scores.flatten(1).argmax(1))
+    errors, _, _ = evaluated(nn.Flatten(), torch.zeros(200, 20, 1, 1, dtype=dtype), labels)
+    assert (errors["top1_error"], errors["top5_error"]) == (95, 75)  # right are class 0, and classes 0 to 4
+    distinct = torch.randn(200, 20, 1, 1)
+    missed = (distinct.flatten(1).topk(5).indices != labels[:, None]).all(1)
+    assert evaluated(nn.Flatten(), distinct, labels)[0]["top5_error"] == 100 * int(missed.sum()) / 200
+    assert evaluated(nn.Flatten(), torch.zeros(8, 4, 1, 1), labels[:8] % 4)[0]["top5_error"] == 0  # four classes
 
 
 def test_metrics_say_what_a_figure_needs() -> None:
