@@ -31,7 +31,7 @@ class Direct:
     def workspace(self, name: str, x: Tensor) -> Tensor:
         return in_channels_last(x, name)
 
-    def convolve(self, x: Tensor, weight: Tensor, differentiates: bool) -> tuple[Tensor, ...]:
+    def convolve(self, x: Tensor, weight: Tensor, differentiates: bool) -> tuple[Tensor]:
         columns = self._columns(x, weight)
         found = F.conv2d(x, _spread(weight, columns), stride=(1, columns), padding=3)
         return (maps(found.permute(0, 2, 3, 1), x),)
@@ -44,7 +44,8 @@ class Direct:
         parts = of_spread.unflatten(0, (columns, -1))
         of_weight = torch.stack([part[..., column : column + 7] for column, part in enumerate(parts)]).sum(0)
         back = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-        return *self.convolve(grad_output, back, False), of_weight
+        (of_x,) = self.convolve(grad_output, back, False)
+        return of_x, of_weight
 
     def _columns(self, x: Tensor, weight: Tensor) -> int:
         outputs, inputs = weight.shape[:2]
