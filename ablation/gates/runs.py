@@ -142,4 +142,4 @@ def _images(dataset: str, train_fraction: float, evaluate_on: str) -> tuple[data
     images = data.load(dataset, train_fraction, evaluate_on)
     source: Any = FromMemory if isinstance(images, data.Images) else FromFiles
     batches = source(images, torch.device("cpu"), seed=0)
-    return images, batches.mean[:, None, None], batches.std[:, None, None]
+    return images, batches.mean, batches.std

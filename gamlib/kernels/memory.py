@@ -27,8 +27,10 @@ def workspace(name: str | None, like: Tensor, *shape: int) -> Tensor:
 
 
 def in_channels_last(x: Tensor, name: str | None = None) -> Tensor:
-    """Such memory for a map like x."""
+    """Such memory for a map like x; without a name no view of anything, so that it may be changed in place."""
     batch, channels, height, width = x.shape
+    if name is None:
+        return x.new_empty_strided(x.shape, (height * width * channels, 1, width * channels, channels))
     return workspace(name, x, batch, height, width, channels).permute(0, 3, 1, 2)
 
 
