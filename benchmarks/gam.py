@@ -82,7 +82,7 @@ def main(
         bool, typer.Option("--keep-memory", help="Blocks with the allocator as gamlib's loop has it.")
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Small maps and networks: does it work?")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Tables as the README has them.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Tables as benchmarks/README.md has them.")] = False,
     file: Annotated[
         Path | None, typer.Option("--csv", help="Write all rows here too, every repetition's time.")
     ] = None,
