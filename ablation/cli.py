@@ -262,7 +262,7 @@ def audit(
 
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, Argument(metavar="[OPTIONS]...")] = None) -> None:
-    """The speed tables of benchmarks/README.md, measured on this machine; [bold]gamlib bench --help[/bold] says what there is."""
+    """The tables of benchmarks/README.md, measured on this machine; [bold]gamlib bench --help[/bold] says more."""
     script = ROOT / "benchmarks" / "gam.py"
     if not script.exists():
         raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")

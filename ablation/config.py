@@ -233,7 +233,7 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
 def _prescribed(dataset: Dataset, backbone: str, recipe: Any = None) -> dict[str, Any]:
     """What a data set prescribes for a backbone, its recipe among it, and the values of that recipe or another one."""
     usual = "mobilenet" if (dataset.recipe, backbone) == ("imagenet", "mobilenet_v2") else dataset.recipe
-    chosen = RECIPES[_known("recipe", recipe or usual, RECIPES)]
+    chosen = RECIPES[_known("recipe", usual if recipe is None else recipe, RECIPES)]
     of_dataset = {"recipe": usual} | {key: getattr(dataset, key) for key in DATASET_VALUES}
     return of_dataset | {key: getattr(chosen, key) for key in RECIPE_VALUES} | {"milestones": list(chosen.milestones)}
 

@@ -31,7 +31,7 @@ from ablation.studies import Plan
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ablation.execution.dispatch import Progress
+    from ablation.execution.progress import Progress
 
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130  # exit codes
 POLL_SECONDS = 5.0
@@ -152,7 +152,8 @@ def _table(columns: Iterable[Any], rows: Sequence[Sequence[Any]], no_wrap: bool 
     """Rows of texts; columns of numbers to the right, others to the left."""
     table = Table(box=None, header_style="bold")
     for number, column in enumerate(columns):
-        numbers = all(str(row[number])[:1] in "0123456789–+−<" for row in rows)
+        cells = [str(row[number]) for row in rows if str(row[number])]
+        numbers = bool(cells) and all(cell[0] in "0123456789–+−<" for cell in cells)
         table.add_column(str(column), justify="right" if numbers else "left", no_wrap=no_wrap)
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from filelock import FileLock
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
 from ablation.config import RunConfig, translated
 from ablation.errors import Checked, ConfigError, unknown_name
@@ -25,7 +25,7 @@ from gamlib.names import ATTENTIONS, OPTIONS
 ASKED = {"study", "dataset", "seeds", "overrides"}  # by a plan, its arms aside
 WIDTHS = [thousandths / 1000 for thousandths in range(1, 16_001)]  # about as many different networks as a ResNet has
 Values = Annotated[dict[str, Any], AfterValidator(translated)]  # of RunConfig
-Recorded = Annotated[RunConfig, BeforeValidator(lambda run: RunConfig.recorded(dict(run)))]
+Recorded = Annotated[RunConfig, WrapValidator(lambda run, _: RunConfig.recorded(dict(run)))]
 
 
 class PaperRow(Checked):
@@ -190,7 +190,7 @@ class Plan(BaseModel):
 
     study: Study
     dataset: str
-    seeds: list[int]
+    seeds: list[int] = Field(min_length=1)
     overrides: dict[str, Any]
     arms: dict[str, list[Recorded]]
     source: str  # hash of the code that checked it
@@ -235,7 +235,8 @@ class Plan(BaseModel):
                 if same and before.arms.keys() - self.arms.keys():
                     with suppress(ConfigError):  # refused by now: they are no part of it any more
                         plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
-            at = self.submitted or time.time_ns()
+            # Later than all others, whatever the clocks of two machines say.
+            at = self.submitted or max([time.time_ns(), *(1 + before.submitted for before in _read_all().values())])
             own = [path for path, of in _read_all().items() if (of.submitted, of.arms) == (at, self.arms)]
             path = own[0] if own else folder / f"{self.name}.{at}.json"
             plan = plan.model_copy(update={"cluster": cluster, "slurm": slurm or {}, "submitted": at})
@@ -286,14 +287,14 @@ def submitted(study: str, dataset: str | None = None) -> list[tuple[Run, str, Pl
     return list(found.values())
 
 
-def _read_all() -> dict[Path, Plan]:
+def _read_all(attempts: int = 3) -> dict[Path, Plan]:
     """All plans that were submitted, the last one first, and their files; before, these had no time, or lay apart."""
     folder, found = runs_root() / "studies", dict[Path, Plan]()
     for path in [*folder.glob("*.json"), *folder.glob("earlier/*.json")]:
         try:
-            found[path] = Plan.model_validate({"submitted": path.stat().st_mtime_ns, **json.loads(path.read_text())})
-        except FileNotFoundError:
-            return _read_all()  # a plan that has its runs has just taken its place
-        except (OSError, ValueError, TypeError):
-            continue  # a file that is not whole
+            written = path.stat().st_mtime_ns // (1 if path.parent == folder else 2)  # retried or not, the earlier one
+            found[path] = Plan.model_validate({"submitted": written, **json.loads(path.read_text())})
+        except (OSError, ValueError, TypeError) as error:  # a file that is not whole
+            if isinstance(error, FileNotFoundError) and attempts:  # a plan that has its runs has just taken its place
+                return _read_all(attempts - 1)
     return dict(sorted(found.items(), key=lambda item: -item[1].submitted))

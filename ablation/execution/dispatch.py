@@ -1,28 +1,28 @@
-"""Dispatch: runs become submitit jobs, on this machine or on a SLURM cluster, and what becomes of them is shown."""
+"""Dispatch: runs become submitit jobs, on this machine or on a SLURM cluster."""
 
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from queue import SimpleQueue
 from threading import Event
-from typing import Any, Self
+from typing import Any
 
 import psutil
 import submitit
 from filelock import Timeout
-from tqdm.auto import tqdm
 
 from ablation.config import ConfigError, RunConfig
 from ablation.execution import arrays
 from ablation.execution.execute import execute
+from ablation.execution.progress import Progress
 from ablation.execution.slurm import statuses
 from ablation.paths import NOTEBOOKS, cores, require, require_locks, runs_root, share_of_cores
 from ablation.provenance import SOURCE, source_hash
-from ablation.runs import BATCH, REMOVED, Run, RunStopped, first_line, unique
+from ablation.runs import REMOVED, Run, RunStopped, first_line, unique
 from gamlib.data.datasets import DatasetError
 from gamlib.signals import held_back
 
@@ -31,57 +31,6 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 POLL_SECONDS, SLURM_POLL_SECONDS = 0.2, 5.0
 GRACE_SECONDS = 120  # for a local run to end its step and save
 YEAR_MINUTES = 365 * 24 * 60  # a local job has no time limit; submitit wants one
-
-
-class Progress:
-    """What became of the runs that were asked for: a line for each that ends, and a bar in a terminal or in Jupyter."""
-
-    def __init__(self, runs: Sequence[Run], done_before: int = 0) -> None:
-        self.runs, self.done_before, self.done, self.running = runs, done_before, 0, 0
-        self.failed: dict[Run, str] = {}  # with the reason, in one line
-
-    def __enter__(self) -> Self:
-        self._began = self._until = time.monotonic()
-        nobody_watches = BATCH in os.environ or None  # None: where the output is no terminal
-        self._bar = tqdm(total=len(self.runs), bar_format="{desc} |{bar}|", file=sys.stdout, disable=nobody_watches)
-        self.show(0)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.show(self.running)
-        self._bar.close()
-
-    def __str__(self) -> str:
-        """Runs done, running and failed, and once one has ended the time left."""
-        done, failed, number = self.done_before + self.done, len(self.failed), len(self.runs)
-        left = max(0, int(self._until - time.monotonic()))
-        known = self.done_before < done + failed < number
-        text = f"{done} of {number} runs done, {self.running} running, {failed} failed"
-        return f"{text}, {left // 60}:{left % 60:02d} left" if known else text
-
-    def write(self, line: str) -> None:
-        """Print a line above the bar."""
-        tqdm.write(line)
-        sys.stdout.flush()
-
-    def show(self, running: int) -> None:
-        """Show the present counts, of which so many runs are under way."""
-        self.running = running
-        self._bar.n = self.done_before + self.done + len(self.failed)
-        self._bar.set_description_str(str(self))
-
-    def ended(self, run: Run, seconds: float, reason: str) -> None:
-        """One run has ended; say how, with the reason where it failed."""
-        if (result := run.result()) is not None:
-            self.done += 1
-            outcome = f"top-1 error {result.top1_error:.2f} %"
-        else:
-            self.failed[run] = reason
-            outcome = f"{'STOPPED' if run.status().state == 'preempted' else 'FAILED'}: {reason}"
-        now, ended = time.monotonic(), self.done + len(self.failed)
-        self._until = now + (now - self._began) / ended * (len(self.runs) - self.done_before - ended)
-        self.write(f"{run.folder.name}  {outcome}  ({seconds:.0f} s)  [{self}]")
-        self.show(self.running)
 
 
 def dispatch(
@@ -129,10 +78,10 @@ def dispatch(
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if todo and cluster == "local":
         environments = _environments(todo, workers or min(cores(), 4), environment)
-    if not todo or cluster != "slurm":
+    if not todo or cluster == "debug":
         before()
     for run in runs:
-        if run.result() is not None:
+        if run.result() is not None and ((rerun_stale and run.stale()) or any(run.folder.glob(".run.*.ipynb"))):
             with suppress(Timeout), run.lock(timeout=0):  # or its job is still at it
                 run.recover_notebook()
                 if rerun_stale and run.stale():
@@ -150,7 +99,7 @@ def dispatch(
         elif cluster == "debug":
             _in_process(todo, environment, progress)
         else:
-            _locally(todo, environments, progress)
+            _locally(todo, environments, progress, before)
     return progress
 
 
@@ -213,15 +162,23 @@ def _watch(runs: Sequence[Run], progress: Progress) -> None:
         raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
 
 
-def _locally(runs: Sequence[Run], environments: list[dict[str, str]], progress: Progress) -> None:
+def _locally(
+    runs: Sequence[Run],
+    environments: list[dict[str, str]],
+    progress: Progress,
+    before: Callable[[], object] = lambda: None,
+) -> None:
     """Execute runs in their order, with a thread for each of those at once; submitit alone would start all of them."""
     executor = submitit.AutoExecutor(folder=runs_root() / "submitit", cluster="local")
     executor.update_parameters(name="gamlib", timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
-    threads, stopping, hurry = ThreadPoolExecutor(len(environments)), Event(), Event()
+    at_once, stopping, hurry = len(environments), Event(), Event()
+    threads, finished = ThreadPoolExecutor(at_once), SimpleQueue["Future[tuple[float, str]]"]()
     futures: dict[Future[tuple[float, str]], Run] = {}
 
     def execute_in_job(run: Run) -> tuple[float, str]:
         """The seconds that the job of a run took, and why the run failed, or nothing."""
+        if stopping.is_set():
+            return 0, "stopped from outside"
         if by := run.asked_to_stop():
             run.write_status(state="preempted", error=f"stopped by {by} before it began")
             return 0, run.status().error
@@ -239,23 +196,29 @@ def _locally(runs: Sequence[Run], environments: list[dict[str, str]], progress: 
     try:
         for run in runs:
             run.queue()
+        before()  # when other submissions can see that its runs wait
         with held_back(signal.SIGINT):  # a terminal sends it to all; jobs hear of it by a request, in time
-            futures |= {threads.submit(execute_in_job, run): run for run in runs}
-        left = set(futures)
-        while left:
-            progress.show(sum(future.running() for future in left))
-            ended, left = wait(left, POLL_SECONDS, FIRST_COMPLETED)
-            for future in ended:
-                progress.ended(futures[future], *future.result())
+            for run in runs:
+                future = threads.submit(execute_in_job, run)
+                futures[future] = run
+                future.add_done_callback(finished.put)
+        for _ in runs:
+            while finished.empty():
+                progress.show(at_once - len(environments))
+                time.sleep(POLL_SECONDS)
+            future = finished.get()
+            progress.ended(futures[future], *future.result())
     except BaseException:  # Ctrl-C among them: the jobs end with this process
-        threads.shutdown(wait=False, cancel_futures=True)
-        if active := [future for future in futures if future.running()]:
-            with suppress(OSError):  # whoever read this may be gone, and the jobs must end all the same
-                progress.write("stopping: every run saves its state; Ctrl-C again does not wait for that")
-        stopping.set()
-        with suppress(KeyboardInterrupt):
-            wait(active, GRACE_SECONDS)
-        hurry.set()
+        stopping.set()  # before all that a second Ctrl-C may end: Python waits for the threads when it exits
+        try:
+            threads.shutdown(wait=False, cancel_futures=True)
+            if active := [future for future in futures if future.running()]:
+                with suppress(OSError):  # whoever read this may be gone, and the jobs must end all the same
+                    progress.write("stopping: every run saves its state; Ctrl-C again does not wait for that")
+            with suppress(KeyboardInterrupt):
+                wait(active, GRACE_SECONDS)
+        finally:
+            hurry.set()
         wait(active, 15)
         for run in runs:
             if (status := run.status()).state == "queued" and status.mine():  # it never began

@@ -64,16 +64,17 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
-    cluster, job_id = this_job()
+    (cluster, job_id), owned = this_job(), threading.Event()
 
     def ask(by: str) -> None:
-        if not run.status().mine():
+        if not owned.is_set() and not run.status().mine():
             raise RunStopped(f"another process has the run, and this one was stopped by {by} while it waited")
         run.ask_to_stop(by)
 
     with forward_signals(ask), run.claim(cluster, job_id, since=psutil.Process().create_time()) as mine:
         if not mine:
             return
+        owned.set()  # whatever a late submitter writes into its status
         with (run.folder / "log.txt").open("a", buffering=1) as log, ThreadPoolExecutor(1) as thread:
             job = f"{cluster} job {job_id or 'none'}, process {os.getpid()}"
             print(f"--- attempt {run.status().attempts}, {job}", file=log)

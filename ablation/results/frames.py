@@ -149,7 +149,7 @@ def _using(path: Path, loss: str, problems: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a damaged archive raises whatever zipfile, zlib and numpy do
-        broken = f"cannot be read ({type(error).__name__})" if isinstance(error, OSError) else "is damaged"
+        broken = f"{'cannot be read' if isinstance(error, OSError) else 'is damaged'} ({type(error).__name__})"
         what = {FileNotFoundError: "is missing", _DamagedError: str(error)}.get(type(error), broken)
         problems.append(f"{_short(path)} {what}: {loss}")
 

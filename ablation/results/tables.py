@@ -65,7 +65,8 @@ def differences(results: Results) -> pd.DataFrame:
     """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study."""
     compared = compare(results.runs, results.plan.study.compare)
     pairs = zip(compared["arm"], compared["reference"], strict=True)
-    return compared[[pair in results.plan.compare for pair in pairs]].reset_index(drop=True)
+    ours = [pair in results.plan.compare for pair in pairs]
+    return compared.loc[ours].reset_index(drop=True)  # which keeps the columns where there is none
 
 
 def by_image(results: Results) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from ablation.results.frames import Results
 
 NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
-WORDS = ("Arm", "Reference", "Verdict")  # columns set to the left
+WORDS = ("Arm", "Reference", "Verdict", "State")  # columns set to the left
 COMPARED = ["Reference", "Difference", "p (Holm)", "Verdict"]
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
 # What TeX reads otherwise than people do, and what its fonts lack.

@@ -1,7 +1,8 @@
 """The images of a data set: small ones all in memory, as uint8; large ones as files that workers read.
 
 `digits` is the UCI test set of handwritten digits as it comes inside scikit-learn: 1,797 real grey images of 8x8. CIFAR
-and ImageNet come through torchvision, which downloads CIFAR where a network exists and verifies checksums.
+comes through torchvision, which downloads it where a network exists and verifies checksums; so are the archives of
+ImageNet unpacked.
 """
 
 from collections.abc import Sequence
@@ -91,7 +92,7 @@ def prepare(name: str) -> None:
     if name.startswith("cifar"):
         _cifar(name)
     elif name == "imagenet":
-        _imagenet()
+        _unpack_imagenet()
 
 
 def stratified(labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -149,11 +150,11 @@ def _cifar(name: str) -> Images:
     return Images(*parts)
 
 
-def _imagenet() -> Tree:
-    """What lies there as the original archives is unpacked by torchvision, checked."""
+def _unpack_imagenet() -> Path:
+    """Its folder; what lies there as the original archives is unpacked by torchvision, checked."""
     from torchvision.datasets import ImageNet
 
-    dataset, root = DATASETS["imagenet"], data_root() / "imagenet"
+    root = data_root() / "imagenet"
     try:
         if not all((root / split).is_dir() for split in ("train", "val")):
             with locked(root / ".lock"):
@@ -164,6 +165,11 @@ def _imagenet() -> Tree:
             f"dataset='imagenet': nothing usable in {root}; it should hold train/<wnid>/ and val/<wnid>/, or "
             "ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz from www.image-net.org"
         ) from error
+    return root
+
+
+def _imagenet() -> Tree:
+    dataset, root = DATASETS["imagenet"], _unpack_imagenet()
     tree = scan("imagenet")
     if len(tree.classes) != dataset.num_classes:
         raise DatasetError(

@@ -163,6 +163,14 @@ def test_the_comparisons_of_a_study_are_a_table(plan: Plan, finish_all: FinishAl
     assert table["verdict"].tolist() == verdicts
 
 
+def test_a_study_of_one_arm_has_no_comparisons_and_tables_all_the_same(finish_all: FinishAll, places: Path) -> None:
+    plan = Study(name="solo", arms={"only": {}}).plan(seeds="0-1")
+    finish_all(plan, {"only": [5.0, 6.0]})
+    found = load(plan)
+    assert tables.differences(found).query("seeds > 0").empty
+    assert "5.50" in typeset.styled(found).to_html() and len(report.export_tables(found)) == 3
+
+
 def test_some_arms_of_a_study_are_corrected_for_all_its_comparisons(finish_all: FinishAll) -> None:
     whole = find_study("submodules").plan(seeds="0-2")
     some = find_study("submodules").plan(seeds="0-2", arms=["baseline", "ch"])

@@ -15,8 +15,9 @@ from filelock import FileLock
 
 from ablation.config import RunConfig
 from ablation.execution import dispatch as dispatching
-from ablation.execution.dispatch import Progress, dispatch
+from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import leftovers
+from ablation.execution.progress import Progress
 from ablation.runs import Run, RunFailed, RunStopped, all_runs
 from ablation.status import this_process
 from gamlib.files import write_whole

@@ -352,7 +352,8 @@ def test_plans_that_earlier_versions_wrote_are_known_and_keep_their_place() -> N
     study, folder = find_study("submodules"), places.runs_root() / "studies"
     (folder / "earlier").mkdir(parents=True)
     plans = [study.plan(seeds=seeds, arms="ch") for seeds in (0, 1)]
-    for plan, name in zip(plans, ("earlier/submodules-digits-01234567.json", "submodules-digits.json"), strict=True):
+    names = ("earlier/submodules-digits-01234567.json", "submodules-digits.json")
+    for plan, name in reversed([*zip(plans, names, strict=True)]):  # the earlier one was retried, and so written again
         Run(plan.configs[0]).queue()
         (folder / name).write_text(plan.model_dump_json(exclude={"submitted"}))
     earlier = submitted("submodules")[1][2]
@@ -360,6 +361,19 @@ def test_plans_that_earlier_versions_wrote_are_known_and_keep_their_place() -> N
     earlier.save("slurm", {"mem": 64})  # as `gamlib retry` does
     assert [(plan.seeds, plan.slurm) for _, _, plan in submitted("submodules")] == [([1], {}), ([0], {"mem": 64})]
     assert len(list(folder.rglob("*.json"))) == 2
+
+
+def test_a_plan_is_known_when_its_images_are_gone(tmp_path: Path) -> None:
+    """Or the jobs that train on them could not be cancelled. A link to nothing in the folder does no harm either."""
+    for part in ("train", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "images" / part / label).mkdir(parents=True)
+            Image.new("RGB", (28, 28)).save(tmp_path / "images" / part / label / "0.png")
+    plan = Study(name="own", arms={"a": {}}).plan(f"imagefolder:{tmp_path / 'images'}", seeds=0, batch_size=2)
+    plan.save()
+    shutil.rmtree(tmp_path / "images")
+    (places.runs_root() / "studies" / "nothing.json").symlink_to("nowhere")
+    assert [run.signature for run, _, _ in submitted("own")] == [config.signature for config in plan.configs]
 
 
 def test_a_mechanism_that_no_job_could_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
