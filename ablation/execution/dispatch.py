@@ -207,6 +207,7 @@ def _locally(
                 progress.show(at_once - len(environments))
                 time.sleep(POLL_SECONDS)
             future = finished.get()
+            progress.show(at_once - len(environments))
             progress.ended(futures[future], *future.result())
     except BaseException:  # Ctrl-C among them: the jobs end with this process
         stopping.set()  # before all that a second Ctrl-C may end: Python waits for the threads when it exits
