@@ -81,22 +81,28 @@ def assert_undisturbed(run: Run, undisturbed: pd.DataFrame) -> None:
     nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
 
 
-def processes(word: str, setting: str) -> list[psutil.Process]:
-    """Those with a word in their command line and a setting in their environment."""
+def processes(word: str, *settings: str) -> list[psutil.Process]:
+    """Those with a word in their command line and some settings in their environment."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         try:  # not by psutil: a step writes its name over the beginning of its environment
-            environment = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+            environment = {*Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")}
         except OSError:
             continue
-        if any(word in part for part in process.info["cmdline"] or []) and setting.encode() in environment:
+        named = any(word in part for part in process.info["cmdline"] or [])
+        if named and environment.issuperset(setting.encode() for setting in settings):
             found.append(process)
     return found
 
 
+def of_test(word: str, *settings: str) -> list[psutil.Process]:
+    """Those of this test, whose runs lie in its folder: other clusters have jobs of the same numbers."""
+    return processes(word, f"GAM_RUNS={os.environ['GAM_RUNS']}", *settings)
+
+
 def kernels() -> list[psutil.Process]:
-    """The kernels of this test: those whose runs lie in its folder."""
-    return processes("ipykernel_launcher", f"GAM_RUNS={os.environ['GAM_RUNS']}")
+    """The kernels of this test."""
+    return of_test("ipykernel_launcher")
 
 
 def steps(cluster: Cluster) -> list[psutil.Process]:

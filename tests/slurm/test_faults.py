@@ -42,7 +42,7 @@ from on_slurm import (
     gamlib,
     kernels,
     now,
-    processes,
+    of_test,
     steps,
     submit,
     trains,
@@ -196,7 +196,7 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     def disturb(job_id: str, number: str) -> str:
         """Do something to a job that runs, given both ways in which SLURM numbers it; what it was."""
         slurm = partial(cluster.run, timeout=3)  # scancel waits while a job is just being started
-        job, kernel = (processes(word, f"SLURM_JOB_ID={number}") for word in ("submitit.core._submit", "ipykernel"))
+        job, kernel = (of_test(word, f"SLURM_JOB_ID={number}") for word in ("submitit.core._submit", "ipykernel"))
         faults: dict[str, Callable[[], object]] = {
             "scontrol requeue": lambda: slurm("scontrol", "requeue", job_id),
             "USR2": lambda: slurm("scancel", "--signal=USR2", job_id),
@@ -534,7 +534,7 @@ def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Clu
     trains(run)
     (job_id,), record = arrays._submit([run], arrays.parameters({"cpus": 1}), {})
     record.unlink()
-    wait_for(lambda: processes("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
+    wait_for(lambda: of_test("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
     time.sleep(6)  # until it waits for the run
     assert run.result() is None and job_id in jobs(cluster)
     assert cluster.run("scancel", "--signal=USR2", job_id).returncode == 0
@@ -645,7 +645,7 @@ def test_cancel_and_retry_from_every_state(
     for run in (killed, failed, preempted, put_back):
         trains(run)
     psutil.Process(killed.status().pid).kill()
-    (kernel,) = processes("ipykernel_launcher", f"GAM_JOB={failed.signature}")
+    (kernel,) = of_test("ipykernel_launcher", f"GAM_JOB={failed.signature}")
     kernel.kill()
     cluster.run("scancel", preempted.status().job_id)
     cluster.run("scontrol", "requeue", put_back.status().job_id)
