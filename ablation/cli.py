@@ -17,6 +17,7 @@ from ablation.execution.slurm import statuses
 from ablation.parameters import key_values
 from ablation.paths import ROOT
 from ablation.runs import Run, RunFailed, all_runs
+from ablation.status import UNDER_WAY
 from ablation.studies import Plan, submitted
 from ablation.study_files import find_studies, study_name
 
@@ -141,7 +142,7 @@ def retry(
 
     entries = submitted(study_name(study), dataset)
     now = statuses(run for run, _, _ in entries)
-    ended = [(run, plan) for run, _, plan in entries if now[run].state not in ("queued", "running", "done")]
+    ended = [(run, plan) for run, _, plan in entries if now[run].state not in (*UNDER_WAY, "done")]
     if not ended:
         print("nothing to retry: no run has failed, was lost, stopped or removed")
     plans = {id(plan): plan for _, plan in reversed(ended)}  # the last one's runs are those that are waited for

@@ -26,6 +26,7 @@ from ablation.execution.arrays import FORMER
 from ablation.execution.slurm import statuses
 from ablation.provenance import source_hash
 from ablation.runs import Run, RunFailed
+from ablation.status import UNDER_WAY
 from ablation.studies import Plan
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ def show_statuses(runs: Mapping[Run, str], as_json: bool = False, watch: bool = 
         out.print(_statuses(rows), highlight=False)
     else:
         with Live(_statuses(rows), console=out, auto_refresh=False) as live:
-            while any(row["state"] in ("queued", "running") for row in rows):
+            while any(row["state"] in UNDER_WAY for row in rows):
                 time.sleep(POLL_SECONDS)
                 rows = _status_rows(runs)
                 live.update(_statuses(rows), refresh=True)

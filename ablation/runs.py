@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ablation.config import RunConfig
 from ablation.paths import require_locks, runs_root
 from ablation.provenance import source_hash
-from ablation.status import HEARTBEAT_SECONDS, Result, Status, this_process
+from ablation.status import HEARTBEAT_SECONDS, UNDER_WAY, Result, Status, this_process
 from gamlib.files import replacing, write_whole
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Run:
             return status.model_copy(update={"state": "done", "error": ""})
         if status.state == "done":
             return status.model_copy(update={"state": "failed", "error": "its result.json is missing or damaged"})
-        if status.state in ("queued", "running") and not status.alive():
+        if status.state in UNDER_WAY and not status.alive():
             return status.model_copy(update={"state": "lost", "error": "the process that owned it is gone"})
         return status
 

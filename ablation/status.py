@@ -14,6 +14,7 @@ HEARTBEAT_SECONDS = 10
 LOST_AFTER_SECONDS = 120
 
 State = Literal["missing", "queued", "running", "preempted", "failed", "done", "lost"]
+UNDER_WAY = ("queued", "running")  # states
 
 
 class Status(BaseModel):

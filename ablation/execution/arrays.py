@@ -23,6 +23,7 @@ from ablation.execution import slurm
 from ablation.execution.execute import execute, forward_signals, this_job
 from ablation.paths import ROOT, runs_root
 from ablation.runs import Run, RunStopped
+from ablation.status import UNDER_WAY
 
 DEFAULTS = Path("~/.config/gamlib.toml")  # and pyproject.toml, whose table it goes before
 FORMER = ("account", "qos", "constraint", "array_parallelism", "setup")  # options once, and still read: keys of `slurm`
@@ -168,7 +169,7 @@ def submit(
         raise ConfigError(f"gpus={gpus}: allowed: {fewest}, as many as the run has devices; see -p devices={gpus}")
     with submission_lock():
         known = slurm.statuses(runs, must_know=True)
-        todo = [run for run in runs if known[run].state not in ("queued", "running", "done")]
+        todo = [run for run in runs if known[run].state not in (*UNDER_WAY, "done")]
         submitted: list[Run] = []
         for devices in dict.fromkeys(run.config.devices for run in todo):
             own = {"gpus_per_node": devices} if devices > 1 and gpus != 0 else {}

@@ -23,6 +23,7 @@ from ablation.execution.slurm import statuses
 from ablation.paths import NOTEBOOKS, cores, require, require_locks, runs_root, share_of_cores
 from ablation.provenance import SOURCE, source_hash
 from ablation.runs import REMOVED, Run, RunStopped, first_line, unique
+from ablation.status import UNDER_WAY
 from gamlib.data.datasets import DatasetError
 from gamlib.signals import held_back
 
@@ -155,7 +156,7 @@ def _watch(runs: Sequence[Run], progress: Progress) -> None:
             known = statuses(left)
             progress.show(sum(status.state == "running" for status in known.values()))
             for run, status in known.items():
-                if status.state not in ("queued", "running"):
+                if status.state not in UNDER_WAY:
                     left.remove(run)
                     progress.ended(run, time.monotonic() - began, status.error)
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from ablation.execution import arrays, slurm
 from ablation.paths import runs_root
 from ablation.runs import Run, all_runs
-from ablation.status import Status
+from ablation.status import UNDER_WAY, Status
 
 CANCEL_SECONDS = 60.0
 
@@ -28,7 +28,7 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
         with arrays.submission_lock():
             pass  # of a killed submission's jobs no run knows
     found = slurm.statuses(runs)
-    stopped = {run: status for run, status in found.items() if status.state in ("queued", "running")}
+    stopped = {run: status for run, status in found.items() if status.state in UNDER_WAY}
     for run, status in stopped.items():
         if status.cluster != "slurm":
             run.ask_to_stop("gamlib cancel")
@@ -41,7 +41,7 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     until = time.monotonic() + CANCEL_SECONDS
     while True:
         now = slurm.statuses(stopped)
-        if time.monotonic() > until or all(status.state not in ("queued", "running") for status in now.values()):
+        if time.monotonic() > until or all(status.state not in UNDER_WAY for status in now.values()):
             return now
         time.sleep(1)
 

@@ -19,11 +19,9 @@ from ablation.config import ConfigError, RunConfig
 from ablation.paths import figures_root
 from ablation.results.frames import COLUMNS, KEY, LOSSES, Results, load, predicted_by
 from ablation.runs import Run, RunFailed
-from ablation.status import Result, Status
+from ablation.status import UNDER_WAY, Result, Status
 from ablation.studies import Plan, Study
 from gamlib.files import write_whole
-
-UNDER_WAY = ("queued", "running")
 
 
 def data_folder() -> Path:
