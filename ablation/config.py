@@ -14,14 +14,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ablation.errors import Checked, ConfigError, one_line
+from ablation.errors import Checked, ConfigError
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
 from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
 from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
 from gamlib.training.recipes import RECIPES, TrainingConfig
-
-__all__ = ["ConfigError", "RunConfig", "one_line", "translated"]
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
 RECIPE_VALUES = tuple(field.name for field in fields(TrainingConfig) if field.default is MISSING)

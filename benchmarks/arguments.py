@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import torch
 
-from ablation.config import ConfigError
+from ablation.errors import ConfigError
 
 
 def device(name: str) -> str:

@@ -45,8 +45,8 @@ from blocks import KNOWN, Agreement, Block, Setting, Shape
 from tqdm import tqdm
 from turns import Peaks, Plan, in_turns, peaks, ratios
 
-from ablation.config import ConfigError
 from ablation.console import plain_errors
+from ablation.errors import ConfigError
 from ablation.paths import cores
 from ablation.runs import RunFailed
 from gamlib.files import write_whole

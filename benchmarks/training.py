@@ -36,8 +36,8 @@ from timing import CLASSES, Given, Outcome, Work, measure, random_images, varian
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ablation.config import ConfigError
 from ablation.console import out, plain_errors, print_frame
+from ablation.errors import ConfigError
 from ablation.paths import cores
 from ablation.runs import RunFailed
 from gamlib import build_model

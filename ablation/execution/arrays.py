@@ -16,9 +16,9 @@ from typing import Any
 
 import submitit
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from ablation.config import ConfigError, one_line
+from ablation.errors import Checked, ConfigError
 from ablation.execution import slurm
 from ablation.execution.execute import execute, forward_signals, this_job
 from ablation.paths import ROOT, runs_root
@@ -37,19 +37,19 @@ UNANSWERED = "timed out|unable to contact|communication|connect"  # what sbatch 
 FRUITLESS = 5  # attempts without a step before a run fails: SLURM's signal may come a minute early, and so by chance
 
 
-class SlurmOptions(BaseModel):
+class SlurmOptions(Checked):
     """The options that everyone uses; all others stand in `slurm`, a table or a list of "key=value", in sbatch's words
     but for two of submitit's: `array-parallelism`, jobs of an array at once, and `setup`, shell commands before each.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
     partition: str | None = Field(None, description="a name")
     gpus: int | None = Field(None, ge=0, description="a whole number from 0")
     cpus: int | None = Field(None, ge=1, description="a whole number from 1")
     mem: float | None = Field(None, gt=0, lt=math.inf, description="a number above 0, of GB")
     timeout: int | None = Field(None, ge=1, description="a whole number from 1, of minutes")
-    slurm: dict[str, Any] = {}
+    slurm: dict[str, Any] = Field({}, description="a table")
 
     @model_validator(mode="before")
     @classmethod
@@ -83,10 +83,7 @@ def merged(*tables: Mapping[str, Any]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"slurm": {}}
     for table in tables:
-        try:
-            options = SlurmOptions(**table).model_dump(exclude_none=True)
-        except ValidationError as error:
-            raise ConfigError(one_line(error, SlurmOptions)) from None
+        options = SlurmOptions(**table).model_dump(exclude_none=True)
         found |= options | {"slurm": found["slurm"] | options["slurm"]}
     return found
 

@@ -15,7 +15,8 @@ import psutil
 import submitit
 from filelock import Timeout
 
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.execution import arrays
 from ablation.execution.execute import execute
 from ablation.execution.progress import Progress

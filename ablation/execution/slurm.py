@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ablation.config import ConfigError
+from ablation.errors import ConfigError
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.runs import Run

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ablation.config import ConfigError
+from ablation.errors import ConfigError
 from ablation.execution.slurm import statuses
 from ablation.paths import runs_root
 from ablation.runs import PREDICTIONS, Run, all_runs, unique

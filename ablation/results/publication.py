@@ -15,7 +15,8 @@ from typing import Any
 import pandas as pd
 from filelock import Timeout
 
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.paths import figures_root
 from ablation.results.frames import COLUMNS, KEY, LOSSES, Results, load, predicted_by
 from ablation.runs import Run, RunFailed

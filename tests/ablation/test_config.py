@@ -12,7 +12,8 @@ import yaml
 from PIL import Image
 
 from ablation import config as configs
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.parameters import key_values, notebook_parameters
 from ablation.paths import ROOT
 from ablation.provenance import source_hash

@@ -16,7 +16,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from ablation.cli import app
-from ablation.config import ConfigError
+from ablation.errors import ConfigError
 from ablation.execution import slurm
 from ablation.paths import figures_root, runs_root
 from ablation.results import load, publication

@@ -19,8 +19,9 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from ablation.cli import app
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
 from ablation.console import slurm_options as slurm_options_of_the_command
+from ablation.errors import ConfigError
 from ablation.execution import arrays, dispatch, housekeeping, slurm
 from ablation.results import report
 from ablation.runs import Run, RunStopped

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from ablation import paths as places
 from ablation.cli import app
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.parameters import parse_seeds
 from ablation.runs import Run
 from ablation.studies import Plan, Study, submitted

@@ -50,7 +50,8 @@ from on_slurm import (
 )
 from submitit.core.utils import DelayedSubmission
 
-from ablation.config import ConfigError, RunConfig
+from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.execution import arrays, slurm
 from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import cancel, leftovers
