@@ -238,9 +238,9 @@ def report_study(plan: Plan, folder: Path | None = None) -> None:
     from ablation.results import tables, typeset
     from ablation.results.report import report
 
-    results.load(plan, folder)  # what is published is found whole before its notebook starts
+    published = results.load(plan, folder) if folder else None  # found whole before its notebook starts
     paths = report(plan, folder)
-    found = results.load(plan, folder)
+    found = published or results.load(plan)
     typer.secho(f"\n{plan.name}: {plan.study.question}", bold=True)
     if any(path.name == f"{plan.name}.csv" for path in paths):  # a notebook may export figures alone
         print_frame(typeset.for_reading(tables.summary(found)))

@@ -225,25 +225,25 @@ class Plan(BaseModel):
 
         Other arms that were asked for just before, with the same seeds and overrides, are part of it, as they are now:
         the files of a data set, or what a recipe prescribes, may have changed since. A plan that was loaded keeps its
-        place among the others. Files of plans of which `submitted` knows no run any more are removed.
+        place; another is later than all, whatever clocks say. Plans of which `submitted` knows no run are removed.
         """
         folder, plan = runs_root() / "studies", self
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            for before in Plan.saved() if not self.submitted else ():
-                same = before.model_dump(include=ASKED) == self.model_dump(include=ASKED)
-                if same and before.arms.keys() - self.arms.keys():
-                    with suppress(ConfigError):  # refused by now: they are no part of it any more
-                        plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
-            # Later than all others, whatever the clocks of two machines say.
-            at = self.submitted or max([time.time_ns(), *(1 + before.submitted for before in _read_all().values())])
-            own = [path for path, of in _read_all().items() if (of.submitted, of.arms) == (at, self.arms)]
-            path = own[0] if own else folder / f"{self.name}.{at}.json"
+            there = _read_all()
+            before = next((of for of in there.values() if of.name == self.name), self)
+            same = before.model_dump(include=ASKED) == self.model_dump(include=ASKED)
+            if not self.submitted and same and before.arms.keys() - self.arms.keys():
+                with suppress(ConfigError):  # refused by now: they are no part of it any more
+                    plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
+            at = self.submitted or max([time.time_ns(), *(1 + of.submitted for of in there.values())])
+            own = (path for path, of in there.items() if (of.submitted, of.arms) == (at, self.arms))
+            path = next(own, folder / f"{self.name}.{at}.json")
             plan = plan.model_copy(update={"cluster": cluster, "slurm": slurm or {}, "submitted": at})
             write_whole(path, plan.model_dump_json(indent=2))
-            known = {plan.submitted for _, _, plan in submitted(self.study.name, self.dataset)}
-            for other, plan in _read_all().items():
-                if plan.name == self.name and other != path and plan.submitted not in known:
+            known = {of.submitted for _, _, of in submitted(self.study.name, self.dataset)}
+            for other, of in there.items():
+                if of.name == self.name and other != path and of.submitted not in known:
                     other.unlink()
 
     @classmethod

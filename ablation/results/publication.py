@@ -15,13 +15,12 @@ from typing import Any
 import pandas as pd
 from filelock import Timeout
 
-from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.paths import figures_root
 from ablation.results.frames import COLUMNS, KEY, LOSSES, Results, load, predicted_by
 from ablation.runs import Run, RunFailed
 from ablation.status import UNDER_WAY, Result, Status
-from ablation.studies import Plan, Study
+from ablation.studies import Plan
 from gamlib.files import write_whole
 
 
@@ -97,13 +96,10 @@ def published_plan(study: str, dataset: str | None, folder: Path | str) -> Plan:
 
 def _read(path: Path) -> Plan:
     try:
-        content = json.loads(path.read_text())
-        known = {key: content[key] for key in ("dataset", "seeds", "overrides", "source")}
-        arms = {arm: [RunConfig.recorded(run) for run in runs] for arm, runs in content["arms"].items()}
-        plan = Plan.model_construct(**known, study=Study(**content["study"]), arms=arms)
+        plan = Plan.model_validate(json.loads(path.read_text()))
         if plan.name != path.stem:
             raise ConfigError(f"it is {plan.name}")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is not a published study: {' '.join(repr(error).split())}") from None
     return plan
 
