@@ -13,6 +13,10 @@ Weights = dict[str, Tensor]  # parameters and buffers of a block by their names
 # A map of at least the window of 7, one with a side of less, one within half a window, and a single position.
 SIZES = [(9, 9), (10, 6), (3, 2), (1, 1)]
 sizes = pytest.mark.parametrize("size", SIZES, ids=[f"{height}x{width}" for height, width in SIZES])
+grouped = pytest.mark.parametrize("groups", [1, 4])
+pooled = pytest.mark.parametrize(
+    ("submodules", "gate_max_pool"), [("ch+sp", False), ("ch+sp", True), ("ch", False), ("sp", False), ("sp", True)]
+)
 modes = pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 
 

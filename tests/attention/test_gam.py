@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import assert_equal_with_gradients, global_attention, sizes
+from by_hand import assert_equal_with_gradients, global_attention, grouped, pooled, sizes
 
 from gamlib import GAM
 from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM
@@ -14,10 +14,8 @@ family = pytest.mark.parametrize("mechanism", [GAM, SeparableGAM, LowRankGAM, Un
 
 
 @sizes
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize(
-    ("submodules", "gate_max_pool"), [("ch+sp", False), ("ch+sp", True), ("ch", False), ("sp", False), ("sp", True)]
-)
+@grouped
+@pooled
 def test_values_and_gradients_are_those_of_the_equations(
     submodules: str, gate_max_pool: bool, groups: int, size: tuple[int, int]
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from by_hand import Weights, assert_equal_with_gradients, global_attention, residual_branches, sizes
+from by_hand import Weights, assert_equal_with_gradients, global_attention, grouped, pooled, residual_branches, sizes
 from torch import Tensor, nn
 
 from gamlib import GAM, build_model
@@ -28,7 +28,7 @@ def low_rank(first: Tensor, second: Tensor, groups: int) -> Tensor:
 
 
 @sizes
-@pytest.mark.parametrize("groups", [1, 4])
+@grouped
 @pytest.mark.parametrize("gate_max_pool", [False, True])
 @pytest.mark.parametrize(("mechanism", "windows"), [(SeparableGAM, separable), (LowRankGAM, low_rank)])
 def test_values_and_gradients_are_gams_for_such_windows(
@@ -44,10 +44,8 @@ def test_values_and_gradients_are_gams_for_such_windows(
 
 
 @sizes
-@pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize(
-    ("submodules", "gate_max_pool"), [("ch+sp", False), ("ch+sp", True), ("ch", False), ("sp", False), ("sp", True)]
-)
+@grouped
+@pooled
 def test_without_gates_values_and_gradients_are_those_of_the_equations(
     submodules: str, gate_max_pool: bool, groups: int, size: tuple[int, int]
 ) -> None:

@@ -48,6 +48,17 @@ def block_and_map(
     return block, x, gradient
 
 
+def residual(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What a residual block makes of its input x and of a block's map of it, in place."""
+
+    def computed(x: Tensor) -> Tensor:
+        out = compute(x)
+        out += x
+        return out.relu_()
+
+    return computed
+
+
 def with_gradients(block: GAM, x: Tensor, gradient: Tensor, compute: Callable[[Tensor], Tensor]) -> Values:
     x = x.detach().requires_grad_()
     inputs = {"x": x, **dict(block.named_parameters())}

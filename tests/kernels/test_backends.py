@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from near import ON_CPU, Values, block_and_map, equations, with_gradients
+from near import ON_CPU, Values, block_and_map, equations, residual, with_gradients
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import prune
@@ -345,14 +345,6 @@ def test_output_may_be_changed_in_place(engine: str, dtype: torch.dtype, submodu
     """A residual block adds its input to it."""
     block, x, gradient = given(engine, dtype, submodules)
     x = LAYOUTS[layout](x)
-
-    def residual(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def computed(x: Tensor) -> Tensor:
-            out = compute(x)
-            out += x
-            return out.relu_()
-
-        return computed
 
     found, wanted = (with_gradients(block, x, gradient, residual(compute)) for compute in (block, equations(block)))
     assert max(distances(found, wanted).values()) < WITHIN[dtype]

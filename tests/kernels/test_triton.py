@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from interpreter import afresh, interpreted
-from near import Values, assert_as_near, block_and_map, equations, with_gradients
+from near import Values, assert_as_near, block_and_map, equations, residual, with_gradients
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -147,14 +147,6 @@ def test_no_gate_is_kept_and_nothing_without_gradients(gpu: Any) -> None:
 def test_a_residual_block_may_change_the_output_in_place(gpu: Any, submodules: str) -> None:
     block, x, gradient = block_and_map(24, 4, submodules, (2, 5, 7), torch.float32)
     block, x, gradient = block.float(), x.float(), gradient.float()
-
-    def residual(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        def computed(x: Tensor) -> Tensor:
-            out = compute(x)
-            out += x
-            return out.relu_()
-
-        return computed
 
     found = with_gradients(block, x, gradient, residual(lambda x: by_kernels(gpu, block, x)))
     wanted = with_gradients(block, x, gradient, residual(equations(block)))
