@@ -13,7 +13,7 @@ from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
 from ablation.config import RunConfig
-from ablation.execution.execute import execute_notebook
+from ablation.execution.kernel import execute_notebook
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.results import report
 from ablation.runs import Run
@@ -139,7 +139,7 @@ def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, places / "hello.ipynb")
     program = (
-        "import sys; from pathlib import Path; from ablation.execution.execute import execute_notebook\n"
+        "import sys; from pathlib import Path; from ablation.execution.kernel import execute_notebook\n"
         "folder = Path(sys.argv[1]); execute_notebook(folder / 'hello.ipynb', folder / sys.argv[2], {}, sys.stdout, {})"
     )
     names = [f"{number}.ipynb" for number in range(8)]

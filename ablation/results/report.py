@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from ablation.execution.execute import execute_notebook
+from ablation.execution.kernel import execute_notebook
 from ablation.paths import NOTEBOOKS, figures_root, require, runs_root
 from ablation.results.frames import Results
 from ablation.runs import Run, RunFailed, first_line
