@@ -1,3 +1,4 @@
+import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,21 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GAM_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("GAM_FIGURES", str(tmp_path / "figures"))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all processes that execute the tests of this session."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture
+def counted(places: Path, shared: Path) -> None:
+    """Commands know the networks that those of other tests have counted, and need no torch for it."""
+    (shared / "parameters.txt").touch()
+    (places / "runs").mkdir()
+    (places / "runs" / ".parameters.txt").symlink_to(shared / "parameters.txt")
 
 
 @pytest.fixture(scope="session")

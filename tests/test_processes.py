@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -22,7 +23,7 @@ from ablation.runs import Run
 from gamlib.files import write_whole
 from gamlib.training.loop import MEASURED
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("counted")]
 SMALL = ["-p", "epochs=1", "-p", "width=0.25", "-p", "train_fraction=0.2"]
 ENDLESS = ["-p", "epochs=100000", "-p", "width=0.25", "-p", "train_fraction=0.2"]
 
@@ -52,16 +53,20 @@ def wait_for(happened: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
-def kernels() -> list[psutil.Process]:
-    """The kernels that train for this test: those whose runs lie in its folder."""
-    found: list[tuple[psutil.Process, str | None]] = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            if "ipykernel_launcher" in (process.info["cmdline"] or []):
-                found.append((process, process.environ().get("GAM_RUNS")))
-        except psutil.Error:
-            continue
-    return [process for process, runs in found if runs == os.environ["GAM_RUNS"]]
+def kernel_of(run: Run) -> psutil.Process:
+    """The kernel of a run that trains: its job is a process with no other child."""
+    (kernel,) = psutil.Process(run.status().pid).children()
+    return kernel
+
+
+def processes() -> list[psutil.Process]:
+    """Those of this test's commands that are left: servers, jobs, kernels and what those have started."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # ended, or a zombie
+            if process.environ().get("GAM_RUNS") == os.environ["GAM_RUNS"]:
+                found.append(process)
+    return found
 
 
 def small(**values: object) -> Run:
@@ -94,7 +99,7 @@ def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -
 
 
 def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alone or beside another run of a study, and whatever kernel specifications the machine has."""
+    """Alone or beside another run of a study, forked or not, and whatever kernel specifications the machine has."""
     broken = {"argv": ["/bin/false", "{connection_file}"], "display_name": "broken", "language": "python"}
     write_whole(places / "jupyter" / "kernels" / "python3" / "kernel.json", json.dumps(broken))
     monkeypatch.setenv("JUPYTER_PATH", str(places / "jupyter"))
@@ -102,12 +107,17 @@ def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pyte
     study = places / "beside.yaml"
     study.write_text("arms:\n  this: {}\n  other: {attention: none}\n")
     run = Run(RunConfig(epochs=2, width=0.25, train_fraction=0.2, seed=5))
+    commands = {
+        "a forked kernel": ["study", str(study), "--seeds", "5"],
+        "a kernel that starts anew": ["run", "-p", "seed=5", "--cluster", "debug"],
+    }
     curves = []
-    for folder, command in (("alone", ["run", "-p", "seed=5"]), ("beside", ["study", str(study), "--seeds", "5"])):
-        monkeypatch.setenv("GAM_RUNS", str(places / folder))
+    for kernel, command in commands.items():
+        monkeypatch.setenv("GAM_RUNS", str(places / kernel))
         code, output = finished(start(*command, *values))
         assert code == 0, output
         run = Run(run.config)
+        assert kernel in (run.folder / "log.txt").read_text()
         result = run.result()
         assert result is not None and result.top1_error == run.metrics()["top1_error"].iloc[-1]
         curves.append(run.metrics().drop(columns=list(MEASURED)))
@@ -135,13 +145,12 @@ def test_a_killed_process_is_a_failure_and_not_a_success(victim: str, reason: st
     run = endless()
     wait_for(lambda: not run.metrics().empty)
     assert run.status().state == "running"
-    (kernel,) = kernels()
-    (kernel if victim == "kernel" else psutil.Process(run.status().pid)).kill()
+    (kernel_of(run) if victim == "kernel" else psutil.Process(run.status().pid)).kill()
     code, output = finished(process)
     assert (code, run.status().state) == (1, "failed"), output
     assert reason in run.status().error
     assert run.status().error in output and run.result() is None
-    wait_for(lambda: not kernels(), 15)
+    wait_for(lambda: not processes(), 15)
     if victim == "kernel":
         nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
 
@@ -158,11 +167,11 @@ def test_a_run_that_was_killed_or_stopped_ends_in_the_bits_of_one_that_was_not(
     run = Run(RunConfig(**values))
     wait_for(lambda: not run.metrics().empty)
     if victim == "kernel":
-        kernels()[0].kill()
+        kernel_of(run).kill()
     else:
         psutil.Process(run.status().pid).send_signal(signal.SIGKILL if victim == "job" else signal.SIGUSR2)
     assert finished(process)[0] == 1
-    wait_for(lambda: not kernels(), 15)
+    wait_for(lambda: not processes(), 15)
     if victim == "signalled job":
         assert run.status().state == "preempted"
         assert run.status().error.startswith("stopped by SIGUSR2 in epoch ")
@@ -185,7 +194,7 @@ def test_a_run_on_two_devices_is_launched_from_its_notebook_and_leaves_no_proces
     process = start(*command, "-p", "epochs=100000")
     long = Run(RunConfig(**values, epochs=100000))
     wait_for(lambda: not long.metrics().empty)
-    (kernel,) = kernels()
+    kernel = kernel_of(long)
     workers = kernel.children(recursive=True)
     assert len(workers) >= 2
     kernel.kill()
@@ -218,7 +227,7 @@ def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path
     assert states == ["done", "preempted", "missing"]
     assert endless().status().error.startswith("stopped by its dispatcher in epoch ")
     assert (endless().folder / "checkpoint.pt").exists()
-    wait_for(lambda: not kernels(), 15)
+    wait_for(lambda: not processes(), 15)
 
 
 def test_a_cancelled_study_says_what_it_left_and_ends(tmp_path: Path) -> None:
@@ -232,17 +241,17 @@ def test_a_cancelled_study_says_what_it_left_and_ends(tmp_path: Path) -> None:
     assert "preempted, stopped by gamlib cancel before it began" in told
     code, output = finished(process)
     assert code == 1, output
-    assert (endless().folder / "checkpoint.pt").exists() and not kernels()
+    assert (endless().folder / "checkpoint.pt").exists() and not processes()
     assert "nothing is queued or running" in finished(start("cancel", "two"))[1]
 
 
-def test_a_second_command_leaves_a_running_run_alone(places: Path) -> None:
+def test_a_second_command_leaves_a_running_run_alone() -> None:
     """It queues the same runs and is stopped; the first's run is still the first's."""
     first = start("run", *ENDLESS)
     run = endless()
     wait_for(lambda: run.status().state == "running")
     second = start("run", *ENDLESS)
-    wait_for(lambda: len(list((places / "runs" / "submitit").glob("*_log.out"))) == 2)  # its job has begun
+    wait_for(lambda: len(processes()) == 8)  # of each, the command, its server, a job and what would be its kernel
     time.sleep(2)
     assert run.status().state == "running"
     second.send_signal(signal.SIGINT)
@@ -262,6 +271,42 @@ def test_a_killed_command_leaves_its_job_in_peace_and_the_rest_to_the_next() -> 
     code, output = finished(start("run", *SMALL, "-p", "seed=1"))  # waits for the job of the first, then finds it done
     assert code == 0, output
     assert (run.status().state, run.status().attempts) == ("done", 1)
+
+
+def test_runs_outlive_the_server_that_has_forked_them_and_the_next_get_another(tmp_path: Path) -> None:
+    study = tmp_path / "five.yaml"
+    study.write_text("arms:\n  r20: {epochs: 20}\n" + "".join(f"  r{n}: {{epochs: {n}}}\n" for n in (3, 4, 5, 6)))
+    process = start("study", str(study), "--seeds", "0", *SMALL[2:])
+    first = Run(RunConfig(epochs=20, width=0.25, train_fraction=0.2))
+    wait_for(lambda: not first.metrics().empty)
+    server = psutil.Process(first.status().pid).parent()
+    assert server is not None
+    server.kill()
+    code, output = finished(process)
+    assert code == 0 and "5 of 5 runs done" in output, output
+    assert first.status().attempts == 1
+    wait_for(lambda: not processes(), 15)
+
+
+def test_where_a_fork_would_not_work_jobs_start_anew_and_say_so(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (places / "sitecustomize.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(places))
+    code, output = finished(start("run", *SMALL))
+    assert code == 0, output
+    assert "a kernel that starts anew" in (small().folder / "log.txt").read_text()
+
+
+def test_a_server_that_does_not_start_is_the_reason_why_runs_fail(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (places / "sitecustomize.py").write_text("import sys\nif 'server' in sys.orig_argv: sys.exit('broken')\n")
+    monkeypatch.setenv("PYTHONPATH", str(places))
+    code, output = finished(start("run", *SMALL))
+    assert (code, small().status().state) == (1, "failed")
+    assert "no job can be started: SystemExit: broken" in output
+    assert small().status().error == "no job can be started: SystemExit: broken"
 
 
 def test_two_commands_at_once_train_a_run_once() -> None:

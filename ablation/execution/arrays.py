@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ablation.errors import Checked, ConfigError
 from ablation.execution import slurm
-from ablation.execution.execute import execute, forward_signals, this_job
+from ablation.execution.execute import execute, forward_signals
 from ablation.paths import ROOT, runs_root
 from ablation.runs import Run, RunStopped
 from ablation.status import UNDER_WAY
@@ -222,13 +222,13 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
         RunStopped: by another signal, or SLURM would not queue it again.
         RunFailed: see `execute`.
     """
-    before, (_, own) = run.status(), this_job()
+    before, own = run.status(), submitit.JobEnvironment().job_id
     if before.cluster == "slurm" and before.job_id != own and slurm.live({before.job_id}):
         print(f"job {before.job_id} has this run, so this one ends", flush=True)
         return
     with forward_signals(lambda by: None):  # while it is queued again
         try:
-            execute(run, environment)
+            execute(run, environment, ("slurm", own))
         except RunStopped as stopped:
             if not str(stopped).startswith("stopped by SIGUSR2"):
                 raise

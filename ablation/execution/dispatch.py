@@ -3,36 +3,40 @@
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import submitit
 from filelock import Timeout
 
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.execution import arrays
 from ablation.execution.execute import execute
+from ablation.execution.forkserver import ForkServer, Job
 from ablation.execution.progress import Progress
 from ablation.execution.slurm import statuses
 from ablation.paths import NOTEBOOKS, cores, require, require_locks, runs_root, share_of_cores
 from ablation.provenance import SOURCE, source_hash
-from ablation.runs import REMOVED, Run, RunStopped, first_line, unique
+from ablation.runs import REMOVED, Run, RunFailed, RunStopped, first_line, unique
 from ablation.status import UNDER_WAY
 from gamlib.data.datasets import DatasetError
 from gamlib.signals import held_back
 
+if TYPE_CHECKING:
+    from ablation.execution.forked_kernel import ForkedKernel
+
 CLUSTERS = ("local", "slurm", "debug")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS, SLURM_POLL_SECONDS = 0.2, 5.0
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either's within Windows
 GRACE_SECONDS = 120  # for a local run to end its step and save
-YEAR_MINUTES = 365 * 24 * 60  # a local job has no time limit; submitit wants one
 
 
 def dispatch(
@@ -101,7 +105,8 @@ def dispatch(
         elif cluster == "debug":
             _in_process(todo, environment, progress)
         else:
-            _locally(todo, environments, progress, before)
+            with ForkServer(environment) as server:
+                _locally(todo, environments, progress, before, server)
     return progress
 
 
@@ -122,11 +127,12 @@ def _check(cluster: str, workers: int | None, wait: bool, slurm: Mapping[str, An
 def _environments(todo: Sequence[Run], workers: int, environment: dict[str, str]) -> list[dict[str, str]]:
     """Variables for the kernels of all runs that are executed at once, each with a share of this process's GPUs."""
     devices = max(run.config.devices for run in todo)
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None and any(map(os.path.exists, GPU_DRIVERS)):  # else there is no need to wait for torch
         import torch
 
         visible = ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = [name for name in visible.split(",") if name]
+    gpus = [name for name in (visible or "").split(",") if name]
     if 0 < len(gpus) < devices:
         raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")
     shares = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)] or [""]
@@ -164,15 +170,22 @@ def _watch(runs: Sequence[Run], progress: Progress) -> None:
         raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None
 
 
+def execute_here(run: Run, environment: Mapping[str, str], kernel: "ForkedKernel | None") -> None:
+    """What a local job does: it executes its run, and all that it prints goes to the run's log."""
+    with (run.folder / "log.txt").open("a") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    execute(run, environment, ("local", str(os.getpid())), kernel)
+
+
 def _locally(
     runs: Sequence[Run],
     environments: list[dict[str, str]],
     progress: Progress,
-    before: Callable[[], object] = lambda: None,
+    before: Callable[[], object],
+    server: ForkServer,
 ) -> None:
-    """Execute runs in their order, with a thread for each of those at once; submitit alone would start all of them."""
-    executor = submitit.AutoExecutor(folder=runs_root() / "submitit", cluster="local")
-    executor.update_parameters(name="gamlib", timeout_min=YEAR_MINUTES, stderr_to_stdout=True)
+    """Execute runs in their order, with a thread for the job of each of those at once."""
     at_once, stopping, hurry = len(environments), Event(), Event()
     threads, finished = ThreadPoolExecutor(at_once), SimpleQueue["Future[tuple[float, str]]"]()
     futures: dict[Future[tuple[float, str]], Run] = {}
@@ -186,14 +199,18 @@ def _locally(
             return 0, run.status().error
         began, environment = time.monotonic(), environments.pop()
         try:
-            job = executor.submit(execute, run, environment)
-            while not job.done() and not stopping.wait(POLL_SECONDS):
+            job = server.start(execute_here, run, environment)
+            while not job.ended(POLL_SECONDS) and not stopping.is_set():
                 pass
-            if not job.done():
+            if not job.ended():
                 _end(run, job, hurry)
+            reason = _reason(run, job, stopping.is_set())
+        except RunFailed as error:
+            reason = str(error)
+            run.write_status(state="failed", error=reason)
         finally:
             environments.append(environment)
-        return time.monotonic() - began, _reason(run, job, stopping.is_set())
+        return time.monotonic() - began, reason
 
     try:
         for run in runs:
@@ -229,27 +246,25 @@ def _locally(
         raise
 
 
-def _end(run: Run, job: "submitit.Job[None]", hurry: Event) -> None:
+def _end(run: Run, job: Job, hurry: Event) -> None:
     """Have a job save and end, and kill it if it takes too long."""
-    if run.status().job_id == job.job_id:  # or it is another's, and this job waits for it
+    status = run.status()
+    if (status.host, status.pid) == (socket.gethostname(), job.pid):  # or it is another's, and this job waits for it
         run.ask_to_stop("its dispatcher")
-        while not job.done() and not hurry.wait(POLL_SECONDS):
+        while not job.ended(POLL_SECONDS) and not hurry.is_set():
             pass
-    if not job.done():
-        with suppress(psutil.NoSuchProcess):  # submitit's own way leaves the processes a second
-            controller = psutil.Process(int(job.job_id))
-            for process in [*controller.children(recursive=True), controller]:
+    if not job.ended():
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(job.pid)
+            for one in [*process.children(recursive=True), process]:
                 with suppress(psutil.NoSuchProcess):
-                    process.kill()
-    job.wait()
+                    one.kill()
 
 
-def _reason(run: Run, job: "submitit.Job[None]", stopping: bool) -> str:
+def _reason(run: Run, job: Job, stopping: bool) -> str:
     """Why the run of a job that has ended failed, or nothing; where that was killed, this says so in its place."""
     status = run.status()
     if status.state == "done":
-        for path in (job.paths.submitted_pickle, job.paths.result_pickle, job.paths.stdout, job.paths.stderr):
-            path.unlink(missing_ok=True)
         return ""
     if status.state in ("failed", "preempted", "missing"):
         return status.error or REMOVED
@@ -257,7 +272,7 @@ def _reason(run: Run, job: "submitit.Job[None]", stopping: bool) -> str:
         if status.state == "lost":
             run.write_status(state="preempted", error="stopped from outside")
         return "stopped from outside"
-    error = f"its job ended without a word; see {job.paths.stdout}"
+    error = job.error or f"its job ended without a word; see {run.folder / 'log.txt'}"
     with suppress(OSError):
         run.write_status(state="failed", error=error)
     return error

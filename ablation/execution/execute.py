@@ -6,7 +6,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -15,6 +16,9 @@ from ablation.paths import NOTEBOOKS
 from ablation.provenance import SOURCE, source_hash
 from ablation.runs import JOB, REMOVED, Run, RunStopped
 from gamlib.signals import held_back
+
+if TYPE_CHECKING:
+    from ablation.execution.forked_kernel import ForkedKernel
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -39,28 +43,25 @@ def forward_signals(to: Callable[[str], object]) -> Iterator[None]:
             signal.signal(number, previous)
 
 
-def this_job() -> tuple[str, str]:
-    """The cluster and the id of the job that this process is, as submitit has them; two empty texts outside of one."""
-    import submitit  # late: a report has no need of it
-
-    with suppress(RuntimeError):
-        job = submitit.JobEnvironment()
-        return job.cluster, job.job_id
-    return "", ""
-
-
-def execute(run: Run, environment: Mapping[str, str]) -> None:
+def execute(
+    run: Run,
+    environment: Mapping[str, str],
+    job: tuple[str, str] = ("", ""),
+    kernel: "ForkedKernel | None" = None,
+) -> None:
     """The job of a run: its notebook through papermill, and the truth about how that ended.
 
     Args:
         run: what to run; nothing happens when it is done.
         environment: variables for the kernel beside those of this process.
+        job: the cluster and the id of the job that this process is; two empty texts if it is none.
+        kernel: what becomes the kernel, if that is not to be a new process.
 
     Raises:
         RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
-    (cluster, job_id), owned = this_job(), threading.Event()
+    (cluster, job_id), owned = job, threading.Event()
 
     def ask(by: str) -> None:
         if not owned.is_set() and not run.status().mine():
@@ -72,8 +73,9 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
             return
         owned.set()  # whatever a late submitter writes into its status
         with (run.folder / "log.txt").open("a", buffering=1) as log, ThreadPoolExecutor(1) as thread:
-            job = f"{cluster} job {job_id or 'none'}, process {os.getpid()}"
-            print(f"--- attempt {run.status().attempts}, {job}", file=log)
+            how = "a forked kernel" if kernel else "a kernel that starts anew"
+            told = f"{cluster} job {job_id or 'none'}, process {os.getpid()}, {how}"
+            print(f"--- attempt {run.status().attempts}, {told}", file=log)
             try:
                 if environment.get(SOURCE, source_hash()) != source_hash():
                     run.write_status(error="its code is not the one that it was submitted with")
@@ -85,7 +87,7 @@ def execute(run: Run, environment: Mapping[str, str]) -> None:
                 with held_back(signal.SIGTERM, signal.SIGUSR2):
                     executed = thread.submit(
                         execute_notebook,
-                        *(NOTEBOOKS / "run.ipynb", output, values, log, {**environment, JOB: run.signature}),
+                        *(NOTEBOOKS / "run.ipynb", output, values, log, {**environment, JOB: run.signature}, kernel),
                     )
                 executed.result()
             except BaseException as error:

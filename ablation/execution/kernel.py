@@ -6,15 +6,25 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ablation.runs import BATCH, RunFailed
 
+if TYPE_CHECKING:
+    from ablation.execution.forked_kernel import ForkedKernel
+
 
 def execute_notebook(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], log: IO[str], environment: Mapping[str, str]
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    log: IO[str],
+    environment: Mapping[str, str],
+    kernel: "ForkedKernel | None" = None,
 ) -> None:
     """Execute a notebook through papermill, in this interpreter whatever kernel specifications the machine has.
+
+    The kernel is a new process, or one that was forked for it; then the log must be a file.
 
     The output is left whole under its name however the execution ends. In the main thread nbclient takes SIGINT and
     SIGTERM, and shuts the kernel down within seconds.
@@ -30,7 +40,7 @@ def execute_notebook(
     from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
 
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[bytes] | ForkedKernel] = []
     short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # the path of a socket ends at 107 bytes
     with tempfile.TemporaryDirectory(prefix="gam-", dir=short, ignore_cleanup_errors=True) as sockets:
 
@@ -44,7 +54,9 @@ def execute_notebook(
             @property
             def kernel_spec(self) -> KernelSpec:
                 argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-                return KernelSpec(argv=argv, display_name="Python 3", language="python")
+                provisioner = {"provisioner_name": "gamlib-fork", "config": {"kernel": kernel}}
+                metadata = {"kernel_provisioner": provisioner} if kernel else {}
+                return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=metadata)
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
                 env = {**os.environ, BATCH: "1", **environment}
@@ -62,6 +74,7 @@ def execute_notebook(
                 stdout_file=log,
                 stderr_file=log,
                 kernel_manager_class=ThisInterpreter,
+                shutdown_kernel="immediate",  # taking torch down politely takes seconds, and all is written
             )
         except DeadKernelError:
             code = processes[-1].poll()

@@ -233,20 +233,19 @@ def test_every_end_of_a_run_is_a_line_and_somebody_who_watches_sees_a_bar(
     assert (len(progress.runs), progress.failed) == (3, {stopped: "why"})
 
 
-def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() -> None:
     begun = threading.Event()
 
-    def submit(_: object, run: Run, environment: dict[str, str]) -> Mock:
-        run.write_status(state="running", job_id="7", **this_process())
+    def start(_: object, run: Run, environment: dict[str, str]) -> Mock:
+        run.write_status(state="running", **this_process())
         begun.set()
-        return Mock(job_id="7", done=run.asked_to_stop)
+        return Mock(pid=os.getpid(), ended=lambda _=0: bool(run.asked_to_stop()))
 
     def press_ctrl_c(running: int) -> None:
         assert begun.wait(60)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("submitit.AutoExecutor", Mock(return_value=Mock(submit=submit)))
     progress = Mock(write=Mock(side_effect=BrokenPipeError), show=press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        dispatching._locally([run := Run(RunConfig())], [{}], progress)
+        dispatching._locally([run := Run(RunConfig())], [{}], progress, lambda: None, Mock(start=start))
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called

@@ -20,7 +20,7 @@ from ablation.runs import Run
 from ablation.status import Status
 from gamlib.training.loop import MEASURED
 
-LONG: dict[str, Any] = {"epochs": 60, "width": 0.25, "train_fraction": 0.2}  # some six seconds of training
+LONG: dict[str, Any] = {"epochs": 30, "width": 0.25, "train_fraction": 0.2}  # some six seconds of training
 SHORT = LONG | {"epochs": 2}
 Survives = Callable[[str], None]
 

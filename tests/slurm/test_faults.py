@@ -81,7 +81,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(autouse=True)
-def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: Path) -> Iterator[None]:
+def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, counted: None) -> Iterator[None]:
     """Commands of this test go to the cluster, which is empty and whole before and after it."""
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     yield
@@ -89,10 +89,10 @@ def on_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: Path) 
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+def undisturbed(cluster: Cluster, shared: Path) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
-        together = tmp_path_factory.getbasetemp().parent / "undisturbed"  # of all workers, each with its own cluster
+        together = shared / "undisturbed"  # of all workers, each with its own cluster
         patch.setenv("GAM_RUNS", str(together))
         together.mkdir(exist_ok=True)
         with FileLock(together / ".lock"):

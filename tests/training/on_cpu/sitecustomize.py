@@ -1,11 +1,13 @@
-"""On the path of a kernel: a machine without GPUs shows two, and a run on two devices trains on its CPU."""
+"""On the path of a command: a machine without GPUs shows two, and a run on two devices trains on its CPU."""
 
 import os
 import sys
 from pathlib import Path
 
-# A kernel of a job, and the processes that it launches to train
-if "GAM_JOB" in os.environ and "resource_tracker" not in str(sys.orig_argv):
+# The server whose forks are the kernels, and the processes that those launch to train
+if "ablation.execution.forkserver" in sys.orig_argv or (
+    "GAM_JOB" in os.environ and "resource_tracker" not in str(sys.orig_argv)
+):
     import torch
 
     sys.path.append(str(Path(__file__).resolve().parents[1]))
