@@ -50,24 +50,22 @@ def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:
     """Files of submitit's that no job needs, and of killed processes; if asked, checkpoints of runs done, failed runs.
 
     What is of a run that is done, and of jobs of which no run knows any more. The next submission puts right what one
-    that was killed has left: while its word of that lies there, nothing of submitit's is taken away. Nor while a local
-    run waits, which does not know its job yet.
+    that was killed has left: while its word of that lies there, nothing of submitit's is taken away.
     """
     folder, there = runs_root() / "submitit", list[Path]()
     if folder.is_dir():
         with FileLock(folder / ".lock"):  # what is just being submitted has no run yet
             if not any(folder.glob("*.submitting")):
                 there = sorted(folder.iterdir())
-    runs, _ = all_runs()  # after the files: a local run says that it waits before its job has one
+    runs, _ = all_runs()
     statuses = [status for run in runs if (status := run.status()).state not in ("done", "missing")]
     needed = {job_id for status in statuses for job_id in (status.job_id, *status.earlier_jobs)}
     found = []
-    if all((status.state, status.cluster) != ("queued", "local") for status in statuses):
-        for path in there:
-            name = path.resolve().name  # submitit leaves a link to 12_submission.sh, too
-            parts = name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
-            if path.name != ".lock" and not {parts[0], "_".join(parts[:2])} & needed:
-                found.append(path)
+    for path in there:
+        name = path.resolve().name  # submitit leaves a link to 12_submission.sh, too
+        parts = name.split("_")  # 12_submitted.pkl, 12_0_log.out, or of an array 12_3_0_log.out
+        if path.name != ".lock" and not {parts[0], "_".join(parts[:2])} & needed:
+            found.append(path)
     for run in runs:
         with suppress(Timeout), run.lock(timeout=0):  # or its owner is at work
             found += [*run.recover_notebook(), *sorted(run.folder.glob(".*.part"))]

@@ -690,22 +690,6 @@ def test_watch_ends_when_all_have_ended(finish: Finish) -> None:
     assert "1 done" in output and time.monotonic() - began < 60
 
 
-def test_while_a_local_run_waits_nothing_of_submitits_is_left_over(finish: Finish, places: Path) -> None:
-    from ablation.execution.housekeeping import leftovers
-
-    run = Run(RunConfig())
-    run.queue()
-    folder = places / "runs" / "submitit"
-    folder.mkdir()
-    pickle = folder / "4711_submitted.pkl"
-    pickle.touch()  # of the run: its status does not name the job before submitit has given its number
-    assert leftovers(checkpoints=False) == []
-    run.write_status(state="running", job_id="4711")
-    assert leftovers(checkpoints=False) == []
-    finish(run.config, 5.0).write_status(state="done")
-    assert leftovers(checkpoints=False) == [pickle]
-
-
 @pytest.mark.parametrize(
     ("script", "said", "times"),
     [
