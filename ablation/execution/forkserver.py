@@ -99,6 +99,7 @@ class ForkServer:
 
     def __exit__(self, *_: object) -> None:
         self._control.close()
+        self._process.kill()  # what it has forked goes on
         self._process.wait()
         self._output.close()
 

@@ -533,8 +533,9 @@ def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Clu
     run = Run(RunConfig(**values))
     local = subprocess.Popen(command("run", values=values), stdout=subprocess.DEVNULL)
     trains(run)
-    (job_id,), record = arrays._submit([run], arrays.parameters({"cpus": 1}), {})
-    record.unlink()
+    with arrays.submission_lock():
+        (job_id,), record = arrays._submit([run], arrays.parameters({"cpus": 1}), {})
+        record.unlink()
     wait_for(lambda: of_test("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
     time.sleep(6)  # until it waits for the run
     assert run.result() is None and job_id in jobs(cluster)
