@@ -101,7 +101,8 @@ def study(
         print(f"see `gamlib report {names}`")
     for plan in plans if and_report else ():
         try:
-            console.report_study(Plan.load(plan.study.name, plan.dataset))  # with the arms asked for before
+            plan = Plan.load(plan.study.name, plan.dataset)  # with the arms that were asked for before
+            console.report_study(plan, anew=progress.done > 0)
         except RunFailed as error:  # the other studies are reported all the same
             console.complain(str(error))
     console.exit_if_failed(progress)

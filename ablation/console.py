@@ -229,17 +229,18 @@ def _statuses(rows: Sequence[dict[str, Any]]) -> Group:
     return Group(table, ", ".join(f"{number} {state}" for state, number in counts.items() if number) + more)
 
 
-def report_study(plan: Plan, folder: Path | None = None) -> None:
+def report_study(plan: Plan, folder: Path | None = None, anew: bool = True) -> None:
     """Execute the notebook of a study; then show its tables, their note, what was damaged, and what was written.
 
-    `folder` is of published results, see `results.report.report`; errors are those of that and of `results.load`.
+    `folder` is of published results; for it and `anew` see `results.report.report`. Errors are of that, and of
+    `results.load`.
     """
     from ablation import results
     from ablation.results import tables, typeset
     from ablation.results.report import report
 
     published = results.load(plan, folder) if folder else None  # found whole before its notebook starts
-    paths = report(plan, folder)
+    paths = report(plan, folder, anew)
     found = published or results.load(plan)
     typer.secho(f"\n{plan.name}: {plan.study.question}", bold=True)
     if any(path.name == f"{plan.name}.csv" for path in paths):  # a notebook may export figures alone

@@ -92,10 +92,13 @@ def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -
     assert (run.folder / "log.txt").read_text().count("epoch ") == 1
     assert len(run.metrics()) == 1
     before = [path.stat().st_mtime_ns for path in (places / "runs").rglob("*.json*")]
+    executed = places / "runs" / "studies" / "submodules-digits.ipynb"
+    reported = executed.stat().st_mtime_ns
     code, output = finished(start("study", "submodules", "--seeds", "0", *SMALL, "--report"))
     assert (code, "6 of 6 runs done, 6 of them before" in output) == (0, True), output
     after = [path.stat().st_mtime_ns for path in (places / "runs" / "digits").rglob("*.json*")]
     assert set(after) <= set(before)
+    assert executed.stat().st_mtime_ns == reported and "ch+sp" in output  # nor is a report made that stands already
 
 
 def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,11 @@
 """Reports: a study's notebook executed into `runs/studies/`, which writes its figures and tables to `figures/`."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from ablation.execution.kernel import execute_notebook
-from ablation.paths import NOTEBOOKS, figures_root, require, runs_root
+from ablation.paths import NOTEBOOKS, ROOT, figures_root, require, runs_root
 from ablation.results.frames import Results
 from ablation.runs import Run, RunFailed, first_line
 from ablation.studies import Plan
@@ -13,12 +14,13 @@ from gamlib.files import write_whole
 ANY_STUDY = "4_study.ipynb"  # the notebook of studies that name none
 
 
-def report(plan: Plan, folder: Path | None = None) -> list[Path]:
+def report(plan: Plan, folder: Path | None = None, anew: bool = True) -> list[Path]:
     """Execute the notebook of a study; the figures and tables that it wrote. Nothing is trained.
 
     Args:
         plan: the study.
         folder: of published results; by default the runs are reported as they stand now.
+        anew: or else the files stay that a report has written after the last result, with the code as it is.
 
     Raises:
         RunFailed: no run is done, or the notebook failed; the message says where its log is.
@@ -31,8 +33,23 @@ def report(plan: Plan, folder: Path | None = None) -> list[Path]:
     given |= {"overrides": plan.overrides, "cluster": None}
     given |= {} if plan.study.notebook else {"study": plan.study.name}
     given |= {} if folder is None else {"published": str(folder)}
-    _execute(plan.study.notebook or ANY_STUDY, plan.name, given)
+    notebook, output = plan.study.notebook or ANY_STUDY, runs_root() / "studies" / f"{plan.name}.ipynb"
+    made_from = [NOTEBOOKS / notebook, *(ROOT / "ablation").rglob("*.py"), *(ROOT / "ablation").rglob("*.mplstyle")]
+    made_from += [Run(config).folder for config in plan.configs]
+    if anew or not _stands(output, given, [*exported(plan), output], made_from):
+        _execute(notebook, plan.name, given)
     return exported(plan)
+
+
+def _stands(output: Path, given: dict[str, Any], files: list[Path], made_from: list[Path]) -> bool:
+    """Whether an executed notebook is of these parameters, and its files are younger than what they were made from."""
+    try:
+        papermill = json.loads(output.read_text())["metadata"]["papermill"]
+        same = papermill["parameters"] == json.loads(json.dumps(given)) and not papermill["exception"]
+        oldest = min(path.stat().st_mtime for path in files)
+        return same and all(path.stat().st_mtime < oldest for path in made_from if path.exists())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def complexity_report() -> list[Path]:

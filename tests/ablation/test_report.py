@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,12 +14,14 @@ from matplotlib.image import imread
 from typer.testing import CliRunner
 
 from ablation.cli import app
+from ablation.paths import ROOT
 from ablation.provenance import source_hash
 from ablation.results import load, report, tables, typeset
 from ablation.results.statistics import ci95
 from ablation.runs import Run, RunFailed
 from ablation.studies import Plan, Study
 from ablation.study_files import find_study
+from gamlib.files import write_whole
 
 FinishAll = Callable[..., None]
 ERRORS = {"baseline": [6.0, 7.0, 8.0], "ch": [5.0, 5.5, 6.0], "sp": [4.0, 4.5, 5.0], "ch+sp": [3.0, 3.5, 4.0]}
@@ -285,3 +289,34 @@ def test_numbers_that_other_code_made_are_said_to_be_and_from_which_commit(plan:
     said = tables.outdated(load(plan))
     assert said.startswith("Other code made these numbers, at commit 8fbcf0f, than the present, which is ")
     assert source_hash() in said and " at commit " in said.rpartition(source_hash())[2]
+
+
+def test_a_report_stands_until_a_run_the_code_or_what_is_asked_for_changes(
+    plan: Plan, finish_all: FinishAll, finish: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, places: Path
+) -> None:
+    executed = []
+
+    def execute(notebook: str, name: str, given: dict[str, Any]) -> None:
+        executed.append(given["arms"])
+        told = {"parameters": given, "exception": None}
+        write_whole(places / "runs" / "studies" / f"{name}.ipynb", json.dumps({"metadata": {"papermill": told}}))
+        write_whole(places / "figures" / "a.png", "")
+        report.record(plan, [places / "figures" / "a.png"])
+
+    def again(of: Plan = plan) -> int:
+        before = len(executed)
+        assert report.report(of, anew=False) == [places / "figures" / "a.png"]
+        return len(executed) - before
+
+    finish_all(plan, ERRORS)
+    monkeypatch.setattr(report, "_execute", execute)
+    assert [again(), again()] == [1, 0]
+    (places / "figures" / "a.png").unlink()
+    assert [again(), again()] == [1, 0]
+    finish(plan.configs[0], 5.0)
+    assert [again(), again()] == [1, 0]
+    fewer = plan.study.plan(seeds="0-2", arms=["baseline", "ch"])
+    assert [again(fewer), again(fewer), again()] == [1, 0, 1]
+    os.utime(ROOT / "ablation" / "results" / "tables.py")
+    assert [again(), again()] == [1, 0]
+    assert len(report.report(plan)) == 1 and again() == 0 and len(executed) == 7
