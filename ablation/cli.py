@@ -10,16 +10,6 @@ import typer
 from typer import Argument, Option
 
 from ablation import console
-from ablation.config import RunConfig
-from ablation.errors import ConfigError
-from ablation.execution.arrays import merged
-from ablation.execution.slurm import statuses
-from ablation.parameters import key_values
-from ablation.paths import ROOT
-from ablation.runs import Run, RunFailed, all_runs
-from ablation.status import UNDER_WAY
-from ablation.studies import Plan, submitted
-from ablation.study_files import find_studies, study_name
 
 app = typer.Typer(
     cls=console.Commands,
@@ -42,13 +32,15 @@ def run(
     dry_run: console.DryRun = False,
 ) -> None:
     """One training run, e.g. [bold]gamlib run -p dataset=digits -p attention=gam -p epochs=5[/bold]."""
-    from ablation.execution.dispatch import dispatch
+    from ablation import config, parameters, runs  # late, as in every command: the help waits for none of it
 
-    run = Run(RunConfig(**key_values(parameter or [])))
+    run = runs.Run(config.RunConfig(**parameters.key_values(parameter or [])))
     if dry_run:
         print(console.in_words(run.config.model_dump()))
         print(f"{run.status().state}: {run.folder}")
         return
+    from ablation.execution.dispatch import dispatch
+
     before = run.result()
     progress = dispatch([run.config], cluster, None, not no_wait, slurm)
     if before is not None:
@@ -74,7 +66,10 @@ def study(
     rerun_stale: Annotated[bool, Option("--rerun-stale", help="Do again what other code has done.")] = False,
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
-    from ablation.execution.dispatch import dispatch
+    from ablation.parameters import key_values
+    from ablation.runs import RunFailed
+    from ablation.studies import Plan
+    from ablation.study_files import find_studies
 
     overrides = key_values(parameter or [])
     dataset = overrides.pop("dataset", dataset)
@@ -84,6 +79,7 @@ def study(
         for plan in plans:
             console.show_plan(plan)
         return
+    from ablation.execution.dispatch import dispatch
 
     def save() -> None:
         for plan in plans:
@@ -116,8 +112,12 @@ def status(
     json_: console.AsJson = False,
 ) -> None:
     """What every run is doing: done, running, queued, failed and why, preempted, lost, or missing."""
+    from ablation.runs import all_runs
+
     if study is not None:
-        runs = {run: arm for run, arm, _ in submitted(study_name(study), dataset)}
+        from ablation import studies, study_files
+
+        runs = {run: arm for run, arm, _ in studies.submitted(study_files.study_name(study), dataset)}
     else:
         found, foreign = all_runs()
         runs = dict.fromkeys(found, "")
@@ -139,9 +139,13 @@ def retry(
 
     SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
     """
+    from ablation import studies, study_files
+    from ablation.execution.arrays import merged
     from ablation.execution.dispatch import dispatch
+    from ablation.execution.slurm import statuses
+    from ablation.status import UNDER_WAY
 
-    entries = submitted(study_name(study), dataset)
+    entries = studies.submitted(study_files.study_name(study), dataset)
     now = statuses(run for run, _, _ in entries)
     ended = [(run, plan) for run, _, plan in entries if now[run].state not in (*UNDER_WAY, "done")]
     if not ended:
@@ -160,9 +164,10 @@ def retry(
 @app.command()
 def cancel(study: console.Submitted, dataset: console.LastDataset = None) -> None:
     """Stop what is queued or running of a study, and say what that left; [bold]gamlib retry[/bold] goes on."""
+    from ablation import studies, study_files
     from ablation.execution.housekeeping import cancel
 
-    left = cancel([run for run, _, _ in submitted(study_name(study), dataset)])
+    left = cancel([run for run, _, _ in studies.submitted(study_files.study_name(study), dataset)])
     for run, now in left.items():
         print(f"{run.folder.name}: {now.state}, {now.error}")
     print(f"{len(left)} runs stopped" if left else "nothing is queued or running")
@@ -200,7 +205,10 @@ def report(
 
     With [bold]--published[/bold] from figures/data: neither runs nor images are needed.
     """
+    from ablation.errors import ConfigError
     from ablation.results import publication
+    from ablation.studies import Plan
+    from ablation.study_files import study_name
 
     if not studies and not published:
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
@@ -216,6 +224,8 @@ def report(
 def publish(studies: console.Names, dataset: console.LastDataset = None) -> None:
     """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
     from ablation.results import publication
+    from ablation.studies import Plan
+    from ablation.study_files import study_name
 
     for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
         console.show_paths(publication.publish(plan))
@@ -265,6 +275,9 @@ def audit(
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, Argument(metavar="[OPTIONS]...")] = None) -> None:
     """The tables of benchmarks/README.md, measured on this machine; [bold]gamlib bench --help[/bold] says more."""
+    from ablation.errors import ConfigError
+    from ablation.paths import ROOT
+
     script = ROOT / "benchmarks" / "gam.py"
     if not script.exists():
         raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")

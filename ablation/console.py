@@ -21,25 +21,21 @@ from rich.text import Text
 from typer import Argument, Option
 from typer.core import TyperGroup
 
-from ablation.errors import ConfigError
-from ablation.execution.arrays import FORMER
-from ablation.execution.slurm import statuses
-from ablation.provenance import source_hash
-from ablation.runs import Run, RunFailed
-from ablation.status import UNDER_WAY
-from ablation.studies import Plan
+from ablation.execution import FORMER
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ablation.execution.progress import Progress
+    from ablation.runs import Run
+    from ablation.studies import Plan
 
 BAD_INPUT, FAILED, STOPPED = 2, 1, 130  # exit codes
 POLL_SECONDS = 5.0
 MOST = 500  # runs in a table; of more, those that need a look come first
 URGENT = ("failed", "lost", "preempted", "running", "queued", "missing", "done")
 WIDTH = None if sys.stdout.isatty() else 160  # a file or a pipe has no width of its own
-out = Console(soft_wrap=True, width=WIDTH)
+out = Console(soft_wrap=True, width=WIDTH, emoji=False)  # rich would import its names of them, and none is printed
 
 Parameters = Annotated[
     list[str] | None,
@@ -93,6 +89,9 @@ def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Bad input, failures and Ctrl-C end a command with one line and an exit code, not with a traceback."""
+    from ablation.errors import ConfigError  # late: who asks for help needs no pydantic
+    from ablation.runs import RunFailed
+
     # A terminated command stops as one that got Ctrl-C: it stops its jobs and says where every run stands.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -167,8 +166,10 @@ def print_frame(frame: "pd.DataFrame") -> None:
     Console(soft_wrap=True, width=10_000).print(table, crop=False)
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: "Plan") -> None:
     """Which runs exist, which would run, and with which values: first what all share, then what makes each arm."""
+    from ablation.runs import Run
+
     shared, own = plan.values()
     typer.secho(f"{plan.name}: {plan.study.question}", bold=True)
     print("all runs:", in_words(shared))
@@ -184,8 +185,10 @@ def show_plan(plan: Plan) -> None:
             print(f"    seed {run.config.seed}: {what}  {run.folder.name}")
 
 
-def show_statuses(runs: Mapping[Run, str], as_json: bool = False, watch: bool = False) -> None:
+def show_statuses(runs: "Mapping[Run, str]", as_json: bool = False, watch: bool = False) -> None:
     """What each run does, and how many are in which state: once, or again until all have ended."""
+    from ablation.status import UNDER_WAY
+
     rows = _status_rows(runs)
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -199,7 +202,10 @@ def show_statuses(runs: Mapping[Run, str], as_json: bool = False, watch: bool = 
                 live.update(_statuses(rows), refresh=True)
 
 
-def _status_rows(runs: Mapping[Run, str]) -> list[dict[str, Any]]:
+def _status_rows(runs: "Mapping[Run, str]") -> list[dict[str, Any]]:
+    from ablation.execution.slurm import statuses
+    from ablation.provenance import source_hash
+
     rows = []
     for run, status in statuses(runs).items():
         row: dict[str, Any] = {"arm": runs[run]} if runs[run] else {}
@@ -229,7 +235,7 @@ def _statuses(rows: Sequence[dict[str, Any]]) -> Group:
     return Group(table, ", ".join(f"{number} {state}" for state, number in counts.items() if number) + more)
 
 
-def report_study(plan: Plan, folder: Path | None = None, anew: bool = True) -> None:
+def report_study(plan: "Plan", folder: Path | None = None, anew: bool = True) -> None:
     """Execute the notebook of a study; then show its tables, their note, what was damaged, and what was written.
 
     `folder` is of published results; for it and `anew` see `results.report.report`. Errors are of that, and of

@@ -6,8 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from ablation.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +49,8 @@ def require_locks(folder: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
+            import psutil
+
             mounts = [disk for disk in psutil.disk_partitions(all=True) if folder.is_relative_to(disk.mountpoint)]
             kind = max(mounts, key=lambda disk: len(disk.mountpoint)).fstype if mounts else "its file system"
             raise ConfigError(

@@ -11,7 +11,6 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from ablation.config import RunConfig
@@ -23,6 +22,7 @@ from gamlib.files import replacing, write_whole
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from filelock import FileLock
     from numpy.typing import NDArray
 
 PREDICTIONS = "predictions.npz"
@@ -175,8 +175,10 @@ class Run:
             parts.pop().replace(self.folder / "run.ipynb")
         return parts
 
-    def lock(self, timeout: float = -1) -> FileLock:
+    def lock(self, timeout: float = -1) -> "FileLock":
         """What the owner holds; who wants it waits some seconds before `filelock.Timeout`, or with -1 for ever."""
+        from filelock import FileLock  # late: who looks at a run has no need of it
+
         return FileLock(self.folder / ".lock", timeout=timeout)
 
     @contextmanager

@@ -7,7 +7,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, Literal
 
-import psutil
 from pydantic import BaseModel
 
 HEARTBEAT_SECONDS = 10
@@ -41,6 +40,8 @@ class Status(BaseModel):
 
     def alive(self) -> bool:
         """Whether the process lives that owns the run, as far as can be known here: elsewhere, by its heartbeat."""
+        import psutil  # late: of runs that have ended nobody asks
+
         beat = 0.0
         with suppress(ValueError):  # of a file that was written by hand
             beat = datetime.fromisoformat(self.heartbeat).timestamp()

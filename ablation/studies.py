@@ -9,8 +9,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-import yaml
-from filelock import FileLock
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
 from ablation.config import RunConfig, translated
@@ -19,7 +17,7 @@ from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
 from ablation.runs import Run
-from gamlib.files import write_whole
+from gamlib.files import locked, write_whole
 from gamlib.names import ATTENTIONS, OPTIONS
 
 ASKED = {"study", "dataset", "seeds", "overrides"}  # by a plan, its arms aside
@@ -102,6 +100,8 @@ class Study(Checked):
 
     def as_yaml(self) -> str:
         """As a YAML file would say it, without what is at its default."""
+        import yaml
+
         values = {"compare": [], **self.model_dump(mode="json", exclude_defaults=True)}  # none is not the default
         return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
 
@@ -229,7 +229,7 @@ class Plan(BaseModel):
         """
         folder, plan = runs_root() / "studies", self
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder / ".lock"):
             there = _read_all()
             before = next((of for of in there.values() if of.name == self.name), self)
             same = before.model_dump(include=ASKED) == self.model_dump(include=ASKED)

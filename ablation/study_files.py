@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ablation.errors import ConfigError
 from ablation.paths import ROOT, require
 from ablation.studies import Plan, Study
@@ -68,6 +66,8 @@ def read_studies(path: Path) -> list[Study]:
 
 def _contents(path: Path) -> list[dict[str, Any]]:
     """What a YAML file says of each of its studies; errors are those of `read_studies`."""
+    import yaml  # late: a study that was submitted is JSON
+
     try:
         contents = list(yaml.safe_load_all(path.read_text())) or [None]
     except (OSError, UnicodeDecodeError) as error:

@@ -260,7 +260,7 @@ def test_bad_options_of_gamlib_bench_are_refused_in_one_line(
 
 
 def test_gamlib_bench_says_that_it_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr("ablation.paths.ROOT", tmp_path)
     done = CliRunner().invoke(cli.app, ["bench", "--quick"])
     assert done.exit_code == 2 and "benchmarks/gam.py: not there; gamlib bench needs" in done.output
 

@@ -1,12 +1,15 @@
 """The command as its user meets it: what is refused, how it exits, and what it prints."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from ablation import config
 from ablation.cli import app
 from ablation.runs import Run
 from ablation.study_files import find_study
@@ -94,3 +97,20 @@ def test_a_finished_run_is_not_run_again(finish: Callable[..., Run]) -> None:
 def test_every_command_has_help(command: str) -> None:
     code, output = gamlib(command, "--help")
     assert code == 0 and "Usage" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "modules"),
+    [("--help", {"pydantic"}), ("status", {"yaml"}), ("study submodules --arms baseline --dry-run", {"tqdm"})],
+)
+def test_a_command_starts_without_what_it_has_no_need_of(
+    arguments: str, modules: set[str], finish: Callable[..., Run], places: Path
+) -> None:
+    (places / "runs").mkdir()
+    config._count.cache_clear()  # so that the folder knows the network
+    finish(find_study("submodules").plan(arms="baseline").configs[0], 4.0)
+    command = [sys.executable, "-X", "importtime", "-m", "ablation.cli", *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    heavy = {"torch", "numpy", "pandas", "scipy", "PIL", "psutil", "filelock", "submitit", "papermill", *modules}
+    assert (done.returncode, imported & heavy) == (0, set())

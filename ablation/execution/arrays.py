@@ -19,14 +19,13 @@ from filelock import FileLock
 from pydantic import ConfigDict, Field, model_validator
 
 from ablation.errors import Checked, ConfigError
-from ablation.execution import slurm
+from ablation.execution import FORMER, slurm
 from ablation.execution.execute import execute, forward_signals
 from ablation.paths import ROOT, runs_root
 from ablation.runs import Run, RunStopped
 from ablation.status import UNDER_WAY
 
 DEFAULTS = Path("~/.config/gamlib.toml")  # and pyproject.toml, whose table it goes before
-FORMER = ("account", "qos", "constraint", "array_parallelism", "setup")  # options once, and still read: keys of `slurm`
 OF_THE_SHELL = ("partition", "account", "qos", "constraint")  # that sbatch's variables may give, such as SBATCH_ACCOUNT
 OF_SUBMITIT = {"partition": "slurm_partition", "gpus": "gpus_per_node", "cpus": "cpus_per_task", "mem": "mem_gb"}
 OF_SUBMITIT |= {"timeout": "timeout_min"}

@@ -10,9 +10,10 @@ import os
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
 FOLDER = "imagefolder:"
 SMALL = 64  # pixels: images up to this size are kept in memory, larger ones are read by workers
@@ -171,12 +172,14 @@ def _images(folder: Path) -> list[Path]:
     return sorted(path for path in paths if path.name.lower().endswith(ENDINGS) and not path.name.startswith("."))
 
 
-def open_rgb(file: Path) -> Image.Image:
+def open_rgb(file: Path) -> "Image.Image":
     """A file as a PIL image in RGB; grey is repeated, transparency dropped.
 
     Raises:
         DatasetError: the file is no image, is cut short, or is grey with more than 8 bits.
     """
+    from PIL import Image
+
     try:
         with Image.open(file) as image:
             if image.mode in CONVERTED:

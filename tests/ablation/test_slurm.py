@@ -22,7 +22,7 @@ from ablation.cli import app
 from ablation.config import RunConfig
 from ablation.console import slurm_options as slurm_options_of_the_command
 from ablation.errors import ConfigError
-from ablation.execution import arrays, dispatch, housekeeping, slurm
+from ablation.execution import FORMER, arrays, dispatch, housekeeping, slurm
 from ablation.results import report
 from ablation.runs import Run, RunStopped
 from ablation.status import Status
@@ -148,7 +148,7 @@ def test_every_option_of_the_command_is_one_that_submission_knows() -> None:
     def command(slurm: dict[str, Any]) -> None: ...
 
     options = set(inspect.signature(slurm_options_of_the_command(command)).parameters)
-    assert options == {*arrays.SlurmOptions.model_fields, *arrays.FORMER}
+    assert options == {*arrays.SlurmOptions.model_fields, *FORMER}
 
 
 @pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])
@@ -710,8 +710,12 @@ def test_a_job_is_queued_again_as_soon_as_slurm_answers(
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(number: int, commands: Commands) -> None:
+def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(
+    number: int, commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = submitted("7", state="running", host="elsewhere", pid=1)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     before = (run.folder / "status.json").read_bytes()
     with (run.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
