@@ -41,7 +41,7 @@ def execute_notebook(
     import papermill  # late: who dispatches has no need of it
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
-    from jupyter_client.provisioning import KernelProvisionerFactory
+    from jupyter_client.provisioning.factory import KernelProvisionerFactory
     from nbclient.exceptions import DeadKernelError
 
     # Not in pyproject.toml: a checkout that is not installed has no entry points.
