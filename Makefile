@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-faults test-slurm test-browser fuzz bench lint lab lock
+.PHONY: help env study test test-faults test-slurm test-browser fuzz bench gpu lint lab lock
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,11 @@ fuzz: env ## 10,000 random blocks and maps: the fast forms of GAM against the pl
 bench: env ## GAM against the plain block and others (10 minutes), then a training step against a plain loop (25 minutes)
 	@$(BIN)/gamlib bench
 	@$(BIN)/python benchmarks/training.py
+
+# With `make gpu PYTHON=python3.12` that one executes it as it is, and nothing is set up.
+ITS_OWN := $(filter file,$(origin PYTHON))
+gpu: $(if $(ITS_OWN),env) ## all that needs a GPU, in SECONDS_TO_RUN=1400; TRY=1: small, on a CPU (minutes)
+	@$(if $(ITS_OWN),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(TRY),--try) $(if $(PARTS),--parts $(PARTS))
 
 lint: env ## correct what ruff can, then show the rest
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/mypy

@@ -1,7 +1,7 @@
-"""The blocks that `benchmarks/gam.py` measures, the shapes that it measures them at, and whether their numbers agree.
+"""The blocks that `benchmarks/gam.py` measures, and the shapes that it measures them at.
 
 A new subject is one entry of `SUBJECTS`. One that gives another's numbers names it in `same`: it gets that one's
-weights and is compared with it, and with float64, before anything is timed.
+weights and is compared with it (`agreement.py`) before anything is timed.
 """
 
 import copy
@@ -22,7 +22,6 @@ from gamlib.kernels import BACKENDS, FastGAM
 
 PASSES = {"inference": 1, "forward": 1, "backward": 2, "training": 3}  # over all products, by mode
 MAPS = {"inference": 2, "forward": 2, "backward": 3, "training": 5}  # that must be read or written
-POSITIONS = 1568  # of the images that go through float64, whose convolutions are slow; one image at least
 
 
 @dataclass(frozen=True)
@@ -65,12 +64,17 @@ COMPILED = {
     "ours compiled": Subject(_ours, same="plain", bases=("plain", "plain compiled"), compiled=True, table=True),
     "copied compiled": Subject(Copied, same="copied", bases=("copied",), channels_last=False, compiled=True),
 }
+ALL_COMPILED = COMPILED | {  # other mechanisms too, which takes minutes: measured where it is asked for
+    f"{name} compiled": Subject(kind, bases=("plain", name), compiled=True, scale=True)
+    for name, kind in MECHANISMS.items()
+    if name != "gam"
+}
 BY_BACKEND = {f"ours:{name}": Subject(partial(_ours, backend=name), same="plain") for name in BACKENDS}
 GATES = {  # the channel gate alone
     "plain ch": Subject(partial(GAM, submodules="ch")),
     "ours ch": Subject(partial(_ours, submodules="ch"), same="plain ch", bases=("plain ch",), table=True),
 }
-KNOWN = SUBJECTS | COMPILED | BY_BACKEND | GATES
+KNOWN = SUBJECTS | ALL_COMPILED | BY_BACKEND | GATES
 
 
 def missing() -> dict[str, str]:
@@ -140,11 +144,21 @@ class Setting:
         """Of the maps."""
         return torch.bfloat16 if self.amp else self.dtype
 
+    @property
+    def name(self) -> str:
+        """Of the type of the maps."""
+        return str(self.maps).removeprefix("torch.")
 
-def modes(subject: str, setting: Setting) -> tuple[str, ...]:
-    """What is timed of a subject; "training" is forward and backward."""
-    more = ("backward",) if subject in GATES and setting.device == "cuda" else ()
-    return ("inference", "training") if KNOWN[subject].scale else ("inference", "forward", *more, "training")
+
+def modes(subject: str, setting: Setting) -> list[str]:
+    """What is timed of a subject; "training" is forward and backward. On a GPU all, but for compiled blocks.
+
+    Those free what they keep for the backward pass in the first one, so that there is no second one to time.
+    """
+    one = KNOWN[subject]
+    if setting.device == "cpu":
+        return ["inference", *["forward"] * (not one.scale), "training"]
+    return [mode for mode in PASSES if mode != "backward" or not one.compiled]
 
 
 @dataclass
@@ -221,6 +235,15 @@ class Block:
             return [out]
         return [out, *torch.autograd.grad(out, self.inputs(), self.gradient)]
 
+    def peak_mib(self, mode: str) -> float | None:
+        """MiB of the GPU that a call takes at its peak, beyond the map, the weights and what else lies there."""
+        if self.setting.device == "cpu":
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.call(mode)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
     def _forward(self) -> Tensor:
         with self._autocast():
             return self.called(self.x)
@@ -243,59 +266,3 @@ def maps(shape: Shape) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(1)
     size = (shape.batch, shape.channels, shape.size, shape.size)
     return torch.randn(size, generator=draw), torch.randn(size, generator=draw)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Relative errors, each the largest of the output's, the input's gradient's and the weights' gradients'."""
-
-    difference: float  # from the subject that gives the same numbers, over the whole batch
-    error: float | None = None  # from float64, over some images
-    same_error: float | None = None  # that subject's own from float64
-
-    def holds(self, dtype: torch.dtype) -> bool:
-        """Whether it is rounding: four times the other's own, for the benchmark; the tests are stricter."""
-        eps = torch.finfo(dtype).eps
-        # Over a whole batch a ReLU or two, open for one and shut for the other by rounding, are worth 2e-3.
-        close = self.difference <= 0.01
-        if self.error is None or self.same_error is None:
-            return close
-        return close and self.error <= 4 * self.same_error + 8 * eps
-
-
-def agreement(name: str, shape: Shape, setting: Setting) -> Agreement | None:
-    """How far a subject's numbers are from those it should give; None where it gives its own."""
-    if not (same := KNOWN[name].same):
-        return None
-    few = Shape(shape.network, min(shape.batch, max(1, POSITIONS // shape.size**2)), shape.channels, shape.size)
-    exact = _results(same, few, Setting(setting.device, torch.float64), rounded=setting)
-    largest = max(float(one.norm()) for one in exact)
-    # A convolution's bias has no gradient where a BatchNorm takes the mean away: what is there is rounding alone.
-    real = [index for index, one in enumerate(exact) if float(one.norm()) > 1e-9 * largest]
-
-    def furthest(ours: list[Tensor], theirs: list[Tensor]) -> float:
-        pairs = [(ours[index], theirs[index]) for index in real]
-        return max(float((one - two).norm() / two.norm()) for one, two in pairs)
-
-    difference = furthest(_results(name, shape, setting), _results(same, shape, setting))
-    if KNOWN[name].compiled:  # every other shape would be compiled anew
-        return Agreement(difference)
-    backend = Block(name, shape, setting).backend.get("training", "")
-    error = furthest(_results(name, few, setting, backend=backend), exact)
-    return Agreement(difference, error, furthest(_results(same, few, setting), exact))
-
-
-def _results(
-    name: str, shape: Shape, setting: Setting, rounded: Setting | None = None, backend: str = ""
-) -> list[Tensor]:
-    block = Block(name, shape, setting)
-    if rounded is not None:  # the exact block gets the numbers that the others get
-        with torch.no_grad():
-            for tensor in (block.x, block.gradient):
-                tensor.copy_(tensor.to(rounded.maps))
-            for tensor in (*block.module.parameters(), *block.still.parameters()):
-                tensor.copy_(tensor.to(rounded.dtype))
-    if backend:  # fewer images may be computed by another one
-        for module in (block.module, block.still):
-            accelerate(module, backend)
-    return [result.detach().double().contiguous() for mode in ("training", "inference") for result in block.call(mode)]

@@ -12,12 +12,14 @@ compared with plain's and with float64's; a block whose numbers are not plain's 
 command exits with 1. `error` is ours from float64 over plain's own.
 
 All subjects of a shape are called in turns in one process (`turns.py`), fp32 on a CPU, bfloat16 on a GPU (with --amp
-weights stay fp32, under autocast). `training` is forward and backward, with gradients of the map and all weights,
-`inference` forward in eval mode without autograd. GFLOP/s are the plain algorithm's arithmetic over the time, whatever
-is computed instead: the MLP and 2x49 taps, padding too, three times that for training; less arithmetic can so exceed
-the peak, which is the larger of a matrix product and the best convolution measured here. The share of bandwidth is what
-must be moved at least (forward: the map read, the output written; training: the map and the gradient read again, a
-gradient written) over what a copy moves in that time; maps that a cache holds can exceed it.
+weights stay fp32, under autocast), or as --dtype says; a GPU's convolutions of fp32 may use TF32, by torch's default.
+`training` is forward and backward, with gradients of the map and all weights, `inference` forward in eval mode without
+autograd; on a GPU --csv has the backward pass alone too, and the peak of memory that a call adds. GFLOP/s are the plain
+algorithm's arithmetic over the time, whatever is computed instead: the MLP and 2x49 taps, padding too, three times that
+for training; less arithmetic can so exceed the peak, which is the larger of a matrix product and the best convolution
+measured here. The share of bandwidth is what must be moved at least (forward: the map read, the output written;
+training: the map and the gradient read again, a gradient written) over what a copy moves in that time; maps that a
+cache holds can exceed it.
 
 Networks are measured in processes of their own (`networks.py`): a training step of ResNet-18 + GAM at 32x32 in gamlib's
 loop, and as people train it, NCHW with the allocator as it is; the same for the network of `make study`, half as wide,
@@ -34,6 +36,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
+import agreement
 import arguments
 import blocks
 import networks
@@ -41,7 +44,8 @@ import tables
 import torch
 import typer
 from about import about
-from blocks import KNOWN, Agreement, Block, Setting, Shape
+from agreement import Agreement
+from blocks import KNOWN, Block, Setting, Shape
 from tqdm import tqdm
 from turns import Peaks, Plan, in_turns, peaks, ratios
 
@@ -66,7 +70,8 @@ def main(
         str, typer.Option(help=f"By default all: {', '.join(blocks.GROUPS)}; on a GPU those of ImageNet.")
     ] = "",
     subjects: Annotated[
-        str, typer.Option(help="Such as 'plain,ours r=4'; by default those that are compared at a shape; or all.")
+        str,
+        typer.Option(help="Such as 'plain,ours r=4'; by default those that are compared at a shape; all; compiled."),
     ] = "",
     seconds: Annotated[str, typer.Option(metavar="N", help="Of a shape's repetitions: 12; 1 with --quick.")] = "",
     repetitions: Annotated[str, typer.Option(metavar="N", help="At least: 5; 2 with --quick.")] = "",
@@ -77,6 +82,7 @@ def main(
     implementations: Annotated[
         bool, typer.Option("--implementations", help="Every backend of ours, where it can be used.")
     ] = False,
+    dtype: Annotated[str, typer.Option(help="By default float32, on a GPU bfloat16; or both, with a comma.")] = "",
     amp: Annotated[bool, typer.Option("--amp", help="On a GPU: fp32 weights under autocast.")] = False,
     kept: Annotated[
         bool, typer.Option("--keep-memory", help="Blocks with the allocator as gamlib's loop has it.")
@@ -95,37 +101,43 @@ def main(
     cuda = device == "cuda"
     if amp and not cuda:
         raise ConfigError("amp: allowed with device='cuda' only")
+    if amp and dtype:
+        raise ConfigError(f"dtype={dtype!r}: allowed without --amp only")
+    types = arguments.names("dtype", dtype or ("bfloat16" if cuda and not amp else "float32"), ("bfloat16", "float32"))
     chosen = arguments.names("parts", parts, PARTS) if parts else list(PARTS)
     default = [group for group in blocks.GROUPS if "ImageNet" in group] if cuda else list(blocks.GROUPS)
     groups = arguments.names("shapes", shapes, blocks.GROUPS) if shapes else default
     maps = blocks.SMALL if quick and not shapes else [one for group in groups for one in blocks.shapes(group, cuda)]
     also = {"compiled": cuda if compiled is None else compiled, "backends": implementations, "gates": cuda}
-    named = arguments.names("subjects", subjects, ["all", *KNOWN]) if subjects else []
-    if named:
-        everything = [*blocks.SUBJECTS] if "all" in named else []
-        names = {one: list(dict.fromkeys(["plain", *everything, *(set(named) - {"all"})])) for one in maps}
+    many = {"all": blocks.SUBJECTS, "compiled": blocks.ALL_COMPILED}
+    if subjects:
+        named = arguments.names("subjects", subjects, [*many, *KNOWN])
+        wanted = ["plain", *(one for name in named for one in many.get(name, [name]))]
+        names = {one: list(dict.fromkeys(wanted)) for one in maps}
     else:
         names = {one: blocks.subjects(one, **also) for one in maps}
     plan = Plan(
         arguments.number("seconds", seconds, 1 if quick else 12),
         arguments.number("repetitions", repetitions, 2 if quick else 5),
     )
-    setting = Setting(device, torch.bfloat16 if cuda and not amp else torch.float32, amp)
+    settings = [Setting(device, getattr(torch, name), amp) for name in types]
     works = networks.works(device, cores(), quick)
     if file:
         write_whole(file, "")  # a place that cannot be written to is known at once
     torch.set_num_threads(cores())
     if kept and not cuda:
         keep_memory()
-    total = sum(2 * len(some) for some in names.values()) if "blocks" in chosen else 0
+    total = sum(2 * len(some) for some in names.values()) * len(types) if "blocks" in chosen else 0
     total += sum(networks.turns(works[part]) for part in ("step", "study") if part in chosen)
     total += len(networks.MEMORY) * ("memory" in chosen)
     show = tables.Tables(markdown)
     machine = about(device, cores()) | {"gpu": torch.cuda.get_device_name() if cuda else "", "command": _command()}
     try:
         with tqdm(total=total, unit="turn", desc="measuring") as bar:
-            bench = _Bench(setting, plan, peaks(device, setting.maps, quick), machine, file, bar)
-            if "blocks" in chosen:
+            bench = _Bench(settings[0], plan, peaks(device, settings[0].maps, quick), machine, file, bar)
+            for setting in settings if "blocks" in chosen else ():
+                if setting is not bench.setting:
+                    bench.setting, bench.peaks = setting, peaks(device, setting.maps, quick)
                 for shape, some in names.items():
                     bench.shape(shape, some)
                 with bar.external_write_mode():
@@ -170,7 +182,7 @@ class _Bench:
             if name in failed:
                 continue
             try:
-                agreements[name] = found = blocks.agreement(name, shape, self.setting)
+                agreements[name] = found = agreement.agreement(name, shape, self.setting)
                 if found is not None and not found.holds(self.setting.maps):
                     failed[name] = f"other numbers than {KNOWN[name].same}: {found}"
                     continue
@@ -192,7 +204,7 @@ class _Bench:
         times = in_turns(calls, self.plan, self.setting.device, [name for name in ready if KNOWN[name].scale])
         self.bar.update(len(names))
         where = {"part": "blocks", "network": shape.network, "map": str(shape)}
-        where |= {"dtype": str(self.setting.maps).removeprefix("torch."), "device": self.setting.device}
+        where |= {"dtype": self.setting.name, "device": self.setting.device}
         new: list[Row] = [where | {"subject": name, "failed": why} for name, why in failed.items()]
         for name, mode in times:
             row = (
@@ -212,7 +224,7 @@ class _Bench:
             gflops = flops / seconds / 1e9
             row |= {"gflops": gflops, "of_peak": gflops / self.peaks.gflops}
         row["of_copy"] = block.least_bytes(mode) / seconds / 1e9 / self.peaks.copy_gb
-        return row | {"repetitions": len(times), "times": list(times)}
+        return row | {"peak_mib": block.peak_mib(mode), "repetitions": len(times), "times": list(times)}
 
     def network(self, part: str, work: networks.Work) -> list[Row]:
         """Measure training steps, or memory."""

@@ -29,8 +29,9 @@ class Tables:
 
     def blocks(self, rows: Sequence[Row], setting: Setting) -> None:
         """A table for each subject that has its own, then one for all, over the stages of ResNet-18."""
-        how = f"{str(setting.maps).removeprefix('torch.')}{' by autocast' * setting.amp}, {setting.device}"
-        done = [row for row in rows if row["part"] == "blocks" and not row["failed"]]
+        how = f"{setting.name}{' by autocast' * setting.amp}, {setting.device}"
+        rows = [row for row in rows if (row["part"], row["dtype"]) == ("blocks", setting.name)]
+        done = [row for row in rows if not row["failed"]]
         for subject in [name for name, one in KNOWN.items() if one.table]:
             base = KNOWN[subject].bases[0]
             some = [_texts(done, row, base) for row in _rows(done, subject, "training", base)]

@@ -2,9 +2,8 @@
 
 The C library's allocator is set for a whole process, and the peak of memory is a process's too: so every variant lives
 in its own. One works at a time: it takes some steps, says how long they took, and waits inside its loop, after a step,
-until it is asked again. Nothing but steps is in these times: a variant is in one epoch all the while, which is longer
-than all the steps asked of it, and it is ended before the evaluation. A repetition asks all variants, in an order drawn
-anew, so that a machine that is slower for a minute is so for all.
+until it is asked again. It is in one epoch all the while, and ended before the evaluation: its times are of steps
+alone. A repetition asks all, in a new order: a slower minute is slower for all.
 """
 
 import multiprocessing
@@ -44,6 +43,7 @@ class Variant:
     config: TrainingConfig | None  # None: the plain loop
     in_memory: bool = True  # the images lie on the device; else the plain loop's DataLoader feeds gamlib's loop
     keeps_memory: bool = True  # the allocator does, on a CPU
+    compiled: bool = False  # the network, in the plain loop
 
 
 def variants(cuda: bool) -> dict[str, Variant]:
@@ -55,6 +55,7 @@ def variants(cuda: bool) -> dict[str, Variant]:
         "no-channels-last": Variant(replace(ours, channels_last=False)),
         "dataloader": Variant(ours, in_memory=False),
         "compile": Variant(replace(ours, compile=True)),
+        "plain-compile": Variant(None, compiled=True),
     }
     if cuda:
         graphs = Variant(replace(ours, compile=True, cuda_graphs=True))
@@ -200,9 +201,8 @@ def _serve(line: Line, train: Callable[..., None], *arguments: object) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     try:
-        train(line, *arguments)
-    except Ended:
-        pass
+        with suppress(Ended):
+            train(line, *arguments)
     except Exception as error:
         with suppress(OSError):
             line.send(" ".join(f"{type(error).__name__}: {error}".split())[:200])
@@ -217,12 +217,11 @@ def _train(line: Line, work: Work, variant: Variant) -> None:
     loader = plain_loop.loader(images.train, images.train_labels, mean, std, work.batch_size, work.workers)
     if variant.config is None:
         torch.backends.cudnn.benchmark = True
-        pace = Pace(line, device)
-        plain_loop.train(model, loader, device, LR, pace.after_step)
+        network = torch.compile(model) if variant.compiled else model
+        plain_loop.train(network, loader, device, LR, Pace(line, device).after_step)
         return
     batches: Batches = Given(lambda _: ((x.to(device), y.to(device)) for x, y in loader), work.images)
-    if variant.in_memory:
-        batches = FromMemory(images, device, seed=0, pad=4, flip=True)
+    batches = FromMemory(images, device, seed=0, pad=4, flip=True) if variant.in_memory else batches
     if not variant.keeps_memory:
         loop.keep_memory = lambda: None
     config = replace(variant.config, lr=LR, batch_size=work.batch_size, epochs=1)

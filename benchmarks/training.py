@@ -5,10 +5,11 @@
     python benchmarks/training.py --check             that both loops train the same: their losses, step by step
 
 Compared are whole steps, from the images in memory to the new weights, in images per second, and peak memory:
-`plain` is `plain_loop.py`: PIL images, transformed one by one by a DataLoader (2 workers, 4 beside a GPU), NCHW, fp32.
-`gamlib` is `gamlib.training.loop.fit` on `FromMemory`, channels_last, with memory kept by the allocator (CPU) or bf16
-(GPU). The others are gamlib's with one thing changed: off (`no-channels-last`, `no-kept-memory`, `no-amp`), fed by the
-plain loop's DataLoader (`dataloader`), or on where it is off by default (`amp` on a CPU, `compile`, `cuda-graphs`).
+`plain` is `plain_loop.py`: PIL images, transformed one by one by a DataLoader (2 workers, 4 beside a GPU), NCHW, fp32;
+`plain-compile` is the same, its network compiled. `gamlib` is `gamlib.training.loop.fit` on `FromMemory`,
+channels_last, with memory kept by the allocator (CPU) or bf16 (GPU). The others are gamlib's with one thing changed:
+off (`no-channels-last`, `no-kept-memory`, `no-amp`), fed by the plain loop's DataLoader (`dataloader`), or on where it
+is off by default (`amp` on a CPU, `compile`, `cuda-graphs`).
 
 The images are random uint8 of 32x32, the classes 10; no data set is needed. `timing.py` says how it is measured. To
 know when reading: the plain loop's workers use the same cores, and go on loading for a moment, two batches each, when
@@ -108,7 +109,7 @@ def _variants(work: Work, chosen: Sequence[str]) -> list[str]:
     """Those for a network; always the plain loop, which the others are compared with."""
     known = variants(work.device == "cuda")
     if work.width < 1:  # to see that it works needs no minutes of compiling
-        known = {name: one for name, one in known.items() if one.config is None or not one.config.compile}
+        known = {name: one for name, one in known.items() if not (one.compiled or (one.config and one.config.compile))}
     elif work.device == "cpu" and work.network != "resnet18":
         known = {"gamlib": known["gamlib"]}
     return list(dict.fromkeys(["plain", *(chosen or known)]))

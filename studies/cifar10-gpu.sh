@@ -9,14 +9,19 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"  # gamlib need not be installed, only what it uses
 gamlib() { "${PYTHON:-python3}" -m ablation.cli "$@"; }
+# setsid: Ctrl-C reaches the study once, by `timeout`; by the terminal too, it would not wait for runs to save.
 timeout --foreground --signal=INT --kill-after=150 "${SECONDS_TO_RUN:-420}" \
-  "${PYTHON:-python3}" -m ablation.cli study studies/cifar10-gpu.yaml --workers "${WORKERS:-8}" "$@"
+  setsid "${PYTHON:-python3}" -m ablation.cli study studies/cifar10-gpu.yaml --workers "${WORKERS:-8}" "$@"
 ended=$?
 export GAM_FIGURES="${GAM_RUNS:-runs}/published"
 rm -rf "$GAM_FIGURES/data"  # of an earlier call
 for study in submodules-gpu max_pooling-gpu resnet50-gpu; do gamlib publish "$study"; done
 mkdir -p "${OUT:-runs}"
-tar -czf "${OUT:-runs}/published.tar.gz" -C "$GAM_FIGURES" data && echo "${OUT:-runs}/published.tar.gz"
+if [ -d "$GAM_FIGURES/data" ]; then
+  tar -czf "${OUT:-runs}/published.tar.gz" -C "$GAM_FIGURES" data && echo "${OUT:-runs}/published.tar.gz"
+elif [ $ended = 0 ]; then
+  ended=1
+fi
 case $ended in
   124 | 130) echo "stopped after ${SECONDS_TO_RUN:-420} s; the same command goes on" ;;
   137) echo "killed: some runs did not save their state in time; the same command goes on from before" ;;

@@ -23,6 +23,7 @@ from gamlib.kernels import CHOICES
 sys.path.insert(0, str(ROOT / "benchmarks"))
 timing, training = importlib.import_module("timing"), importlib.import_module("training")
 gam, blocks, turns = (importlib.import_module(name) for name in ("gam", "blocks", "turns"))
+agreement = importlib.import_module("agreement").agreement
 copied = importlib.import_module("copied")
 
 
@@ -46,7 +47,7 @@ def test_it_measures_every_variant_and_writes_what_it_prints(tmp_path: Path) -> 
     done = benchmark("--quick", "--csv", str(tmp_path / "training.csv"))
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "training.csv")
-    assert list(table["variant"]) == [name for name in timing.variants(cuda=False) if name != "compile"]
+    assert list(table["variant"]) == [name for name in timing.variants(cuda=False) if "compile" not in name]
     assert (table[["images_per_second", "ratio", "ratio_min", "ratio_max", "peak_memory_mib"]] > 0).all().all()
     assert table["failed"].isna().all() and (table[["network", "attention"]] == ["resnet18", "gam"]).all().all()
     assert 0 < table.set_index("variant")["input_share"]["gamlib"] < 1
@@ -64,7 +65,7 @@ def test_it_measures_every_variant_and_writes_what_it_prints(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     """A compiler that is not there is one way."""
-    arguments = ["--quick", "--variants", "gamlib,compile", "--csv", str(tmp_path / "training.csv")]
+    arguments = ["--quick", "--variants", "gamlib,compile,plain-compile", "--csv", str(tmp_path / "training.csv")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "no-such-compiler")
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -72,7 +73,8 @@ def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Pat
     assert done.returncode == 1 and "not every variant could be measured" in done.stderr
     table: Any = pd.read_csv(tmp_path / "training.csv").set_index("variant")
     assert table.loc["gamlib", "images_per_second"] > 0 and pd.isna(table.loc["compile", "images_per_second"])
-    assert "no-such-compiler" in table.loc["compile", "failed"] and "no-such-compiler" in done.stdout
+    assert table.loc[["compile", "plain-compile"], "failed"].str.contains("no-such-compiler").all()
+    assert "no-such-compiler" in done.stdout
 
 
 def refusal(app: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> str:
@@ -134,16 +136,16 @@ def test_the_copied_block_computes_its_formula() -> None:
 
 def test_a_block_with_other_numbers_is_not_taken_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, setting = blocks.SMALL[0], blocks.Setting()
-    right = blocks.agreement("ours", shape, setting)
+    right = agreement("ours", shape, setting)
     assert right.holds(torch.float32) and right.difference < 1e-5 and 0 < right.same_error < 1e-6
-    assert blocks.agreement("plain", shape, setting) is None
+    assert agreement("plain", shape, setting) is None
 
     class Wrong(GAM):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * (1 + 1e-5)
 
     monkeypatch.setitem(blocks.KNOWN, "wrong", blocks.Subject(Wrong, same="plain"))
-    assert not blocks.agreement("wrong", shape, setting).holds(torch.float32)
+    assert not agreement("wrong", shape, setting).holds(torch.float32)
 
 
 def test_ratios_are_of_the_same_repetition() -> None:
@@ -152,6 +154,36 @@ def test_ratios_are_of_the_same_repetition() -> None:
     calls = {(name, "training"): lambda: None for name in "ab"}
     times = turns.in_turns(calls, turns.Plan(0.0, 5), "cpu", rare=["b"])
     assert {name: len(some) for (name, _), some in times.items()} == {"a": 5, "b": 3}
+
+
+@pytest.mark.parametrize("name", [name for name, one in blocks.KNOWN.items() if not one.compiled])
+def test_the_backward_pass_alone_is_that_of_training_again_and_again(name: str) -> None:
+    if name in blocks.missing() or name in blocks.BY_BACKEND:
+        pytest.skip("cannot be measured here")
+    block = blocks.Block(name, blocks.Shape("", 2, 64, 4), blocks.Setting())
+    _, *expected = block.call("training")
+    for _ in range(2):
+        torch.testing.assert_close(block.call("backward"), expected)
+
+
+def test_what_is_timed_of_a_block() -> None:
+    """Compiled blocks have no graph to go back through twice; on a CPU a scale needs no forward pass alone."""
+    cpu, gpu = blocks.Setting(), blocks.Setting("cuda")
+    assert blocks.modes("ours", cpu) == ["inference", "forward", "training"]
+    assert blocks.modes("cbam", cpu) == ["inference", "training"]
+    assert blocks.modes("cbam", gpu) == blocks.modes("ours", gpu) == ["inference", "forward", "backward", "training"]
+    assert blocks.modes("cbam compiled", gpu) == ["inference", "forward", "training"]
+
+
+def test_the_peak_of_a_call_is_above_what_lies_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = blocks.Block("plain", blocks.SMALL[0], blocks.Setting())
+    assert block.peak_mib("training") is None
+    block.setting, called = blocks.Setting("cuda"), list[str]()
+    monkeypatch.setattr(block, "call", called.append)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: called.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * 2**20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 12 * 2**20)
+    assert block.peak_mib("training") == 7 and called == ["reset", "training"]
 
 
 def test_arithmetic_is_the_plain_blocks() -> None:
@@ -245,11 +277,12 @@ def test_what_is_measured_at_a_shape() -> None:
     [
         (("--parts", "blocks,all"), "parts='all': allowed: blocks, step, study, memory"),
         (("--shapes", "ResNet-19"), "shapes='ResNet-19': allowed: ResNet-18 ImageNet, ResNet-18 CIFAR"),
-        (("--subjects", "our"), "subjects='our': allowed: all, plain, plain channels_last, ours"),
+        (("--subjects", "our"), "subjects='our': allowed: all, compiled, plain, plain channels_last"),
         (("--seconds", "0"), "seconds='0': allowed: a whole number from 1"),
         (("--repetitions", "many"), "repetitions='many': allowed: a whole number from 1"),
         (("--device", "tpu"), "device='tpu': allowed here: auto, cpu"),
         (("--device", "cpu", "--amp"), "amp: allowed with device='cuda' only"),
+        (("--dtype", "float16"), "dtype='float16': allowed: bfloat16, float32"),
     ],
 )
 def test_bad_options_of_gamlib_bench_are_refused_in_one_line(

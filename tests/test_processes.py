@@ -23,6 +23,22 @@ from ablation.runs import Run
 from gamlib.files import write_whole
 from gamlib.training.loop import MEASURED
 
+NOT_INSTALLED = """
+import os, sys
+from multiprocessing import Pipe
+from pathlib import Path
+from jupyter_client.provisioning import factory
+
+factory.entry_points = lambda **_: ()
+from ablation.execution.forked_kernel import ForkedKernel
+from ablation.execution.kernel import execute_notebook
+
+kernel = ForkedKernel(but=Pipe()[0])
+with open("log.txt", "a") as log:
+    execute_notebook(Path("one.ipynb").absolute(), Path("out.ipynb").absolute(), {}, log, {}, kernel)
+print(os.getpid())
+"""
+
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("counted")]
 SMALL = ["-p", "epochs=1", "-p", "width=0.25", "-p", "train_fraction=0.2"]
 ENDLESS = ["-p", "epochs=100000", "-p", "width=0.25", "-p", "train_fraction=0.2"]
@@ -299,6 +315,17 @@ def test_where_a_fork_would_not_work_jobs_start_anew_and_say_so(places: Path, mo
     code, output = finished(start("run", *SMALL))
     assert code == 0, output
     assert "a kernel that starts anew" in (small().folder / "log.txt").read_text()
+
+
+def test_a_checkout_that_is_not_installed_forks_its_kernels_too(tmp_path: Path) -> None:
+    cell = nbformat.v4.new_code_cell("import os\nos.getppid()")
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), tmp_path / "one.ipynb")
+    command = [sys.executable, "-c", NOT_INSTALLED]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (cell,) = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells
+    assert cell.outputs[0].data["text/plain"] == done.stdout.strip()
 
 
 def test_a_server_that_does_not_start_is_the_reason_why_runs_fail(

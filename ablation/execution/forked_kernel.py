@@ -80,7 +80,7 @@ def _become_kernel(launch: Connection, others: tuple[Connection, ...]) -> None:
 
 
 class ForkProvisioner(LocalProvisioner):
-    """Launches a fork in place of a new process. Jupyter finds it by its entry point in `pyproject.toml`."""
+    """Launches a fork in place of a new process. `execute_notebook` tells Jupyter of it."""
 
     kernel = Instance(ForkedKernel)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from ablation.runs import BATCH, RunFailed
 
 if TYPE_CHECKING:
     from ablation.execution.forked_kernel import ForkedKernel
+
+FORK = "gamlib-fork"  # the name by which Jupyter knows the provisioner
 
 
 def execute_notebook(
@@ -38,7 +41,12 @@ def execute_notebook(
     import papermill  # late: who dispatches has no need of it
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning.factory import KernelProvisionerFactory
     from nbclient.exceptions import DeadKernelError
+
+    # Not in pyproject.toml: a checkout that is not installed has no entry points.
+    found = EntryPoint(FORK, "ablation.execution.forked_kernel:ForkProvisioner", KernelProvisionerFactory.GROUP_NAME)
+    KernelProvisionerFactory.instance().provisioners[FORK] = found
 
     processes: list[subprocess.Popen[bytes] | ForkedKernel] = []
     short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # the path of a socket ends at 107 bytes
@@ -54,7 +62,7 @@ def execute_notebook(
             @property
             def kernel_spec(self) -> KernelSpec:
                 argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-                provisioner = {"provisioner_name": "gamlib-fork", "config": {"kernel": kernel}}
+                provisioner = {"provisioner_name": FORK, "config": {"kernel": kernel}}
                 metadata = {"kernel_provisioner": provisioner} if kernel else {}
                 return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=metadata)
 
