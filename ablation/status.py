@@ -34,9 +34,9 @@ class Status(BaseModel):
         """All jobs of SLURM's that the run was given, the last one first."""
         return [self.job_id] * (self.cluster == "slurm" and self.job_id != "") + self.earlier_jobs
 
-    def mine(self) -> bool:
-        """Whether this process owns the run."""
-        return {"host": self.host, "pid": self.pid} == this_process()
+    def mine(self, pid: int | None = None) -> bool:
+        """Whether this process owns the run, or else one of its host."""
+        return (self.host, self.pid) == (socket.gethostname(), pid or os.getpid())
 
     def alive(self) -> bool:
         """Whether the process lives that owns the run, as far as can be known here: elsewhere, by its heartbeat."""

@@ -67,8 +67,10 @@ def execute(command: str, log: Path, seconds: float, grace: float) -> tuple[str,
         with suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(grace)
     with suppress(psutil.NoSuchProcess):  # it has ended
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-            one.kill()
+        for one in psutil.Process(process.pid).children(recursive=True):  # some are of sessions of their own
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+    process.kill()
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # whom it has left behind
     code = process.wait()

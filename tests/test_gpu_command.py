@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from started import processes
 
 from ablation.paths import ROOT
 
@@ -47,15 +46,6 @@ def lines(process: "subprocess.Popen[str]", out: Path) -> list[list[str]]:
     return [re.split(r"  +", line) for line in printed.splitlines()]
 
 
-def left_behind(out: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # ended, or a zombie
-            if process.environ().get("OUT") == str(out):
-                found.append(process)
-    return found
-
-
 @pytest.mark.slow
 def test_a_part_that_fails_or_does_not_end_takes_nothing_from_the_others(tmp_path: Path) -> None:
     process = started(tmp_path, "tests,blocks,steps,study")
@@ -67,7 +57,7 @@ def test_a_part_that_fails_or_does_not_end_takes_nothing_from_the_others(tmp_pat
     out, seconds = study[3].split()
     assert study[:2] == ["study", "passed"] and out == str(tmp_path) and 30 < int(seconds) < 55
     assert "=== sh -c 'echo 1 failed" in (tmp_path / "log.txt").read_text()
-    assert not left_behind(tmp_path)
+    assert not processes("", f"OUT={tmp_path}")
 
 
 @pytest.mark.slow
@@ -80,7 +70,7 @@ def test_ctrl_c_stops_a_part_and_no_other_begins(tmp_path: Path) -> None:
     found = lines(process, tmp_path)
     assert process.returncode == 130
     assert [line[:2] for line in found] == [["study", "stopped"], ["tests", "not run"]]
-    assert not left_behind(tmp_path)
+    assert not processes("", f"OUT={tmp_path}")
 
 
 @pytest.mark.slow

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import psutil
 import pytest
+from started import of_test
 
 from ablation.config import RunConfig
 from ablation.execution.train import train
@@ -73,16 +73,6 @@ def kernel_of(run: Run) -> psutil.Process:
     """The kernel of a run that trains: its job is a process with no other child."""
     (kernel,) = psutil.Process(run.status().pid).children()
     return kernel
-
-
-def processes() -> list[psutil.Process]:
-    """Those of this test's commands that are left: servers, jobs, kernels and what those have started."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # ended, or a zombie
-            if process.environ().get("GAM_RUNS") == os.environ["GAM_RUNS"]:
-                found.append(process)
-    return found
 
 
 def small(**values: object) -> Run:
@@ -169,7 +159,7 @@ def test_a_killed_process_is_a_failure_and_not_a_success(victim: str, reason: st
     assert (code, run.status().state) == (1, "failed"), output
     assert reason in run.status().error
     assert run.status().error in output and run.result() is None
-    wait_for(lambda: not processes(), 15)
+    wait_for(lambda: not of_test(), 15)
     if victim == "kernel":
         nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
 
@@ -190,7 +180,7 @@ def test_a_run_that_was_killed_or_stopped_ends_in_the_bits_of_one_that_was_not(
     else:
         psutil.Process(run.status().pid).send_signal(signal.SIGKILL if victim == "job" else signal.SIGUSR2)
     assert finished(process)[0] == 1
-    wait_for(lambda: not processes(), 15)
+    wait_for(lambda: not of_test(), 15)
     if victim == "signalled job":
         assert run.status().state == "preempted"
         assert run.status().error.startswith("stopped by SIGUSR2 in epoch ")
@@ -246,7 +236,7 @@ def test_a_stop_leaves_what_is_done_and_no_process(how: signal.Signals, tmp_path
     assert states == ["done", "preempted", "missing"]
     assert endless().status().error.startswith("stopped by its dispatcher in epoch ")
     assert (endless().folder / "checkpoint.pt").exists()
-    wait_for(lambda: not processes(), 15)
+    wait_for(lambda: not of_test(), 15)
 
 
 def test_a_cancelled_study_says_what_it_left_and_ends(tmp_path: Path) -> None:
@@ -260,7 +250,7 @@ def test_a_cancelled_study_says_what_it_left_and_ends(tmp_path: Path) -> None:
     assert "preempted, stopped by gamlib cancel before it began" in told
     code, output = finished(process)
     assert code == 1, output
-    assert (endless().folder / "checkpoint.pt").exists() and not processes()
+    assert (endless().folder / "checkpoint.pt").exists() and not of_test()
     assert "nothing is queued or running" in finished(start("cancel", "two"))[1]
 
 
@@ -270,7 +260,7 @@ def test_a_second_command_leaves_a_running_run_alone() -> None:
     run = endless()
     wait_for(lambda: run.status().state == "running")
     second = start("run", *ENDLESS)
-    wait_for(lambda: len(processes()) == 8)  # of each, the command, its server, a job and what would be its kernel
+    wait_for(lambda: len(of_test()) == 8)  # of each, the command, its server, a job and what would be its kernel
     time.sleep(2)
     assert run.status().state == "running"
     second.send_signal(signal.SIGINT)
@@ -304,7 +294,7 @@ def test_runs_outlive_the_server_that_has_forked_them_and_the_next_get_another(t
     code, output = finished(process)
     assert code == 0 and "5 of 5 runs done" in output, output
     assert first.status().attempts == 1
-    wait_for(lambda: not processes(), 15)
+    wait_for(lambda: not of_test(), 15)
 
 
 def test_where_a_fork_would_not_work_jobs_start_anew_and_say_so(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:

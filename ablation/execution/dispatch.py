@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -248,8 +247,7 @@ def _locally(
 
 def _end(run: Run, job: Job, hurry: Event) -> None:
     """Have a job save and end, and kill it if it takes too long."""
-    status = run.status()
-    if (status.host, status.pid) == (socket.gethostname(), job.pid):  # or it is another's, and this job waits for it
+    if run.status().mine(job.pid):  # or it is another's, and this job waits for it
         run.ask_to_stop("its dispatcher")
         while not job.ended(POLL_SECONDS) and not hurry.is_set():
             pass

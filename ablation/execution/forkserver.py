@@ -23,9 +23,10 @@ from ablation.provenance import source_hash
 from ablation.runs import RunFailed, first_line
 
 COMMAND = (sys.executable, "-P", "-m", "ablation.execution.forkserver")
-
-PRELOADED: tuple[str, ...] = ("torch._dynamo", "pandas", "matplotlib.pyplot", "papermill", "ablation.results.figures")
-PRELOADED += tuple(f"ablation.execution.{name}" for name in ("train", "dispatch", "forked_kernel"))
+PRELOADED = (
+    *("torch._dynamo", "pandas", "matplotlib.pyplot", "papermill", "ablation.results.figures"),
+    *("ablation.execution.train", "ablation.execution.dispatch", "ablation.execution.forked_kernel"),
+)
 
 
 class Job:
@@ -50,7 +51,7 @@ class Job:
 class ForkServer:
     """Starts jobs as forks of one process, which it starts anew when that was killed; jobs outlive both."""
 
-    def __init__(self, environment: Mapping[str, str] = {}) -> None:
+    def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment, self._lock = {**os.environ, **environment}, threading.Lock()
 
     def _launch(self) -> None:

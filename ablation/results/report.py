@@ -33,21 +33,22 @@ def report(plan: Plan, folder: Path | None = None, anew: bool = True) -> list[Pa
     given |= {"overrides": plan.overrides, "cluster": None}
     given |= {} if plan.study.notebook else {"study": plan.study.name}
     given |= {} if folder is None else {"published": str(folder)}
-    notebook, output = plan.study.notebook or ANY_STUDY, runs_root() / "studies" / f"{plan.name}.ipynb"
-    made_from = [NOTEBOOKS / notebook, *(ROOT / "ablation").rglob("*.py"), *(ROOT / "ablation").rglob("*.mplstyle")]
-    made_from += [Run(config).folder for config in plan.configs]
-    if anew or not _stands(output, given, [*exported(plan), output], made_from):
+    notebook = plan.study.notebook or ANY_STUDY
+    if anew or not _stands(plan, notebook, given):
         _execute(notebook, plan.name, given)
     return exported(plan)
 
 
-def _stands(output: Path, given: dict[str, Any], files: list[Path], made_from: list[Path]) -> bool:
-    """Whether an executed notebook is of these parameters, and its files are younger than what they were made from."""
+def _stands(plan: Plan, notebook: str, given: dict[str, Any]) -> bool:
+    """Whether the last report has these parameters, and its files are younger than what they were made from."""
+    output, package = _executed(plan.name), ROOT / "ablation"
+    made_from = [NOTEBOOKS / notebook, *package.rglob("*.py"), *package.rglob("*.mplstyle")]
+    made_from += [folder for config in plan.configs if (folder := Run(config).folder).exists()]
     try:
         papermill = json.loads(output.read_text())["metadata"]["papermill"]
         same = papermill["parameters"] == json.loads(json.dumps(given)) and not papermill["exception"]
-        oldest = min(path.stat().st_mtime for path in files)
-        return same and all(path.stat().st_mtime < oldest for path in made_from if path.exists())
+        oldest = min(path.stat().st_mtime for path in (*exported(plan), output))
+        return same and all(path.stat().st_mtime < oldest for path in made_from)
     except (OSError, ValueError, KeyError):
         return False
 
@@ -63,7 +64,7 @@ def complexity_report() -> list[Path]:
 
 
 def _execute(notebook: str, name: str, parameters: dict[str, Any]) -> Path:
-    path, output = require(NOTEBOOKS / notebook), runs_root() / "studies" / f"{name}.ipynb"
+    path, output = require(NOTEBOOKS / notebook), _executed(name)
     log_path = output.with_suffix(".txt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w", buffering=1) as log:
@@ -72,6 +73,10 @@ def _execute(notebook: str, name: str, parameters: dict[str, Any]) -> Path:
         except Exception as error:
             raise RunFailed(f"{notebook}: {first_line(error)}; see {output} and {log_path}") from None
     return output
+
+
+def _executed(name: str) -> Path:
+    return runs_root() / "studies" / f"{name}.ipynb"
 
 
 def export_tables(results: Results) -> list[Path]:

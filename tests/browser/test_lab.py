@@ -22,6 +22,7 @@ import nbformat
 import psutil
 import pytest
 from debian import missing
+from started import processes
 
 from ablation.execution.train import train
 from ablation.paths import NOTEBOOKS, ROOT
@@ -68,16 +69,6 @@ def copy_with_parameters(name: str, folder: Path) -> None:
         cell.source, changed = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value!r}", cell.source)
         assert changed == 1, f"{name} has no parameter {key}"
     nbformat.write(notebook, folder / name)
-
-
-def processes_of(runs: Path) -> list[psutil.Process]:
-    """Server, kernels and browser of this test: what knows of its runs."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.pid != os.getpid() and process.environ().get("GAM_RUNS") == str(runs):
-                found.append(process)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +122,7 @@ def address(environment: dict[str, str]) -> Iterator[str]:
             os.killpg(server.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             server.wait(30)
-        _, left = psutil.wait_procs(processes_of(root / "runs"), timeout=15)
+        _, left = psutil.wait_procs(processes("", f"GAM_RUNS={root / 'runs'}"), timeout=15)
         for process in left:
             with suppress(psutil.Error):
                 process.kill()

@@ -1,17 +1,16 @@
 """How the tests of this folder submit runs, disturb them and wait for them."""
 
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import nbformat
 import pandas as pd
 import psutil
 from cluster import Cluster
+from started import of_test, processes
 
 from ablation.config import RunConfig
 from ablation.execution import slurm
@@ -20,7 +19,7 @@ from ablation.runs import Run
 from ablation.status import Status
 from gamlib.training.loop import MEASURED
 
-LONG: dict[str, Any] = {"epochs": 30, "width": 0.25, "train_fraction": 0.2}  # some six seconds of training
+LONG: dict[str, Any] = {"epochs": 30, "width": 0.25, "train_fraction": 0.2}  # some seconds of training
 SHORT = LONG | {"epochs": 2}
 Survives = Callable[[str], None]
 
@@ -79,25 +78,6 @@ def assert_undisturbed(run: Run, undisturbed: pd.DataFrame) -> None:
     pd.testing.assert_frame_equal(curve(run), undisturbed, check_exact=True)
     wait_for((run.folder / "run.ipynb").exists)  # it is done when its result is written, and the notebook comes after
     nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
-
-
-def processes(word: str, *settings: str) -> list[psutil.Process]:
-    """Those with a word in their command line and some settings in their environment."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:  # not by psutil: a step writes its name over the beginning of its environment
-            environment = {*Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")}
-        except OSError:
-            continue
-        named = any(word in part for part in process.info["cmdline"] or [])
-        if named and environment.issuperset(setting.encode() for setting in settings):
-            found.append(process)
-    return found
-
-
-def of_test(word: str, *settings: str) -> list[psutil.Process]:
-    """Those of this test, whose runs lie in its folder: other clusters have jobs of the same numbers."""
-    return processes(word, f"GAM_RUNS={os.environ['GAM_RUNS']}", *settings)
 
 
 def kernels() -> list[psutil.Process]:

@@ -42,12 +42,12 @@ from on_slurm import (
     gamlib,
     kernels,
     now,
-    of_test,
     steps,
     submit,
     trains,
     wait_for,
 )
+from started import of_test
 from submitit.core.utils import DelayedSubmission
 
 from ablation.config import RunConfig
