@@ -24,8 +24,8 @@ from ablation.runs import RunFailed, first_line
 
 COMMAND = (sys.executable, "-P", "-m", "ablation.execution.forkserver")
 PRELOADED = (
-    *("torch._dynamo", "pandas", "matplotlib.pyplot", "papermill", "ablation.results.figures"),
-    *("ablation.execution.train", "ablation.execution.dispatch", "ablation.execution.forked_kernel"),
+    *("torch._dynamo", "pandas", "matplotlib.pyplot", "ablation.results.figures"),
+    *("ablation.execution.train", "ablation.execution.dispatch", "papermill", "ablation.execution.forked_kernel"),
 )
 
 
@@ -108,11 +108,13 @@ class ForkServer:
 def serve(control: socket.socket) -> NoReturn:
     """Fork for every connection that comes, until whoever sends them is gone."""
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel that starts would
+    gc.disable()  # nothing that is imported is garbage
     for name in PRELOADED:
         import_module(name)
     source_hash()  # of the code that is imported, whatever becomes of its files
     forks = sys.platform == "linux" and threading.active_count() == 1  # a fork has none of the other threads
     gc.freeze()  # or the first collection would write to the pages that forks share
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork
     while True:
         _, descriptors, _, _ = socket.recv_fds(control, 1, 1)

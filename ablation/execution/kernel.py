@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ablation.execution.forked_kernel import ForkedKernel
 
 FORK = "gamlib-fork"  # the name by which Jupyter knows the provisioner
+# jsonschema, of papermill's, would spend seconds on a grammar of web addresses that notebooks have no use for.
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 
 def execute_notebook(
@@ -36,8 +38,6 @@ def execute_notebook(
         RunFailed: the kernel died; the message says by which signal.
         papermill.exceptions.PapermillExecutionError: a cell raised.
     """
-    # jsonschema would spend seconds on a grammar of web addresses that notebooks have no use for.
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import papermill  # late: who dispatches has no need of it
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
