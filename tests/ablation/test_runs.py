@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from ablation.config import RunConfig
-from ablation.execution import dispatch as dispatching
+from ablation.execution import pool
 from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import leftovers
 from ablation.execution.progress import Progress
@@ -248,5 +248,5 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
 
     progress = Mock(write=Mock(side_effect=BrokenPipeError), show=press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        dispatching._locally([run := Run(RunConfig())], [{}], progress, lambda: None, Mock(start=start))
+        pool.execute_all([run := Run(RunConfig())], [{}], progress, lambda: None, Mock(start=start))
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called
