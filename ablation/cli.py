@@ -140,9 +140,9 @@ def retry(
     SLURM's options are those it was submitted with, but for what is given here, e.g. [bold]--mem 64[/bold].
     """
     from ablation import studies, study_files
-    from ablation.execution.arrays import merged
     from ablation.execution.dispatch import dispatch
     from ablation.execution.slurm import statuses
+    from ablation.execution.slurm_options import merged
     from ablation.status import UNDER_WAY
 
     entries = studies.submitted(study_files.study_name(study), dataset)

@@ -55,12 +55,14 @@ def _of_slurm(kind: Any, text: str = "", **more: Any) -> Any:
     return Annotated[kind | None, Option(help=text, rich_help_panel=panel, hidden=not text, **more)]
 
 
-SLURM = {  # ablation.execution.arrays reads them
+SLURM = {  # ablation.execution.slurm_options reads them
     "partition": _of_slurm(str, "SLURM partition."),
     "gpus": _of_slurm(int, "GPUs of a job."),
     "cpus": _of_slurm(int, "Cores of a job."),
     "mem": _of_slurm(float, "Memory of a job in GB."),
     "timeout": _of_slurm(int, "Minutes before a job saves and queues again."),
+    "runs_per_job": _of_slurm(int, "Runs of a job, each with its own process and folder: for many small ones."),
+    "at_once": _of_slurm(int, "Of these, runs that share its GPUs and cores at a time."),
     "slurm": _of_slurm(
         list[str],
         "Any other option of sbatch, such as account=mine; and setup=COMMAND, run before each job, and "

@@ -101,7 +101,8 @@ class Run:
         before = _read(Status, self.folder / "status.json") or Status()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         status = before.model_copy(update={**changes, "heartbeat": now})
-        status.earlier_jobs = [job_id for job_id in before.slurm_jobs() if job_id != status.job_id]
+        earlier = before.earlier_jobs if before.shared else before.slurm_jobs()
+        status.earlier_jobs = [job_id for job_id in earlier if job_id != status.job_id]
         self.write("status.json", status.model_dump_json(indent=2))
 
     def write(self, name: str, text: str) -> None:
@@ -116,14 +117,14 @@ class Run:
         with replacing(self.folder / PREDICTIONS) as file:
             np.savez_compressed(file, predicted=predicted.astype(kind), label=label.astype(kind))
 
-    def queue(self, job_id: str = "", cluster: str = "local") -> None:
+    def queue(self, job_id: str = "", cluster: str = "local", shared: bool = False) -> None:
         """Say that the run waits, in this process or as a cluster's job, but not if it or that job runs already."""
         status = self.status()
         if status.state != "running" or (cluster == "slurm" and status.job_id != job_id):  # whose job has died
             self.write_config()
             self._forget_requests(math.inf)
             waits_in = this_process() if cluster == "local" else {"host": "", "pid": 0}
-            self.write_status(state="queued", **waits_in, job_id=job_id, cluster=cluster, error="")
+            self.write_status(state="queued", **waits_in, job_id=job_id, cluster=cluster, shared=shared, error="")
 
     def write_config(self) -> None:
         """Write `config.json`."""

@@ -25,6 +25,7 @@ class Status(BaseModel):
     cluster: str = ""
     job_id: str = ""
     earlier_jobs: list[str] = []  # of SLURM's: one that has ended may be queued again by hand
+    shared: bool = False  # whether the job has other runs too: it does not come back to one that has left it
     host: str = ""
     pid: int = 0
     error: str = ""

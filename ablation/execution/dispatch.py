@@ -10,10 +10,10 @@ from filelock import Timeout
 
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
-from ablation.execution import arrays
+from ablation.execution import arrays, slurm_options
 from ablation.execution.execute import execute
 from ablation.execution.forkserver import ForkServer
-from ablation.execution.pool import environments_of, execute_all
+from ablation.execution.pool import THREAD_VARIABLES, environments_of, execute_all
 from ablation.execution.progress import Progress
 from ablation.execution.slurm import statuses
 from ablation.paths import NOTEBOOKS, cores, require, require_locks, runs_root, share_of_cores
@@ -23,7 +23,6 @@ from ablation.status import UNDER_WAY
 from gamlib.data.datasets import DatasetError
 
 CLUSTERS = ("local", "slurm", "debug")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 5.0
 
 
@@ -44,7 +43,7 @@ def dispatch(
         workers: local runs at once, each with its share of the cores; by default one for every core, four at most.
             Another number gives a run another number of threads, and its results other last bits.
         wait: False returns when the jobs are submitted (slurm only).
-        slurm: options of the jobs, see `arrays.SlurmOptions` (slurm only).
+        slurm: options of the jobs, see `slurm_options.SlurmOptions` (slurm only).
         before: called once when everything is found in order: just before the first job starts here, or when SLURM
             has taken the first ones.
         rerun_stale: runs that other code than the present has done are done again; what they left is set aside.
@@ -55,7 +54,7 @@ def dispatch(
         KeyboardInterrupt: stopped; local runs save their state and are marked `preempted`, SLURM jobs go on.
     """
     _check(cluster, workers, wait, slurm or {})
-    parameters = arrays.parameters(slurm or {}) if cluster == "slurm" else {}
+    parameters = slurm_options.parameters(slurm or {}) if cluster == "slurm" else {}
     require(NOTEBOOKS / "run.ipynb")
     require_locks(runs_root())
     runs = unique(configs)
@@ -93,8 +92,14 @@ def dispatch(
         elif cluster == "debug":
             _in_process(todo, environment, progress)
         else:
+
+            def queue() -> None:
+                for run in todo:
+                    run.queue()
+                before()  # when other submissions can see that its runs wait
+
             with ForkServer(environment) as server:
-                execute_all(todo, environments, progress, before, server)
+                execute_all(todo, environments, progress, server, queue)
     return progress
 
 

@@ -21,6 +21,7 @@ from typing import NoReturn, Self
 
 from ablation.provenance import source_hash
 from ablation.runs import RunFailed, first_line
+from gamlib.signals import held_back
 
 COMMAND = (sys.executable, "-P", "-m", "ablation.execution.forkserver")
 PRELOADED = (
@@ -56,7 +57,7 @@ class ForkServer:
 
     def _launch(self) -> None:
         self._control, its = socket.socketpair()
-        with its:
+        with its, held_back(signal.SIGTERM, signal.SIGUSR2):  # which jobs hear of when they execute a run
             self._process = subprocess.Popen(
                 [*COMMAND, "server", str(its.fileno())],
                 pass_fds=[its.fileno()],

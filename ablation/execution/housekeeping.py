@@ -29,21 +29,30 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
             pass  # of a killed submission's jobs no run knows
     found = slurm.statuses(runs)
     stopped = {run: status for run, status in found.items() if status.state in UNDER_WAY}
+    kept = _jobs_of_others(runs) if any(status.shared for status in found.values()) else set[str]()
     for run, status in stopped.items():
-        if status.cluster != "slurm":
+        if status.cluster != "slurm" or status.job_id in kept:
             run.ask_to_stop("gamlib cancel")
     jobs = {job_id for status in found.values() for job_id in status.slurm_jobs()}  # of runs that are done, too
-    slurm.cancel(slurm.live(jobs, or_unknown=True))
+    slurm.cancel(slurm.live(jobs - kept, or_unknown=True))
     for run, status in stopped.items():
         if status.state == "queued" and status.cluster == "slurm":
             before = "before it began" if status.attempts == 0 else "while it waited to go on"
-            run.write_status(state="preempted", error=f"cancelled {before}")
+            left = {"job_id": ""} if status.job_id in kept else {}
+            run.write_status(state="preempted", error=f"cancelled {before}", **left)
     until = time.monotonic() + CANCEL_SECONDS
     while True:
         now = slurm.statuses(stopped)
         if time.monotonic() > until or all(status.state not in UNDER_WAY for status in now.values()):
             return now
         time.sleep(1)
+
+
+def _jobs_of_others(runs: Sequence[Run]) -> set[str]:
+    """Jobs of several runs that others than these still wait for or run in."""
+    mine = {run.signature for run in runs}
+    others = [run.status() for run in all_runs()[0] if run.signature not in mine]
+    return {status.job_id for status in others if status.shared and status.state in UNDER_WAY}
 
 
 def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:

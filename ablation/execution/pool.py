@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from queue import SimpleQueue
-from threading import Event
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import psutil
@@ -16,14 +16,16 @@ from ablation.errors import ConfigError
 from ablation.execution.execute import execute
 from ablation.execution.forkserver import ForkServer, Job
 from ablation.execution.progress import Progress
-from ablation.runs import REMOVED, Run, RunFailed
+from ablation.runs import REMOVED, Run, RunFailed, RunStopped
 from gamlib.signals import held_back
 
 if TYPE_CHECKING:
     from ablation.execution.forked_kernel import ForkedKernel
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.2
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either's within Windows
+BY_SIGNAL = "stopped by SIG"  # the reasons of runs that were stopped as their job was
 GRACE_SECONDS = 120  # for a run to end its step and save
 
 
@@ -43,23 +45,46 @@ def environments_of(todo: Sequence[Run], workers: int, environment: dict[str, st
     return [environment | {"CUDA_VISIBLE_DEVICES": shares[index % len(shares)]} for index in range(at_once)]
 
 
-def execute_here(run: Run, environment: Mapping[str, str], kernel: "ForkedKernel | None") -> None:
-    """What a local job does: it executes its run, and all that it prints goes to the run's log."""
+def execute_here(
+    run: Run, environment: Mapping[str, str], slurm_job: tuple[str, int], kernel: "ForkedKernel | None"
+) -> None:
+    """What a process of the pool does: it executes its run, and all that it prints goes to the run's log.
+
+    In a job of SLURM's it ends with that, if not by SLURM, then by itself; as a local one it may outlive its command.
+    """
     with (run.folder / "log.txt").open("a") as log:
         for number in (1, 2):
             os.dup2(log.fileno(), number)
-    execute(run, environment, ("local", str(os.getpid())), kernel)
+    job_id, pid = slurm_job
+    if job_id:
+        run.write_status(shared=True)
+        Thread(target=_terminate_after, args=(psutil.Process(pid),), daemon=True).start()
+    execute(run, environment, ("slurm", job_id) if job_id else ("local", str(os.getpid())), kernel)
+
+
+def _terminate_after(process: psutil.Process) -> None:
+    process.wait()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def execute_all(
     runs: Sequence[Run],
     environments: list[dict[str, str]],
     progress: Progress,
-    before: Callable[[], object],
     server: ForkServer,
+    before: Callable[[], object] = lambda: None,
+    job_id: str = "",
 ) -> None:
-    """Execute runs in their order, with a thread for the job of each of those at once."""
-    at_once, stopping, hurry = len(environments), Event(), Event()
+    """Execute runs in their order, each in a process of its own, with a thread that waits for it.
+
+    A run that fails in a job of SLURM's, or is told to stop by itself, leaves that job: it may be submitted again.
+
+    Args:
+        environments: variables for the kernel of each of those at once.
+        before: called first; what it has queued here is missing again if it never begins.
+        job_id: of the job of SLURM's that this process is, if it is one.
+    """
+    at_once, stopping, hurry, by = len(environments), Event(), Event(), "its dispatcher"
     threads, finished = ThreadPoolExecutor(at_once), SimpleQueue["Future[tuple[float, str]]"]()
     futures: dict[Future[tuple[float, str]], Run] = {}
 
@@ -67,28 +92,28 @@ def execute_all(
         """The seconds that the job of a run took, and why the run failed, or nothing."""
         if stopping.is_set():
             return 0, "stopped from outside"
-        if by := run.asked_to_stop():
-            run.write_status(state="preempted", error=f"stopped by {by} before it began")
+        if asked := run.asked_to_stop():
+            run.write_status(state="preempted", error=f"stopped by {asked} before it began")
             return 0, run.status().error
         began, environment = time.monotonic(), environments.pop()
         try:
-            job = server.start(execute_here, run, environment)
+            job = server.start(execute_here, run, environment, (job_id, os.getpid()))
             while not job.ended(POLL_SECONDS) and not stopping.is_set():
                 pass
             if not job.ended():
-                _end(run, job, hurry)
+                _end(run, job, by, hurry)
             reason = _reason(run, job, stopping.is_set())
         except RunFailed as error:
             reason = str(error)
             run.write_status(state="failed", error=reason)
         finally:
             environments.append(environment)
+        if job_id and run.result() is None and not run.status().error.startswith(BY_SIGNAL):
+            run.write_status(job_id="")
         return time.monotonic() - began, reason
 
     try:
-        for run in runs:
-            run.queue()
-        before()  # when other submissions can see that its runs wait
+        before()
         with held_back(signal.SIGINT):  # a terminal sends it to all; jobs hear of it by a request, in time
             for run in runs:
                 future = threads.submit(execute_in_job, run)
@@ -101,7 +126,8 @@ def execute_all(
             future = finished.get()
             progress.show(at_once - len(environments))
             progress.ended(futures[future], *future.result())
-    except BaseException:  # Ctrl-C among them: the jobs end with this process
+    except BaseException as error:  # Ctrl-C among them: the jobs end with this process
+        by = str(error) if isinstance(error, RunStopped) else by
         stopping.set()  # before all that a second Ctrl-C may end: Python waits for the threads when it exits
         try:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -119,10 +145,10 @@ def execute_all(
         raise
 
 
-def _end(run: Run, job: Job, hurry: Event) -> None:
+def _end(run: Run, job: Job, by: str, hurry: Event) -> None:
     """Have a job save and end, and kill it if it takes too long."""
     if run.status().mine(job.pid):  # or it is another's, and this job waits for it
-        run.ask_to_stop("its dispatcher")
+        run.ask_to_stop(by)
         while not job.ended(POLL_SECONDS) and not hurry.is_set():
             pass
     if not job.ended():

@@ -237,7 +237,7 @@ def test_every_end_of_a_run_is_a_line_and_somebody_who_watches_sees_a_bar(
 def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() -> None:
     begun = threading.Event()
 
-    def start(_: object, run: Run, environment: dict[str, str]) -> Mock:
+    def start(_: object, run: Run, *__: object) -> Mock:
         run.write_status(state="running", **this_process() | {"pid": NO_PROCESS})
         begun.set()
         return Mock(pid=NO_PROCESS, ended=lambda _=0: bool(run.asked_to_stop()))
@@ -248,5 +248,5 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
 
     progress = Mock(write=Mock(side_effect=BrokenPipeError), show=press_ctrl_c)
     with pytest.raises(KeyboardInterrupt):
-        pool.execute_all([run := Run(RunConfig())], [{}], progress, lambda: None, Mock(start=start))
+        pool.execute_all([run := Run(RunConfig())], [{}], progress, Mock(start=start))
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called

@@ -22,7 +22,7 @@ from ablation.cli import app
 from ablation.config import RunConfig
 from ablation.console import slurm_options as slurm_options_of_the_command
 from ablation.errors import ConfigError
-from ablation.execution import FORMER, arrays, dispatch, housekeeping, slurm
+from ablation.execution import FORMER, arrays, dispatch, housekeeping, slurm, slurm_options
 from ablation.results import report
 from ablation.runs import Run, RunStopped
 from ablation.status import Status
@@ -38,7 +38,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
-    monkeypatch.setattr(arrays, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     slurm.max_array_size.cache_clear()
     monkeypatch.setattr(slurm, "_unanswered", -math.inf)
 
@@ -74,7 +74,7 @@ def submitted(job_id: str, **changes: Any) -> Run:
 
 
 def submit(todo: list[Run], options: dict[str, Any] | None = None) -> list[Run]:
-    return arrays.submit(todo, arrays.parameters(options or {}), {})
+    return arrays.submit(todo, slurm_options.parameters(options or {}), {})
 
 
 def status(run: Run) -> Status:
@@ -84,8 +84,8 @@ def status(run: Run) -> Status:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The project's and the user's file of options, neither of them there yet."""
-    monkeypatch.setattr(arrays, "ROOT", tmp_path)
-    monkeypatch.setattr(arrays, "DEFAULTS", tmp_path / "gamlib.toml")
+    monkeypatch.setattr(slurm_options, "ROOT", tmp_path)
+    monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     return tmp_path / "pyproject.toml", tmp_path / "gamlib.toml"
 
 
@@ -96,7 +96,7 @@ def test_the_command_line_goes_before_the_users_file_and_that_before_the_project
     )
     user.write_text('[slurm]\naccount = "u"\nqos = "u"\ntimeout = 240\nmem = 8.5\nsetup = "module load x"\n')
     options = {"gpus": None, "slurm": ["qos=c", "comment=c", "exclusive"]}
-    assert arrays.parameters(options) == {
+    assert slurm_options.parameters(options) == {
         "slurm_partition": "p",
         "timeout_min": 240,
         "mem_gb": 8.5,
@@ -112,13 +112,13 @@ def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tu
     """And in whatever form they are given, they come after one another or in each other's place."""
     former = {"account": "a", "qos": "b", "constraint": "c", "array_parallelism": 2, "setup": ["one", "two"]}
     texts = ["account=a", "qos=b", "--constraint=c", "array-parallelism=2", "setup=one", "setup=two"]
-    found = arrays.parameters(former)
+    found = slurm_options.parameters(former)
     assert (found["slurm_array_parallelism"], found["slurm_setup"]) == (2, ["one", "two"])
-    for form in ({"slurm": texts}, {"slurm": former}, arrays.merged(former)):
-        assert arrays.parameters(form) == found
+    for form in ({"slurm": texts}, {"slurm": former}, slurm_options.merged(former)):
+        assert slurm_options.parameters(form) == found
     files[1].write_text('[slurm]\naccount = "a"\nqos = "b"\nslurm = {constraint = "c", array_parallelism = 2}\n')
-    assert arrays.parameters({"setup": ["one", "two"]}) == found
-    assert arrays.merged(former, {"mem": 2, "slurm": ["qos=x", "setup=three"]}) == {
+    assert slurm_options.parameters({"setup": ["one", "two"]}) == found
+    assert slurm_options.merged(former, {"mem": 2, "slurm": ["qos=x", "setup=three"]}) == {
         "mem": 2,
         "slurm": {"account": "a", "qos": "x", "constraint": "c", "array-parallelism": 2, "setup": ["three"]},
     }
@@ -141,31 +141,31 @@ def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tu
 )
 def test_impossible_options_are_refused(given: dict[str, Any], message: str, files: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
-        arrays.parameters(given)
+        slurm_options.parameters(given)
 
 
 def test_every_option_of_the_command_is_one_that_submission_knows() -> None:
     def command(slurm: dict[str, Any]) -> None: ...
 
     options = set(inspect.signature(slurm_options_of_the_command(command)).parameters)
-    assert options == {*arrays.SlurmOptions.model_fields, *FORMER}
+    assert options == {*slurm_options.SlurmOptions.model_fields, *FORMER}
 
 
 @pytest.mark.parametrize("text", ["[slurm", "slurm = 3", "[slurm]\nmemory = 3", "[slurm]\nslurm = 3"])
 def test_a_file_of_defaults_that_is_wrong_is_named(text: str, files: tuple[Path, Path]) -> None:
     files[1].write_text(text)
     with pytest.raises(ConfigError, match=re.escape(str(files[1]))):
-        arrays.parameters({})
+        slurm_options.parameters({})
 
 
 def test_what_a_node_takes_down_goes_on_unless_that_is_not_wanted() -> None:
-    assert arrays.parameters({})["slurm_additional_parameters"] == {"requeue": True}
-    assert arrays.parameters({"slurm": ["no-requeue"]})["slurm_additional_parameters"] == {"no-requeue": True}
+    assert slurm_options.parameters({})["slurm_additional_parameters"] == {"requeue": True}
+    assert slurm_options.parameters({"slurm": ["no-requeue"]})["slurm_additional_parameters"] == {"no-requeue": True}
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(1, 15), (4, 60), (8, 120), (14 * 24 * 60, 120)])
 def test_a_run_is_told_to_stop_in_time_and_not_much_earlier(minutes: int, seconds: int) -> None:
-    assert arrays.parameters({"timeout": minutes})["slurm_signal_delay_s"] == seconds
+    assert slurm_options.parameters({"timeout": minutes})["slurm_signal_delay_s"] == seconds
 
 
 def test_squeue_is_asked_first_and_sacct_for_the_rest(commands: Commands) -> None:
@@ -261,7 +261,7 @@ def test_the_shells_options_are_the_last_ones_and_its_others_none(
 ) -> None:
     for key, value in {"PARTITION": "shell", "ACCOUNT": "shell", "TIMELIMIT": "7", "NO_REQUEUE": "1"}.items():
         monkeypatch.setenv(f"SBATCH_{key}", value)
-    options = arrays.parameters({"partition": "mine"})
+    options = slurm_options.parameters({"partition": "mine"})
     assert (options["slurm_partition"], options["timeout_min"]) == ("mine", 1440)
     assert options["slurm_additional_parameters"]["account"] == "shell"
     commands("sbatch", f'env > {tmp_path}/env; echo "Submitted batch job 1"')
@@ -283,7 +283,7 @@ def test_what_sbatch_has_queued_without_an_answer_is_cancelled(commands: Command
 
 
 def test_more_gpus_than_devices_are_refused_before_anything_is_submitted(sbatch: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gpus=2: allowed: 1, as many as the run has devices"):
+    with pytest.raises(ConfigError, match=r"gpus=2: allowed: 1, as many as the runs of a job at once have devices"):
         submit([*runs(1), Run(RunConfig(devices=2))], {"gpus": 2})
     assert not sbatch.exists()
 

@@ -52,7 +52,7 @@ from submitit.core.utils import DelayedSubmission
 
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
-from ablation.execution import arrays, slurm
+from ablation.execution import arrays, slurm, slurm_options
 from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import cancel, leftovers
 from ablation.paths import runs_root
@@ -534,7 +534,7 @@ def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Clu
     local = subprocess.Popen(command("run", values=values), stdout=subprocess.DEVNULL)
     trains(run)
     with arrays.submission_lock():
-        (job_id,), record = arrays._submit([run], arrays.parameters({"cpus": 1}), {})
+        (job_id,), record = arrays._submit([[run]], slurm_options.parameters({"cpus": 1}), {}, 1)
         record.unlink()
     wait_for(lambda: of_test("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
     time.sleep(6)  # until it waits for the run
