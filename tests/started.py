@@ -7,14 +7,15 @@ import psutil
 
 
 def processes(word: str, *settings: str) -> list[psutil.Process]:
-    """Those with a word in their command line and some settings, `NAME=value`, in their environment; no zombies."""
+    """Those with a word in their name or command line and settings, `NAME=value`, in their environment; no zombies."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
+    for process in psutil.process_iter(["name", "cmdline"]):
         try:  # not by psutil: SLURM's steps write their names over the beginning of their environment
             environment = {*Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")}
         except OSError:
             continue
-        named = any(word in part for part in process.info["cmdline"] or [])
+        names = [process.info["name"] or "", *(process.info["cmdline"] or [])]
+        named = any(word in part for part in names)
         if named and environment.issuperset(setting.encode() for setting in settings):
             found.append(process)
     return found

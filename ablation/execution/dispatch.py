@@ -39,7 +39,7 @@ def dispatch(
 
     Args:
         configs: what to run, in this order.
-        cluster: "local", a queue on this machine; "slurm", one submitit job a run; "debug", in this process.
+        cluster: "local", a queue on this machine; "slurm", submitit jobs; "debug", in this process.
         workers: local runs at once, each with its share of the cores; by default one for every core, four at most.
             Another number gives a run another number of threads, and its results other last bits.
         wait: False returns when the jobs are submitted (slurm only).
@@ -67,7 +67,8 @@ def dispatch(
             prepare(dataset)  # now: nodes may have no network
         except DatasetError as error:
             raise ConfigError(str(error)) from None
-    threads = parameters.get("cpus_per_task", share_of_cores(workers))
+    cpus, at_once = parameters.get("cpus_per_task"), parameters.get("at_once", 1)
+    threads = max(1, cpus // at_once) if cpus else share_of_cores(workers)
     environment = dict.fromkeys(THREAD_VARIABLES, str(threads))
     if todo and cluster == "local":
         environments = environments_of(todo, workers or min(cores(), 4), environment)
@@ -83,7 +84,7 @@ def dispatch(
         return progress
     with progress:
         if cluster == "slurm":
-            environment = {SOURCE: source_hash()} | (environment if "cpus_per_task" in parameters else {})
+            environment = {SOURCE: source_hash()} | (environment if cpus else {})
             submitted = arrays.submit(todo, parameters, environment, before)
             others = len(todo) - len(submitted)
             progress.write(f"{len(submitted)} runs submitted" + f", {others} were in a queue before" * (others > 0))

@@ -12,6 +12,7 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import Instance
 
+from ablation.execution.forkserver import name_process
 from gamlib.signals import held_back
 
 
@@ -64,6 +65,7 @@ def _become_kernel(launch: Connection, others: tuple[Connection, ...]) -> None:
     for connection in others:
         connection.close()
     os.setsid()
+    name_process("gamlib-kernel")
     try:
         arguments, directory, log, environment = launch.recv()
     except EOFError:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NoReturn, Self
 
 from ablation.provenance import source_hash
@@ -106,8 +107,15 @@ class ForkServer:
         self._output.close()
 
 
+def name_process(name: str) -> None:
+    """Give this process a name of its own, of at most 15 bytes, by which `ps` and `top` tell forks apart."""
+    with suppress(OSError):  # not Linux
+        Path("/proc/self/comm").write_text(name)
+
+
 def serve(control: socket.socket) -> NoReturn:
     """Fork for every connection that comes, until whoever sends them is gone."""
+    name_process("gamlib-server")
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as a kernel that starts would
     gc.disable()  # nothing that is imported is garbage
     for name in PRELOADED:
@@ -140,6 +148,7 @@ def work(connection: Connection, fork: bool) -> None:
     if fork:
         from ablation.execution.forked_kernel import ForkedKernel
 
+        name_process("gamlib-job")
         kernel = ForkedKernel(but=connection)
     connection.send(os.getpid())
     error = ""

@@ -81,8 +81,8 @@ def assert_undisturbed(run: Run, undisturbed: pd.DataFrame) -> None:
 
 
 def kernels() -> list[psutil.Process]:
-    """The kernels of this test."""
-    return of_test("ipykernel_launcher")
+    """The kernels of this test, forks and others."""
+    return of_test("ipykernel_launcher") + of_test("gamlib-kernel")
 
 
 def steps(cluster: Cluster) -> list[psutil.Process]:

@@ -102,16 +102,21 @@ def undisturbed(cluster: Cluster, shared: Path) -> pd.DataFrame:
 
 
 @cache
-def signature(job: Path) -> str:
-    """Of the run of a job."""
-    return str(DelayedSubmission.load(job).args[0].signature)
+def runs_of(job: Path) -> list[Run]:
+    """What a job was submitted for."""
+    given = DelayedSubmission.load(job).args[0]
+    return [given] if isinstance(given, Run) else list(given)
 
 
-def jobs(cluster: Cluster) -> dict[str, str]:
-    """The run of each job that is not over, by its signature."""
+def jobs(cluster: Cluster) -> dict[str, list[str]]:
+    """The runs of each job that is not over, by their signatures; of one with several, those that have not left it."""
     ids = cluster.run("squeue", "-h", "-r", "-o", "%i").stdout.split()
     files = {job_id: runs_root() / "submitit" / f"{job_id}_submitted.pkl" for job_id in ids}
-    return {job_id: signature(file) for job_id, file in files.items() if file.exists()}
+    found = {job_id: runs_of(file) for job_id, file in files.items() if file.exists()}
+    return {
+        job_id: [run.signature for run in runs if len(runs) == 1 or run.status().job_id == job_id]
+        for job_id, runs in found.items()
+    }
 
 
 def arms(folder: Path, number: int, values: dict[str, Any]) -> tuple[str, list[Run]]:
@@ -126,9 +131,12 @@ def arms(folder: Path, number: int, values: dict[str, Any]) -> tuple[str, list[R
     return str(path), runs
 
 
-def submitted(study: str, values: dict[str, Any]) -> list[str]:
+SHARED = ["--runs-per-job", "4", "--at-once", "2"]
+
+
+def submitted(study: str, values: dict[str, Any], *more: str) -> list[str]:
     own = {key: value for key, value in values.items() if key != "train_fraction"}
-    options = ["--seeds", "0", "--cluster", "slurm", "--cpus", "1", "--no-wait"]
+    options = ["--seeds", "0", "--cluster", "slurm", "--cpus", "1", "--no-wait", *more]
     return command("study", study, *options, values=own)
 
 
@@ -140,10 +148,10 @@ def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
 
     def watch() -> None:
         while not over.wait(0.3):
-            found = jobs(cluster)
-            twice = [run for run, number in Counter(found.values()).items() if number > 1]
+            found = [(job_id, run[:8]) for job_id, runs in jobs(cluster).items() for run in runs]
+            twice = [run for run, number in Counter(run for _, run in found).items() if number > 1]
             if twice:
-                several.append({job_id: run[:8] for job_id, run in found.items() if run in twice})
+                several.append({job_id: run for job_id, run in found if run in twice})
                 print(several[-1], cluster.run("squeue", "-h", "-r", "-o", "%i %T %r %M").stdout.replace("\n", "; "))
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -158,6 +166,7 @@ def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
 def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once.
 
+    Half of them have a job each at first, half share one with three others; what is submitted again, by chance.
     It is the first test since it takes the longest: another worker does the others meanwhile.
     """
     values = LONG | {"epochs": 12}
@@ -171,7 +180,7 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
 
     def ask() -> None:
         retry = command("retry", "own", "--no-wait")
-        both = (retry, submitted(study, values))
+        both = (retry, submitted(study, values, *chance.choice([[], SHARED])))
         for each in both:
             asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
 
@@ -197,7 +206,9 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     def disturb(job_id: str, number: str) -> str:
         """Do something to a job that runs, given both ways in which SLURM numbers it; what it was."""
         slurm = partial(cluster.run, timeout=3)  # scancel waits while a job is just being started
-        job, kernel = (of_test(word, f"SLURM_JOB_ID={number}") for word in ("submitit.core._submit", "ipykernel"))
+        words = ("submitit.core._submit", "gamlib-server", "gamlib-job", "ipykernel", "gamlib-kernel")
+        job, server, of_run, new, forked = (of_test(word, f"SLURM_JOB_ID={number}") for word in words)
+        kernel = [chance.choice(new + forked)] if new + forked else []
         faults: dict[str, Callable[[], object]] = {
             "scontrol requeue": lambda: slurm("scontrol", "requeue", job_id),
             "USR2": lambda: slurm("scancel", "--signal=USR2", job_id),
@@ -210,8 +221,12 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
         }
         if job:
             faults["kill -9 of the job"] = lambda: send(signal.SIGKILL, job)
+        if server:
+            faults["kill -9 of the server"] = lambda: send(signal.SIGKILL, server)
+        if of_run:
+            faults["kill -9 of a run's process"] = lambda: send(signal.SIGKILL, [chance.choice(of_run)])
         if kernel:
-            faults["kill -9 of the kernel"] = lambda: send(signal.SIGKILL, kernel)
+            faults["kill -9 of a kernel"] = lambda: send(signal.SIGKILL, kernel)
             faults["STOP and CONT"] = lambda: pause(
                 lambda: send(signal.SIGSTOP, kernel), lambda: send(signal.SIGCONT, kernel)
             )
@@ -221,7 +236,12 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
         return name
 
     with watched(cluster) as several:
-        assert subprocess.run(submitted(study, values), stdout=subprocess.DEVNULL).returncode == 0
+        halves = [f"r{arm}" for arm in range(ARMS)][: ARMS // 2], [f"r{arm}" for arm in range(ARMS)][ARMS // 2 :]
+        for half, options in zip(halves, ([], SHARED), strict=True):
+            of_half = [text for arm in half for text in ("--arms", arm)]
+            assert (
+                subprocess.run(submitted(study, values, *of_half, *options), stdout=subprocess.DEVNULL).returncode == 0
+            )
         while done.total() < FAULTS:
             if done.total() % 16 == 8:
                 ask()
@@ -339,6 +359,36 @@ def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFram
     submit(LONG)
     assert_undisturbed(run, undisturbed)
     survives("a node that dies")
+
+
+def test_a_job_of_several_runs(tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
+    """Two at once, of five: one fails and is retried meanwhile, one is cancelled, all others go on, in the same job."""
+    study, runs = arms(tmp_path, 5, LONG)
+    assert subprocess.run(submitted(study, LONG, "--runs-per-job", "5", "--at-once", "2")).returncode == 0
+    killed, cancelled, third, _, last = runs
+    for run in (killed, cancelled):
+        trains(run)
+    (job_id,) = jobs(cluster)
+    assert [now(run).state for run in runs] == ["running"] * 2 + ["queued"] * 3
+    assert {run.status().job_id for run in runs} == {job_id}
+    psutil.Process(killed.status().pid).children()[0].kill()
+    wait_for(lambda: now(killed).state == "failed")
+    assert "the kernel died by signal 9" in now(killed).error
+    assert cancel([cancelled])[cancelled].error.startswith("stopped by gamlib cancel in epoch ")
+    assert cancel([last])[last].error == "cancelled before it began"
+    again = gamlib("retry", "own", "--no-wait", "--slurm", "hold")
+    assert again.returncode == 0 and "3 runs submitted" in again.stdout, again.stdout + again.stderr
+    (new,) = jobs(cluster).keys() - {job_id}
+    trains(third)
+    assert cluster.run("scancel", "--signal=USR2", job_id).returncode == 0
+    begun(third, 2)
+    assert cluster.run("scontrol", "release", new).returncode == 0
+    for run in runs:
+        assert_undisturbed(run, undisturbed)
+    assert [run.status().job_id for run in runs] == [new, new, job_id, job_id, new]
+    assert not kernels()
+    survives("USR2 to a job of several runs")
+    survives("runs that fail or are cancelled in a job of several runs")
 
 
 def test_a_killed_kernel_is_a_failure_with_its_reason(survives: Survives) -> None:
@@ -463,7 +513,7 @@ def test_a_job_killed_on_its_node_gets_one_job_in_its_place(
     wait_for(lambda: now(run).state == "failed", every=0.05)
     for _ in range(3):
         submit(LONG, slurm=["hold"])
-    assert jobs(cluster) == {run.status().job_id: run.signature}
+    assert jobs(cluster) == {run.status().job_id: [run.signature]}
     assert cluster.run("scontrol", "release", run.status().job_id).returncode == 0
     assert_undisturbed(run, undisturbed)
     survives("a job killed by SIGKILL on another host, and submitted three times")
@@ -482,7 +532,7 @@ def test_a_dead_job_that_is_queued_again_by_hand_is_seen_cancelled_and_of_no_eff
         submit(LONG, slurm=["hold"])
         another = run.status().job_id
         assert cluster.run("scontrol", "requeue", dead).returncode == 0
-        assert jobs(cluster) == dict.fromkeys([dead, another], run.signature)
+        assert jobs(cluster) == dict.fromkeys([dead, another], [run.signature])
         assert now(run).state == "queued"
         if cancels:
             assert cancel([run])[run].state == "preempted"
