@@ -158,8 +158,8 @@ def train_several_on_slurm(runs: Sequence[Run], environment: Mapping[str, str], 
     Runs that have left it, or that another job has, are passed over.
 
     Raises:
-        RunStopped: by another signal, or SLURM would not queue it again.
-        RunFailed: some of the runs have failed.
+        RunStopped: by another signal.
+        RunFailed: some of the runs have failed, or SLURM would not queue it again.
     """
     own, told = submitit.JobEnvironment().job_id, list[str]()
 
@@ -189,8 +189,8 @@ def train_several_on_slurm(runs: Sequence[Run], environment: Mapping[str, str], 
         except RunStopped as stopped:
             if str(stopped) != "SIGUSR2":
                 raise RunStopped(f"stopped by {stopped}") from None
-        if not _queued_again(before, own) and progress.failed:
-            raise RunFailed(f"{len(progress.failed)} of {len(before)} runs are not done; see `gamlib status`")
+        if not _queued_again(before, own) and (left := [run for run in before if run.result() is None]):
+            raise RunFailed(f"{len(left)} of {len(before)} runs are not done; see `gamlib status`")
 
 
 def _queued_again(before: Mapping[Run, Status], own: str) -> bool:

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from filelock import FileLock
+from submitit.core.utils import DelayedSubmission
 from typer.testing import CliRunner
 
 from ablation.cli import app
@@ -24,8 +25,8 @@ from ablation.console import slurm_options as slurm_options_of_the_command
 from ablation.errors import ConfigError
 from ablation.execution import FORMER, arrays, dispatch, housekeeping, slurm, slurm_options
 from ablation.results import report
-from ablation.runs import Run, RunStopped
-from ablation.status import Status
+from ablation.runs import Run, RunFailed, RunStopped
+from ablation.status import Status, this_process
 
 Finish = Callable[..., Run]
 Commands = Callable[[str, str], Path]
@@ -137,6 +138,9 @@ def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tu
         ({"mem": float("inf")}, "mem=inf: allowed: a number above 0"),
         ({"memory": 8}, "memory is not a parameter: did you mean mem? There are partition, gpus"),
         ({"slurm": ["=3"]}, "slurm='=3': allowed: key=value"),
+        ({"runs_per_job": 0}, "runs_per_job=0: allowed: a whole number from 1"),
+        ({"runs_per_job": 2, "at_once": 3}, "at_once=3: allowed: 1 to 2, the runs of a job; see runs_per_job"),
+        ({"at_once": 2}, "at_once=2: allowed: 1 to 1"),
     ],
 )
 def test_impossible_options_are_refused(given: dict[str, Any], message: str, files: tuple[Path, Path]) -> None:
@@ -529,6 +533,121 @@ def test_a_run_gets_as_many_gpus_as_it_has_devices_unless_it_is_to_have_none(
     submit([several], {"gpus": gpus})
     (path,) = (several.folder.parents[1] / "submitit").glob("[0-9]*_submission.sh")
     assert f"--gpus-per-node={asked}\n" in path.read_text()
+
+
+def test_several_runs_are_one_task_of_an_array(sbatch: Path) -> None:
+    todo = runs(5)
+    assert submit(todo, {"runs_per_job": 2, "at_once": 2, "gpus": 2}) == todo
+    assert [run.status().job_id for run in todo] == ["1_0", "1_0", "1_1", "1_1", "1_2"]
+    assert [run.status().shared for run in todo] == [True] * 4 + [False]
+    job = DelayedSubmission.load(todo[0].folder.parents[1] / "submitit" / "1_1_submitted.pkl")
+    assert [run.signature for run in job.args[0]] == [run.signature for run in todo[2:4]] and job.args[2] == 2
+    with pytest.raises(ConfigError, match="gpus=3: allowed: 2"):
+        submit(todo, {"runs_per_job": 4, "at_once": 2, "gpus": 3})
+
+
+def test_runs_of_a_job_share_its_cores(sbatch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrays, "submit", submit := Mock(return_value=[]))
+    for cpus, at_once, threads in ((8, 4, "2"), (2, 4, "1"), (8, 1, "8")):
+        options = {"cpus": cpus, "runs_per_job": 4, "at_once": at_once}
+        dispatch.dispatch([RunConfig()], "slurm", wait=False, slurm=options)
+        assert submit.call_args.args[2]["OMP_NUM_THREADS"] == threads
+
+
+def test_a_run_that_has_failed_in_a_job_of_several_is_submitted_again_at_once(sbatch: Path, commands: Commands) -> None:
+    failed, other = todo = runs(2)
+    submit(todo, {"runs_per_job": 2})
+    commands("squeue", "echo '1 RUNNING None'")
+    failed.write_status(state="failed", error="no", job_id="")  # as its job does
+    assert submit(todo) == [failed]
+    assert failed.status().slurm_jobs() == ["2"] and status(other).job_id == "1"
+
+
+def test_of_a_job_of_several_runs_some_are_cancelled(commands: Commands, sbatch: Path, tmp_path: Path) -> None:
+    waiting, training, other = todo = runs(3)
+    submit(todo, {"runs_per_job": 3})
+    training.write_status(state="running", **this_process())
+    commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '1 RUNNING None'")
+    threading.Timer(0.5, lambda: training.write_status(state="preempted", error="stopped", job_id="")).start()
+    left = housekeeping.cancel([waiting, training])
+    assert [left[run].error for run in (waiting, training)] == ["cancelled before it began", "stopped"]
+    assert training.asked_to_stop() == waiting.asked_to_stop() == "gamlib cancel"
+    assert not (tmp_path / "scancel.calls").exists() and status(other).state == "queued"
+    housekeeping.cancel([other])
+    assert (tmp_path / "scancel.calls").read_text() == "--quiet 1\n"
+
+
+@pytest.fixture
+def job_of_several(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Run]]:
+    """Executes job 1 of some runs, but for what happens to them; those that it would execute."""
+
+    def execute(todo: list[Run], happens: Callable[[], object] = lambda: None, begun: str = "0") -> list[Run]:
+        for key, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": begun}.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+        monkeypatch.setattr(arrays, "ForkServer", MagicMock())
+        executed: list[Run] = []
+
+        def execute_all(runs: list[Run], *_: object, job_id: str) -> None:
+            executed.extend(runs)
+            happens()
+
+        monkeypatch.setattr(arrays, "execute_all", execute_all)
+        arrays.train_several_on_slurm(todo, {}, 2)
+        return executed
+
+    return execute
+
+
+def test_a_job_of_several_passes_over_what_is_done_elsewhere_or_has_left_it(
+    finish: Finish, commands: Commands, job_of_several: Callable[..., list[Run]]
+) -> None:
+    mine, _, of_a_dead_job, has_left = todo = [Run(RunConfig(seed=seed)) for seed in range(1, 5)]
+    for run, job_id in zip(todo, ("1", "2", "3", ""), strict=True):
+        run.queue(job_id, "slurm", shared=True)
+    todo = [finish(RunConfig(), 5.0), *todo]
+    commands("squeue", "printf '2 PENDING None\n3 FAILED None\n'")
+    assert job_of_several(todo) == [mine, of_a_dead_job, has_left]  # a late submitter has not written the last ones
+    assert job_of_several(todo, begun="1") == [mine]
+    mine.write_status(job_id="")
+    assert job_of_several(todo, begun="1") == []
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_job_of_several_that_is_told_to_stop_is_queued_again_for_what_is_not_done(
+    answers: bool, commands: Commands, job_of_several: Callable[..., list[Run]]
+) -> None:
+    stopped, _, failed = todo = runs(3)
+    for run in todo:
+        run.queue("1", "slurm", shared=True)
+    calls = commands("scontrol", "" if answers else "echo 'requeue is disabled' >&2; exit 1")
+
+    def told() -> None:
+        stopped.write_status(state="preempted", error="stopped by SIGUSR2 in epoch 3")
+        failed.write_status(state="failed", error="no", job_id="")
+        signal.raise_signal(signal.SIGUSR2)
+
+    if answers:
+        job_of_several(todo, told)
+    else:
+        with pytest.raises(RunFailed, match="3 of 3 runs are not done"):
+            job_of_several(todo, told)
+    assert calls.read_text() == "requeue 1\n"
+    state = "queued" if answers else "preempted"
+    assert [run.status().state for run in todo] == [state, state, "failed"]
+    assert stopped.status().error.startswith("stopped by SIGUSR2 in epoch 3")
+
+
+def test_a_job_of_several_that_is_cancelled_is_not_queued_again(
+    commands: Commands, job_of_several: Callable[..., list[Run]]
+) -> None:
+    todo = runs(2)
+    for run in todo:
+        run.queue("1", "slurm", shared=True)
+    calls = commands("scontrol", "")
+    with pytest.raises(RunStopped, match="stopped by SIGTERM"):
+        job_of_several(todo, lambda: signal.raise_signal(signal.SIGTERM))
+    assert not calls.exists()
 
 
 def test_retry_takes_the_options_of_the_submission_but_for_those_given(
