@@ -136,8 +136,12 @@ def serve(control: socket.socket) -> NoReturn:
             if not forks:
                 os.set_inheritable(descriptors[0], True)
                 os.execv(sys.executable, [*COMMAND, "job", str(descriptors[0])])
-            work(Connection(descriptors[0]), fork=True)
-            os._exit(0)
+            try:
+                work(Connection(descriptors[0]), fork=True)
+            finally:
+                os._exit(
+                    0
+                )  # who asked for it may have been killed; Python would wait for the kernel, and that for this
         os.close(descriptors[0])
 
 
