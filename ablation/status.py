@@ -35,6 +35,10 @@ class Status(BaseModel):
         """All jobs of SLURM's that the run was given, the last one first."""
         return [self.job_id] * (self.cluster == "slurm" and self.job_id != "") + self.earlier_jobs
 
+    def belongs_to(self, job_id: str) -> bool:
+        """Whether this job of SLURM's is the run's."""
+        return (self.cluster, self.job_id) == ("slurm", job_id)
+
     def mine(self, pid: int | None = None) -> bool:
         """Whether this process owns the run, or else one of its host."""
         return (self.host, self.pid) == (socket.gethostname(), pid or os.getpid())

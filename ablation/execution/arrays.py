@@ -1,7 +1,7 @@
 """Submission to SLURM: a study is one job array, and a run has one job, whoever submits it and whatever goes wrong."""
 
-import os
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from ablation.errors import ConfigError
 from ablation.execution import slurm
 from ablation.execution.execute import execute, forward_signals
 from ablation.execution.forkserver import ForkServer
-from ablation.execution.pool import THREAD_VARIABLES, environments_of, execute_all
+from ablation.execution.pool import THREAD_VARIABLES, SlurmJob, environments_of, execute_all
 from ablation.execution.progress import Progress
 from ablation.execution.slurm_options import OF_JOBS
 from ablation.paths import runs_root, share_of_cores
@@ -25,6 +25,7 @@ from ablation.status import UNDER_WAY, Status
 
 FILES_AT_ONCE = 16
 UNANSWERED = "timed out|unable to contact|communication|connect"  # what sbatch says of a job that may be queued
+SUBMISSION_SECONDS = 600  # for who submits a job of several runs to tell all of them; the next submission cancels it
 FRUITLESS = 5  # attempts without a step before a run fails: SLURM's signal may come a minute early, and so by chance
 
 Part = TypeVar("Part")
@@ -75,7 +76,8 @@ def submit(
         todo = [run for run in runs if known[run].state not in (*UNDER_WAY, "done")]
         submitted: list[Run] = []
         for devices in dict.fromkeys(run.config.devices for run in todo):
-            own = {"gpus_per_node": max(devices, gpus or 0)} if devices > 1 and gpus != 0 else {}
+            needed = max(devices, gpus) if gpus else devices * at_once
+            own = {"gpus_per_node": needed} if devices > 1 and gpus != 0 else {}
             jobs = _parts([run for run in todo if run.config.devices == devices], runs_per_job)
             for array in _parts(jobs, slurm.max_array_size()):
                 job_ids, record = _submit(array, {**parameters, **own}, environment, at_once)
@@ -102,13 +104,14 @@ def _submit(
 ) -> tuple[list[str], Path]:
     """The ids of new jobs, of which no run knows yet, and the file that says so."""
     record = runs_root() / "submitit" / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
+    delay = parameters["slurm_signal_delay_s"]
     record.touch()  # as long as it is there, jobs of that name may be there of which no run knows
     executor = submitit.AutoExecutor(folder=record.parent, cluster="slurm")
     try:
         executor.update_parameters(name=record.stem, stderr_to_stdout=True, **parameters)
         with slurm.without_overrides(), executor.batch():
             jobs = [
-                executor.submit(train_several_on_slurm, runs, environment, at_once)
+                executor.submit(train_several_on_slurm, runs, environment, at_once, record, delay / 2)
                 if len(runs) > 1
                 else executor.submit(train_on_slurm, runs[0], environment)
                 for runs in array
@@ -152,59 +155,57 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
                 raise
 
 
-def train_several_on_slurm(runs: Sequence[Run], environment: Mapping[str, str], at_once: int) -> None:
+def train_several_on_slurm(
+    runs: Sequence[Run], environment: Mapping[str, str], at_once: int, record: Path, grace_seconds: float
+) -> None:
     """The job of several runs, each in a process and a kernel of its own; for signals see `train_on_slurm`.
 
-    Runs that have left it, or that another job has, are passed over.
+    Runs that have left it are passed over.
+
+    Args:
+        at_once: runs that are executed side by side.
+        record: a file that is there until all runs know of this job.
+        grace_seconds: for the runs to save before the job has itself queued again.
 
     Raises:
         RunStopped: by another signal.
         RunFailed: some of the runs have failed, or SLURM would not queue it again.
     """
-    own, told = submitit.JobEnvironment().job_id, list[str]()
-
-    def stop(by: str) -> None:
-        told.append(by)
-        if len(told) == 1:
-            raise RunStopped(by)
-
-    found = {run: run.status() for run in runs}
-    # Who submits it may not have said yet that the runs are its own; once it has begun before, that is done.
-    elsewhere = slurm.live({status.job_id for status in found.values()} - {own, ""})
-    begun = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    before = {
-        run: status
-        for run, status in found.items()
-        if status.state != "done" and (status.job_id == own or not (begun or status.job_id in elsewhere))
-    }
-    if not before:
-        print("its runs are done, or have left it, so this job ends", flush=True)
-        return
-    threads = {**dict.fromkeys(THREAD_VARIABLES, str(share_of_cores(at_once))), **environment}
-    with forward_signals(stop):
+    job = SlurmJob(submitit.JobEnvironment().job_id, [], grace_seconds)
+    with forward_signals(job.told.append):
+        until = time.monotonic() + SUBMISSION_SECONDS
+        while record.exists() and not job.told:
+            if time.monotonic() > until:
+                raise RunFailed(f"its submission does not end; {record} is still there")
+            time.sleep(1)
+        before = {run: status for run in runs if (status := run.status()).belongs_to(job.id) and status.state != "done"}
+        if not before:
+            print("its runs are done or have left it", flush=True)
+            return
+        threads = {**dict.fromkeys(THREAD_VARIABLES, str(share_of_cores(at_once))), **environment}
         try:
             with ForkServer(threads) as server, Progress(list(before)) as progress:
                 environments = environments_of(list(before), at_once, threads)
-                execute_all(list(before), environments, progress, server, job_id=own)
+                execute_all(list(before), environments, progress, server, job=job)
         except RunStopped as stopped:
             if str(stopped) != "SIGUSR2":
                 raise RunStopped(f"stopped by {stopped}") from None
-        if not _queued_again(before, own) and (left := [run for run in before if run.result() is None]):
+        if not _queued_again(before, job.id) and (left := [run for run in before if run.result() is None]):
             raise RunFailed(f"{len(left)} of {len(before)} runs are not done; see `gamlib status`")
 
 
 def _queued_again(before: Mapping[Run, Status], own: str) -> bool:
-    """Whether SLURM has queued this job again, for the runs that its signal has stopped or that never began."""
+    """Whether SLURM has queued this job again, for its runs that the signal has stopped or that never began."""
     for run, was in before.items():
         now = run.status()
-        if now.state == "preempted" and now.error.startswith("stopped by SIGUSR2"):
+        if now.belongs_to(own) and now.state == "preempted" and now.error.startswith("stopped by SIGUSR2"):
             fruitless = was.fruitless + 1 if now.error == was.error else 0
             if fruitless == FRUITLESS:
                 error = f"{now.error}, {FRUITLESS + 1} times in a row: its time limit is too short"
-                run.write_status(state="failed", error=error)
+                run.write_status(state="failed", error=error, job_id="" if now.shared else own)
             else:
                 run.write_status(state="queued", host="", pid=0, fruitless=fruitless)
-    again = [run for run in before if (now := run.status()).state == "queued" and now.job_id == own]
+    again = [run for run in before if (now := run.status()).belongs_to(own) and now.state == "queued"]
     if not again or slurm.requeue(own):
         return bool(again)
     for run in again:

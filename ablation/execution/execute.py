@@ -48,6 +48,7 @@ def execute(
     environment: Mapping[str, str],
     job: tuple[str, str] = ("", ""),
     kernel: "ForkedKernel | None" = None,
+    since: float | None = None,
 ) -> None:
     """The job of a run: its notebook through papermill, and the truth about how that ended.
 
@@ -56,19 +57,23 @@ def execute(
         environment: variables for the kernel beside those of this process.
         job: the cluster and the id of the job that this process is; two empty texts if it is none.
         kernel: what becomes the kernel, if that is not to be a new process.
+        since: requests to stop from before, in seconds since 1970, are forgotten; by default from before this process.
 
     Raises:
         RunStopped: a signal or a request stopped it, and its state is saved.
         RunFailed: a cell failed, the kernel died, or no whole result was left; the message is the reason in one line.
     """
     (cluster, job_id), owned = job, threading.Event()
+    since = psutil.Process().create_time() if since is None else since
 
     def ask(by: str) -> None:
-        if not owned.is_set() and not run.status().mine():
-            raise RunStopped(f"another process has the run, and this one was stopped by {by} while it waited")
+        if not owned.is_set() and not (status := run.status()).mine():
+            if status.state == "running":
+                raise RunStopped(f"another process has the run, and this one was stopped by {by} while it waited")
+            raise RunStopped(f"stopped by {by} before it began")
         run.ask_to_stop(by)
 
-    with forward_signals(ask), run.claim(cluster, job_id, since=psutil.Process().create_time()) as mine:
+    with forward_signals(ask), run.claim(cluster, job_id, since=since) as mine:
         if not mine:
             return
         owned.set()  # whatever a late submitter writes into its status

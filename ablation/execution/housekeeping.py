@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,28 +31,41 @@ def cancel(runs: Sequence[Run]) -> dict[Run, Status]:
     stopped = {run: status for run, status in found.items() if status.state in UNDER_WAY}
     kept = _jobs_of_others(runs) if any(status.shared for status in found.values()) else set[str]()
     for run, status in stopped.items():
-        if status.cluster != "slurm" or status.job_id in kept:
+        if status.cluster != "slurm":
             run.ask_to_stop("gamlib cancel")
     jobs = {job_id for status in found.values() for job_id in status.slurm_jobs()}  # of runs that are done, too
     slurm.cancel(slurm.live(jobs - kept, or_unknown=True))
     for run, status in stopped.items():
         if status.state == "queued" and status.cluster == "slurm":
-            before = "before it began" if status.attempts == 0 else "while it waited to go on"
-            left = {"job_id": ""} if status.job_id in kept else {}
-            run.write_status(state="preempted", error=f"cancelled {before}", **left)
+            run.write_status(state="preempted", error=_cancelled(status))
     until = time.monotonic() + CANCEL_SECONDS
     while True:
+        for run in stopped:
+            _take_out(run, kept)
         now = slurm.statuses(stopped)
         if time.monotonic() > until or all(status.state not in UNDER_WAY for status in now.values()):
             return now
         time.sleep(1)
 
 
+def _cancelled(status: Status) -> str:
+    return "cancelled before it began" if status.attempts == 0 else "cancelled while it waited to go on"
+
+
+def _take_out(run: Run, kept: Collection[str]) -> None:
+    """Take a run out of a job of several that goes on: at once, or when it has saved its state."""
+    status = run.status()
+    if status.job_id in kept and status.state == "running":
+        run.ask_to_stop("gamlib cancel")
+    elif status.job_id in kept and status.state != "done":
+        run.write_status(state="preempted", error=_cancelled(status), job_id="")
+
+
 def _jobs_of_others(runs: Sequence[Run]) -> set[str]:
-    """Jobs of several runs that others than these still wait for or run in."""
+    """Jobs of several runs that others than these belong to."""
     mine = {run.signature for run in runs}
     others = [run.status() for run in all_runs()[0] if run.signature not in mine]
-    return {status.job_id for status in others if status.shared and status.state in UNDER_WAY}
+    return {status.job_id for status in others if status.shared and status.job_id and status.state != "done"}
 
 
 def leftovers(checkpoints: bool, failed: bool = False) -> list[Path]:

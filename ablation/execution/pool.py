@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
 from ablation.errors import ConfigError
-from ablation.execution.execute import execute
+from ablation.execution.execute import SIGNALS, execute
 from ablation.execution.forkserver import ForkServer, Job
 from ablation.execution.progress import Progress
 from ablation.runs import REMOVED, Run, RunFailed, RunStopped
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 POLL_SECONDS = 0.2
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, and either's within Windows
+ENDED = ("failed", "preempted", "missing")
 BY_SIGNAL = "stopped by SIG"  # the reasons of runs that were stopped as their job was
 GRACE_SECONDS = 120  # for a run to end its step and save
 
@@ -45,8 +46,19 @@ def environments_of(todo: Sequence[Run], workers: int, environment: dict[str, st
     return [environment | {"CUDA_VISIBLE_DEVICES": shares[index % len(shares)]} for index in range(at_once)]
 
 
+class SlurmJob(NamedTuple):
+    """A job of SLURM's that executes several runs: its id, and the signals that it was told to end by, in their order.
+
+    grace_seconds: for its runs to end a step and save.
+    """
+
+    id: str
+    told: list[str]
+    grace_seconds: float
+
+
 def execute_here(
-    run: Run, environment: Mapping[str, str], slurm_job: tuple[str, int], kernel: "ForkedKernel | None"
+    run: Run, environment: Mapping[str, str], since: float, slurm_job: tuple[str, int], kernel: "ForkedKernel | None"
 ) -> None:
     """What a process of the pool does: it executes its run, and all that it prints goes to the run's log.
 
@@ -56,10 +68,11 @@ def execute_here(
         for number in (1, 2):
             os.dup2(log.fileno(), number)
     job_id, pid = slurm_job
-    if job_id:
-        run.write_status(shared=True)
+    if not job_id:
+        execute(run, environment, ("local", str(os.getpid())), kernel, since)
+    elif run.status().belongs_to(job_id):
         Thread(target=_terminate_after, args=(psutil.Process(pid),), daemon=True).start()
-    execute(run, environment, ("slurm", job_id) if job_id else ("local", str(os.getpid())), kernel)
+        execute(run, environment, ("slurm", job_id), kernel, since)
 
 
 def _terminate_after(process: psutil.Process) -> None:
@@ -73,54 +86,63 @@ def execute_all(
     progress: Progress,
     server: ForkServer,
     before: Callable[[], object] = lambda: None,
-    job_id: str = "",
+    job: SlurmJob | None = None,
 ) -> None:
     """Execute runs in their order, each in a process of its own, with a thread that waits for it.
 
-    A run that fails in a job of SLURM's, or is told to stop by itself, leaves that job: it may be submitted again.
+    A run that fails in a job of SLURM's, or is cancelled by itself, leaves that job: it may be submitted again.
 
     Args:
         environments: variables for the kernel of each of those at once.
         before: called first; what it has queued here is missing again if it never begins.
-        job_id: of the job of SLURM's that this process is, if it is one.
+        job: of SLURM's that this process is, if it is one.
+
+    Raises:
+        RunStopped: the job was told to end; its message is by what.
     """
     at_once, stopping, hurry, by = len(environments), Event(), Event(), "its dispatcher"
     threads, finished = ThreadPoolExecutor(at_once), SimpleQueue["Future[tuple[float, str]]"]()
     futures: dict[Future[tuple[float, str]], Run] = {}
 
-    def execute_in_job(run: Run) -> tuple[float, str]:
-        """The seconds that the job of a run took, and why the run failed, or nothing."""
+    def execute_in_process(run: Run) -> tuple[float, str]:
+        """The seconds that the process of a run took, and why the run failed, or nothing."""
         if stopping.is_set():
             return 0, "stopped from outside"
-        if asked := run.asked_to_stop():
+        began, since = time.monotonic(), time.time()
+        if job and not run.status().belongs_to(job.id):
+            return 0, "it has left this job"
+        if not job and (asked := run.asked_to_stop()):
             run.write_status(state="preempted", error=f"stopped by {asked} before it began")
             return 0, run.status().error
-        began, environment = time.monotonic(), environments.pop()
+        environment = environments.pop()
         try:
-            job = server.start(execute_here, run, environment, (job_id, os.getpid()))
-            while not job.ended(POLL_SECONDS) and not stopping.is_set():
+            process = server.start(execute_here, run, environment, since, (job.id if job else "", os.getpid()))
+            while not process.ended(POLL_SECONDS) and not stopping.is_set():
                 pass
-            if not job.ended():
-                _end(run, job, by, hurry)
-            reason = _reason(run, job, stopping.is_set())
+            if not process.ended():
+                _end(run, process, by, hurry)
+            reason = _reason(run, process, by if stopping.is_set() else "", job)
         except RunFailed as error:
             reason = str(error)
-            run.write_status(state="failed", error=reason)
+            with suppress(OSError):
+                run.write_status(state="failed", error=reason)
         finally:
             environments.append(environment)
-        if job_id and run.result() is None and not run.status().error.startswith(BY_SIGNAL):
-            run.write_status(job_id="")
+        if job:
+            _leave(run, job)
         return time.monotonic() - began, reason
 
     try:
         before()
-        with held_back(signal.SIGINT):  # a terminal sends it to all; jobs hear of it by a request, in time
+        with held_back(*SIGNALS):  # a terminal sends SIGINT to all; jobs hear of it by a request, in time
             for run in runs:
-                future = threads.submit(execute_in_job, run)
+                future = threads.submit(execute_in_process, run)
                 futures[future] = run
                 future.add_done_callback(finished.put)
         for _ in runs:
             while finished.empty():
+                if job and job.told:
+                    raise RunStopped(job.told[0])
                 progress.show(at_once - len(environments))
                 time.sleep(POLL_SECONDS)
             future = finished.get()
@@ -135,7 +157,7 @@ def execute_all(
                 with suppress(OSError):  # whoever read this may be gone, and the jobs must end all the same
                     progress.write("stopping: every run saves its state; Ctrl-C again does not wait for that")
             with suppress(KeyboardInterrupt):
-                wait(active, GRACE_SECONDS)
+                wait(active, job.grace_seconds if job else GRACE_SECONDS)
         finally:
             hurry.set()
         wait(active, 15)
@@ -145,32 +167,45 @@ def execute_all(
         raise
 
 
-def _end(run: Run, job: Job, by: str, hurry: Event) -> None:
-    """Have a job save and end, and kill it if it takes too long."""
-    if run.status().mine(job.pid):  # or it is another's, and this job waits for it
+def _end(run: Run, process: Job, by: str, hurry: Event) -> None:
+    """Have the process of a run save and end, and kill it if it takes too long."""
+    if (status := run.status()).mine(process.pid) and status.state not in ENDED:  # or it waits, for another's to end
         run.ask_to_stop(by)
-        while not job.ended(POLL_SECONDS) and not hurry.is_set():
+        while not process.ended(POLL_SECONDS) and not hurry.is_set():
             pass
-    if not job.ended():
+    if not process.ended():
         with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(job.pid)
-            for one in [*process.children(recursive=True), process]:
+            itself = psutil.Process(process.pid)
+            for one in [*itself.children(recursive=True), itself]:
                 with suppress(psutil.NoSuchProcess):
                     one.kill()
 
 
-def _reason(run: Run, job: Job, stopping: bool) -> str:
-    """Why the run of a job that has ended failed, or nothing; where that was killed, this says so in its place."""
+def _reason(run: Run, process: Job, stopping_by: str, job: SlurmJob | None) -> str:
+    """Why the run of a process that has ended failed, or nothing; where that was killed, this says so in its place."""
     status = run.status()
     if status.state == "done":
         return ""
-    if status.state in ("failed", "preempted", "missing"):
+    if status.state in ENDED:
         return status.error or REMOVED
-    if stopping:
-        if status.state == "lost":
-            run.write_status(state="preempted", error="stopped from outside")
-        return "stopped from outside"
-    error = job.error or f"its job ended without a word; see {run.folder / 'log.txt'}"
-    with suppress(OSError):
-        run.write_status(state="failed", error=error)
+    error = process.error or f"its process ended without a word; see {run.folder / 'log.txt'}"
+    state = "failed"
+    if stopping_by:
+        error, state = "stopped from outside", "preempted"
+        if job:
+            error = f"stopped by {stopping_by} before it could save"
+    elif error.startswith(BY_SIGNAL):
+        state = "preempted"
+    if status.state != "queued" or not (stopping_by or (job and state == "preempted")):  # or it still waits
+        with suppress(OSError):
+            run.write_status(state=state, error=error)
     return error
+
+
+def _leave(run: Run, job: SlurmJob) -> None:
+    """Take a run that has failed, or was stopped by itself, out of its job, which goes on without it."""
+    status = run.status()
+    failed = status.state in ("failed", "preempted") and not status.error.startswith(BY_SIGNAL)
+    if failed and status.belongs_to(job.id):
+        with suppress(OSError):
+            run.write_status(job_id="")

@@ -10,6 +10,8 @@ from tqdm.auto import tqdm
 
 from ablation.runs import BATCH, Run
 
+OF_RUNS = " runs done, "  # in each line about a run
+
 
 class Progress:
     """What became of the runs that were asked for: a line for each that ends, and a bar in a terminal or in Jupyter."""
@@ -34,7 +36,7 @@ class Progress:
         done, failed, number = self.done_before + self.done, len(self.failed), len(self.runs)
         left = max(0, int(self._until - time.monotonic()))
         known = self.done_before < done + failed < number
-        text = f"{done} of {number} runs done, {self.running} running, {failed} failed"
+        text = f"{done} of {number}{OF_RUNS}{self.running} running, {failed} failed"
         return f"{text}, {left // 60}:{left % 60:02d} left" if known else text
 
     def write(self, line: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ablation.errors import ConfigError
+from ablation.execution.progress import OF_RUNS
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.runs import Run
@@ -146,12 +147,14 @@ def log_of(job_id: str) -> Path:
 def why_it_ended(job_id: str) -> str:
     """The line of a job's log that says why it ended, or nothing.
 
-    The last one that names a cause, memory first; else the last one that is not srun's, which only counts tasks.
+    The last one that names a cause, memory first; else the last one that is not srun's, which only counts tasks. What
+    a job says of its runs is not its own end.
     """
     try:
         lines = [line for line in log_of(job_id).read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
         return ""
+    lines = [line for line in lines if OF_RUNS not in line]
     own = [line for line in lines if not line.startswith("srun: ")]
     of_memory = [line for line in lines if re.search(MEMORY, line, re.IGNORECASE)]
     causes = [line for line in own if re.search(CAUSE, line, re.IGNORECASE)]

@@ -250,3 +250,34 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
     with pytest.raises(KeyboardInterrupt):
         pool.execute_all([run := Run(RunConfig())], [{}], progress, Mock(start=start))
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "stays"),
+    [("stopped by SIGUSR2 before it began", "queued", True), ("ValueError: no", "failed", False)],
+)
+def test_a_run_leaves_its_job_of_several_when_it_fails_and_not_when_the_job_is_stopped(
+    error: str, state: str, stays: bool
+) -> None:
+    run = Run(RunConfig())
+    run.queue("1", "slurm", shared=True)
+    start = Mock(return_value=Mock(pid=NO_PROCESS, error=error, ended=lambda _=0: True))
+    pool.execute_all([run], [{}], Mock(), Mock(start=start), job=pool.SlurmJob("1", [], 1))
+    assert (run.status().state, run.status().belongs_to("1"), start.call_count) == (state, stays, 1)
+    pool.execute_all([run], [{}], Mock(), Mock(start=start), job=pool.SlurmJob("1", [], 1))
+    assert start.call_count == 1 + stays
+
+
+def test_a_job_of_several_that_is_told_to_end_ends_its_runs_and_says_by_what() -> None:
+    run, told = Run(RunConfig()), list[str]()
+    run.queue("1", "slurm", shared=True)
+
+    def start(*_: object) -> Mock:
+        run.write_status(state="running", **this_process() | {"pid": NO_PROCESS})
+        told.append("SIGUSR2")
+        return Mock(pid=NO_PROCESS, error=None, ended=lambda _=0: bool(run.asked_to_stop()))
+
+    with pytest.raises(RunStopped, match="SIGUSR2"):
+        pool.execute_all([run], [{}], Mock(), Mock(start=start), job=pool.SlurmJob("1", told, 60))
+    assert run.asked_to_stop() == "SIGUSR2"
+    assert run.status().error == "stopped by SIGUSR2 before it could save" and run.status().belongs_to("1")

@@ -24,6 +24,7 @@ from ablation.config import RunConfig
 from ablation.console import slurm_options as slurm_options_of_the_command
 from ablation.errors import ConfigError
 from ablation.execution import FORMER, arrays, dispatch, housekeeping, slurm, slurm_options
+from ablation.execution.pool import SlurmJob
 from ablation.results import report
 from ablation.runs import Run, RunFailed, RunStopped
 from ablation.status import Status, this_process
@@ -571,46 +572,82 @@ def test_of_a_job_of_several_runs_some_are_cancelled(commands: Commands, sbatch:
     threading.Timer(0.5, lambda: training.write_status(state="preempted", error="stopped", job_id="")).start()
     left = housekeeping.cancel([waiting, training])
     assert [left[run].error for run in (waiting, training)] == ["cancelled before it began", "stopped"]
-    assert training.asked_to_stop() == waiting.asked_to_stop() == "gamlib cancel"
+    assert training.asked_to_stop() == "gamlib cancel" and not waiting.status().belongs_to("1")
     assert not (tmp_path / "scancel.calls").exists() and status(other).state == "queued"
     housekeeping.cancel([other])
     assert (tmp_path / "scancel.calls").read_text() == "--quiet 1\n"
 
 
 @pytest.fixture
-def job_of_several(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Run]]:
+def job_of_several(places: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Run]]:
     """Executes job 1 of some runs, but for what happens to them; those that it would execute."""
 
-    def execute(todo: list[Run], happens: Callable[[], object] = lambda: None, begun: str = "0") -> list[Run]:
-        for key, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": begun}.items():
+    def execute(todo: list[Run], happens: Callable[[], object] = lambda: None) -> list[Run]:
+        for key, value in {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1"}.items():
             monkeypatch.setenv(key, value)
         monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
         monkeypatch.setattr(arrays, "ForkServer", MagicMock())
         executed: list[Run] = []
 
-        def execute_all(runs: list[Run], *_: object, job_id: str) -> None:
+        def execute_all(runs: list[Run], *_: object, job: SlurmJob) -> None:
             executed.extend(runs)
             happens()
+            if job.told:
+                raise RunStopped(job.told[0])
 
         monkeypatch.setattr(arrays, "execute_all", execute_all)
-        arrays.train_several_on_slurm(todo, {}, 2)
+        arrays.train_several_on_slurm(todo, {}, 2, places / "x.submitting", 60)
         return executed
 
     return execute
 
 
-def test_a_job_of_several_passes_over_what_is_done_elsewhere_or_has_left_it(
-    finish: Finish, commands: Commands, job_of_several: Callable[..., list[Run]]
+def test_a_job_of_several_waits_until_they_know_of_it_and_passes_over_what_is_done_or_has_left(
+    finish: Finish, places: Path, job_of_several: Callable[..., list[Run]]
 ) -> None:
-    mine, _, of_a_dead_job, has_left = todo = [Run(RunConfig(seed=seed)) for seed in range(1, 5)]
-    for run, job_id in zip(todo, ("1", "2", "3", ""), strict=True):
-        run.queue(job_id, "slurm", shared=True)
-    todo = [finish(RunConfig(), 5.0), *todo]
-    commands("squeue", "printf '2 PENDING None\n3 FAILED None\n'")
-    assert job_of_several(todo) == [mine, of_a_dead_job, has_left]  # a late submitter has not written the last ones
-    assert job_of_several(todo, begun="1") == [mine]
-    mine.write_status(job_id="")
-    assert job_of_several(todo, begun="1") == []
+    mine, has_another, has_left, local = todo = [Run(RunConfig(seed=seed)) for seed in range(1, 5)]
+    (places / "x.submitting").touch()
+
+    def tell() -> None:
+        for run, job_id in ((mine, "1"), (has_another, "2"), (has_left, "")):
+            run.queue(job_id, "slurm", shared=True)
+        local.write_status(state="failed", cluster="local", job_id="1")  # its process had that number
+        (places / "x.submitting").unlink()
+
+    threading.Timer(0.5, tell).start()
+    with pytest.raises(RunFailed, match="1 of 1 runs are not done"):
+        job_of_several([finish(RunConfig(), 5.0), *todo])
+    mine.write_status(state="failed", job_id="")
+    assert job_of_several(todo) == []
+
+
+def test_a_job_of_several_whose_submission_does_not_end_says_so(
+    places: Path, job_of_several: Callable[..., list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "SUBMISSION_SECONDS", 0)
+    (places / "x.submitting").touch()
+    with pytest.raises(RunFailed, match="its submission does not end"):
+        job_of_several(runs(1))
+
+
+def test_a_run_that_takes_no_step_leaves_a_job_of_several_and_the_others_go_on(
+    commands: Commands, job_of_several: Callable[..., list[Run]]
+) -> None:
+    stuck, other = todo = runs(2)
+    for run in todo:
+        run.queue("1", "slurm", shared=True)
+    attempts = iter(range(100))
+
+    def told() -> None:
+        stuck.write_status(state="preempted", error="stopped by SIGUSR2 before it began")
+        other.write_status(state="preempted", error=f"stopped by SIGUSR2 in epoch {next(attempts)}")
+        signal.raise_signal(signal.SIGUSR2)
+
+    for _ in range(arrays.FRUITLESS + 1):
+        assert job_of_several(todo, told) == todo
+    assert stuck.status().state == "failed" and "its time limit is too short" in stuck.status().error
+    assert not stuck.status().belongs_to("1")
+    assert job_of_several(todo, told) == [other]
 
 
 @pytest.mark.parametrize("answers", [True, False])
