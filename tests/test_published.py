@@ -12,6 +12,7 @@ from ablation.config import title
 from ablation.paths import figures_root
 from ablation.results import publication
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 JPEG = "imagefolder:cifar10-jpeg"
 PICTURES = (".pdf", ".png")
 

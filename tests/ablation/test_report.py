@@ -264,6 +264,7 @@ def gamlib(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_study_without_a_notebook_is_reported_by_the_one_of_any_study(finish_all: FinishAll, places: Path) -> None:
     """Its arms are called by numbers, and stay so in every table."""
     own = Study(name="own", arms={"16": {"reduction": 16}, "0.10": {"reduction": 4}}).plan(seeds="0-1")

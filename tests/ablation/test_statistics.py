@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from ablation.results import statistics
-from ablation.results.statistics import ALPHA, ci95, holm, judge, paired_p, reading
+from ablation.results.statistics import ALPHA, ci95, holm, judge, reading
 
 # Hours of sleep gained by ten patients, one drug less the other: Student (1908), the data set `sleep` of R.
 SLEEP = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]

@@ -23,6 +23,8 @@ from gamlib.paper.complexity import complexity
 from gamlib.training import loop
 from gamlib.training.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 
 def run_of(**values: Any) -> Run:
     return Run(RunConfig(**{"epochs": 3, "width": 0.25, "train_fraction": 0.25, "batch_size": 10, **values}))

@@ -20,6 +20,8 @@ from gamlib.training import loop
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import RECIPES, TrainingConfig
 
+pytestmark = pytest.mark.slow
+
 STUDIES = ("submodules", "max_pooling")
 ARMS = {
     (study, arm): configs[0].architecture()

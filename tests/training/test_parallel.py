@@ -42,12 +42,21 @@ def fit(
     return metrics, {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def one_of_two(attention: str, double: bool) -> Any:
-    return fit(join(), attention, double)
+COMPARED = [("gam", False), ("gam", True), ("bam", True), ("abn", True)]  # at float64, or not
 
 
-def two_in_bfloat16() -> Any:
-    return fit(join(), "gam", False, amp=True)
+def one_of_two() -> Any:
+    group = join()
+    return {
+        **{(attention, double): fit(group, attention, double) for attention, double in COMPARED},
+        "bfloat16": fit(group, "gam", False, amp=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def by_two() -> Any:
+    """What two processes have found, one training after the other."""
+    return launch(one_of_two, 2)
 
 
 def stopped(folder: Path) -> str:
@@ -71,11 +80,11 @@ def fails() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attention", "double"), [("gam", False), ("gam", True), ("bam", True), ("abn", True)])
-def test_two_processes_have_the_losses_of_one(attention: str, double: bool) -> None:
+@pytest.mark.parametrize(("attention", "double"), COMPARED)
+def test_two_processes_have_the_losses_of_one(by_two: Any, attention: str, double: bool) -> None:
     """GAM to 1e-5; at float64 weights and buffers too, and where a normalisation over few values magnifies rounding."""
     expected, weights = fit(ALONE, attention, double)
-    found, theirs = launch(one_of_two, 2, attention, double)
+    found, theirs = by_two[attention, double]
     assert len(found) == len(expected) == 2
     for ours, others in zip(expected, found, strict=True):
         for key in ("train_loss", "test_loss"):
@@ -87,9 +96,9 @@ def test_two_processes_have_the_losses_of_one(attention: str, double: bool) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_in_bfloat16_have_about_the_losses_of_one() -> None:
+def test_two_processes_in_bfloat16_have_about_the_losses_of_one(by_two: Any) -> None:
     expected, _ = fit(ALONE, "gam", False, amp=True)
-    found, _ = launch(two_in_bfloat16, 2)
+    found, _ = by_two["bfloat16"]
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=0.15)
 
 
