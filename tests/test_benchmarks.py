@@ -66,7 +66,7 @@ def test_it_measures_every_variant_and_writes_what_it_prints(tmp_path: Path) -> 
 @pytest.mark.long
 def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     """A compiler that is not there is one way."""
-    arguments = ["--quick", "--variants", "gamlib,compile,plain-compile", "--csv", str(tmp_path / "training.csv")]
+    arguments = ["--quick", "--variants", "gamlib,compile", "--csv", str(tmp_path / "training.csv")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "no-such-compiler")
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -74,7 +74,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Pat
     assert done.returncode == 1 and "not every variant could be measured" in done.stderr
     table: Any = pd.read_csv(tmp_path / "training.csv").set_index("variant")
     assert table.loc["gamlib", "images_per_second"] > 0 and pd.isna(table.loc["compile", "images_per_second"])
-    assert table.loc[["compile", "plain-compile"], "failed"].str.contains("no-such-compiler").all()
+    assert "no-such-compiler" in table.loc["compile", "failed"]
     assert "no-such-compiler" in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run. `make test-faults` kills 25 runs, `make test` a few."""
+"""kill -9 at random moments of a run. `make test-faults` kills 25 runs, `make test-all` a few."""
 
 import os
 import random
