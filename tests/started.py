@@ -205,8 +205,8 @@ def _launch(server: Any, anew: Callable[[ForkServer], None] = ForkServer._launch
     def serve() -> None:
         server._control.close()
         os.setsid()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(caught, signal.SIG_DFL)
         os.environ.update(server._environment)
         for number in (1, 2):
             os.dup2(server._output.fileno(), number)
@@ -224,7 +224,7 @@ def _gamlib(arguments: tuple[str, ...], output: str, kernel: Any) -> None:
     for number in (1, 2):
         os.dup2(descriptor, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
-    ForkServer._launch = _launch  # type: ignore[method-assign]
+    ForkServer._launch = _launch  # type: ignore[assignment, method-assign]
     sys.argv, code = ["gamlib", *arguments], 0
     tqdm.monitor_interval = 0  # its thread, of which a command that starts anew has no fork
     try:
@@ -243,5 +243,5 @@ def _gamlib(arguments: tuple[str, ...], output: str, kernel: Any) -> None:
 
 if __name__ == "__main__":
     sys.modules["started"] = sys.modules["__main__"]  # under the name that tests import it by
-    forkserver.PRELOADED += PRELOADED
+    forkserver.PRELOADED = (*forkserver.PRELOADED, *PRELOADED)  # type: ignore[assignment]
     forkserver.serve(socket.socket(fileno=int(sys.argv[2])))

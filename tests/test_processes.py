@@ -62,7 +62,7 @@ def start_anew(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def finished(process: "Command | subprocess.Popen[str]") -> tuple[int, str]:
+def finished(process: "Command | subprocess.Popen[str]") -> tuple[int | None, str]:
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 

@@ -186,7 +186,7 @@ def test_the_smallest_difference_is_found_in_80_percent_of_simulated_studies(see
     assert np.mean(worse) == pytest.approx(0.8, abs=0.03)
 
 
-def paired_ps(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
+def paired_ps(gaps: NDArray[Any]) -> NDArray[np.float64]:
     """`paired_p` along the last axis of many differences at once."""
     gaps = np.round(gaps, 9)
     first, equal = gaps[..., 0], (gaps == gaps[..., :1]).all(axis=-1)
@@ -195,7 +195,7 @@ def paired_ps(gaps: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(equal, np.where(first == 0, 1.0, np.nan), ps)
 
 
-def claims(gaps: NDArray[np.float64]) -> NDArray[np.bool_]:
+def claims(gaps: NDArray[Any]) -> NDArray[np.bool_]:
     """Which studies with such gaps [studies, comparisons, seeds] call any arm better or worse, as `judge` does."""
     return np.array([any(p < ALPHA for p in holm(ps)) for ps in paired_ps(gaps)])
 

@@ -118,7 +118,7 @@ def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> 
     assert metrics["train_loss"] == pytest.approx(sum(losses) / 50, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("backbone", "attention", "config"),
     [

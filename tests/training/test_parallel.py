@@ -45,23 +45,30 @@ def fit(
 COMPARED = [("gam", False), ("gam", True), ("bam", True), ("abn", True)]  # at float64, or not
 
 
-def one_of_two() -> Any:
+def one_of_two(folder: Path) -> Any:
     group = join()
     return {
         **{(attention, double): fit(group, attention, double) for attention, double in COMPARED},
         "bfloat16": fit(group, "gam", False, amp=True),
+        "stopped": stopped(group, folder),
     }
 
 
 @pytest.fixture(scope="module")
-def by_two() -> Any:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the checkpoint of the training that was stopped."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.fixture(scope="module")
+def by_two(folder: Path) -> Any:
     """What two processes have found, one training after the other."""
-    return launch(one_of_two, 2)
+    return launch(one_of_two, 2, folder)
 
 
-def stopped(folder: Path) -> str:
+def stopped(group: Group, folder: Path) -> str:
     """Only the second process hears of the stop; both must end, after the same step."""
-    group, asked = join(), []
+    asked: list[int] = []
 
     def stop() -> str:
         asked.append(1)
@@ -103,11 +110,11 @@ def test_two_processes_in_bfloat16_have_about_the_losses_of_one(by_two: Any) -> 
 
 
 @pytest.mark.slow
-def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(tmp_path: Path) -> None:
+def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(by_two: Any, folder: Path) -> None:
     """Also: what two have begun, one can end, with the same losses."""
-    assert launch(stopped, 2, tmp_path) == "stopped by another process in epoch 1 of 2 after 2 of 3 steps"
+    assert by_two["stopped"] == "stopped by another process in epoch 1 of 2 after 2 of 3 steps"
     expected, _ = fit(ALONE, "gam", False)
-    found, _ = fit(ALONE, "gam", False, checkpoints=Checkpoints(tmp_path, {}))
+    found, _ = fit(ALONE, "gam", False, checkpoints=Checkpoints(folder, {}))
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=1e-5)
 
 
