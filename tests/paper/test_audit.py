@@ -127,6 +127,7 @@ def test_a_bias_in_the_first_7x7_convolution_would_print_one_cell_more(
     assert wrong == {(2, 7), (2, 16), (2, 17), (3, 4)}
 
 
+@pytest.mark.long
 def test_our_answer_to_every_question_is_what_is_printed_and_others_are_not() -> None:
     """But for one: a bias in the first 7x7 convolution fits as well, and one cell better, as the notes say."""
     namespace: dict[str, Any] = {"In": []}
