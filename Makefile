@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-faults test-slurm test-browser fuzz bench gpu lint lab lock
+.PHONY: help env study test test-all test-faults test-slurm test-browser fuzz bench gpu lint lab lock
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -25,9 +25,15 @@ $(READY): requirements.lock pyproject.toml
 study: env ## the two ablations of the paper on embedded data, with figures
 	@$(BIN)/gamlib study submodules max_pooling --seeds 0-2 --report
 
-test: env ## lint, types and all tests
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/pytest -n 2 --dist worksteal
+CHECKED := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+PYTEST  := $(BIN)/pytest -n 2 --dist worksteal
+test: env ## lint, types and all tests but the long ones (eight minutes)
+	@$(CHECKED)
+	@$(PYTEST) -m 'not long'
+
+test-all: env ## lint, types and all tests: those too that measure, kill, or start everything anew (twenty minutes)
+	@$(CHECKED)
+	@$(PYTEST)
 
 test-faults: env ## 25 runs killed at random moments, and a full disk: all go on bit by bit
 	@GAM_KILLS=25 $(BIN)/pytest tests/faults

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from started import Lent, server
 
 from ablation.config import RunConfig
 from ablation.paths import ROOT
@@ -14,6 +16,13 @@ from ablation.runs import Run
 
 LABEL = np.arange(40) % 10
 torch.set_num_threads(1)  # tests run side by side; threads that wait for each other's cores take ten times as long
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not any(item.get_closest_marker(name) for name in ("slow", "long")):
+            item.add_marker("quick")
+    gc.freeze()  # what is imported: statsmodels collects garbage before each correction, for a third of a second
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +46,16 @@ def counted(places: Path, shared: Path) -> None:
     (shared / "parameters.txt").touch()
     (places / "runs").mkdir()
     (places / "runs" / ".parameters.txt").symlink_to(shared / "parameters.txt")
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process reports and runs is executed by forks of the session's server."""
+    from ablation.execution import dispatch
+    from ablation.results import report
+
+    monkeypatch.setattr(report, "execute_notebook", lambda *arguments: server().execute_notebook(*arguments))
+    monkeypatch.setattr(dispatch, "ForkServer", Lent)
 
 
 @pytest.fixture(scope="session")

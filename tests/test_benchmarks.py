@@ -33,6 +33,7 @@ def benchmark(*arguments: str, of: tuple[str, ...] = ("benchmarks/training.py",)
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_the_plain_loop_and_gamlibs_train_the_same() -> None:
     small = timing.Work("resnet18", "gam", 0.25, 16, "cpu", 1, 1, 0, 1, 1)
     compared = training.compare(small, 0.01, calm=True)
@@ -42,7 +43,7 @@ def test_the_plain_loop_and_gamlibs_train_the_same() -> None:
     assert max(compared.losses) - min(compared.losses) > 0.05  # it does train
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_measures_every_variant_and_writes_what_it_prints(tmp_path: Path) -> None:
     done = benchmark("--quick", "--csv", str(tmp_path / "training.csv"))
     assert done.returncode == 0, done.stderr
@@ -62,10 +63,10 @@ def test_it_measures_every_variant_and_writes_what_it_prints(tmp_path: Path) -> 
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Path) -> None:
     """A compiler that is not there is one way."""
-    arguments = ["--quick", "--variants", "gamlib,compile,plain-compile", "--csv", str(tmp_path / "training.csv")]
+    arguments = ["--quick", "--variants", "gamlib,compile", "--csv", str(tmp_path / "training.csv")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CXX", "no-such-compiler")
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -73,7 +74,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_measured(tmp_path: Pat
     assert done.returncode == 1 and "not every variant could be measured" in done.stderr
     table: Any = pd.read_csv(tmp_path / "training.csv").set_index("variant")
     assert table.loc["gamlib", "images_per_second"] > 0 and pd.isna(table.loc["compile", "images_per_second"])
-    assert table.loc[["compile", "plain-compile"], "failed"].str.contains("no-such-compiler").all()
+    assert "no-such-compiler" in table.loc["compile", "failed"]
     assert "no-such-compiler" in done.stdout
 
 
@@ -193,7 +194,7 @@ def test_arithmetic_is_the_plain_blocks() -> None:
     assert block.least_bytes("forward") == 2 * 4 * 2 * 32 * 25
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> None:
     done = benchmark(
         "--quick", "--seconds", "1", "--csv", str(tmp_path / "gam.csv"), of=("-m", "ablation.cli", "bench")
@@ -233,6 +234,7 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     assert all(f"{name}: not measured: timm is not installed" in done.stdout for name in missing)
 
 
+@pytest.mark.slow
 def test_a_block_that_fails_is_named_and_the_others_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +300,7 @@ def test_gamlib_bench_says_that_it_needs_the_repository(tmp_path: Path, monkeypa
     assert done.exit_code == 2 and "benchmarks/gam.py: not there; gamlib bench needs" in done.output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dispatch_is_measured() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "dispatch.py"), "--no-slurm", "--folders", "4"]
     done = subprocess.run([*command, "--repetitions", "1"], capture_output=True, text=True, timeout=300)

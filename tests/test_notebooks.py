@@ -8,15 +8,13 @@ from typing import Any
 
 import nbformat
 import pytest
-from nbclient.output_widget import OutputWidget
-from papermill.exceptions import PapermillExecutionError
 from PIL import Image
+from started import server
 
 from ablation.config import RunConfig
-from ablation.execution.kernel import execute_notebook
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.results import report
-from ablation.runs import Run
+from ablation.runs import Run, RunFailed
 from ablation.study_files import PAPER_STUDIES, find_study
 
 pytestmark = pytest.mark.slow
@@ -24,8 +22,8 @@ pytestmark = pytest.mark.slow
 
 def execute(name: str, folder: Path, **parameters: object) -> str:
     """Execute a notebook; the text of all its outputs."""
-    with (folder / "log.txt").open("w", buffering=1) as log:
-        execute_notebook(NOTEBOOKS / name, folder / name, parameters, log, {})
+    with (folder / "log.txt").open("w") as log:
+        server().execute_notebook(NOTEBOOKS / name, folder / name, parameters, log, {})
     cells = nbformat.read(folder / name, as_version=4).cells
     outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
     return "\n".join(str(output.get("text") or output.get("data")) for output in outputs)
@@ -42,11 +40,11 @@ def test_a_run_in_jupyter_owns_itself(places: Path) -> None:
 
 
 def test_a_mistyped_parameter_is_refused_in_the_notebook(places: Path) -> None:
-    with pytest.raises(PapermillExecutionError, match="atention is not a parameter: did you mean attention"):
+    with pytest.raises(RunFailed, match="atention is not a parameter: did you mean attention"):
         execute("run.ipynb", places, atention="cbam")
-    with pytest.raises(PapermillExecutionError, match="seed is not a parameter: did you mean seeds"):
+    with pytest.raises(RunFailed, match="seed is not a parameter: did you mean seeds"):
         execute("2_submodules.ipynb", places, seed=3)
-    with pytest.raises(PapermillExecutionError, match="epochs='many': allowed: a whole number from 1"):
+    with pytest.raises(RunFailed, match="epochs='many': allowed: a whole number from 1"):
         execute("run.ipynb", places, epochs="many")
     assert not list((places / "runs").glob("digits/*"))
 
@@ -74,6 +72,7 @@ def test_a_study_notebook_reads_what_is_there(study: str, places: Path, finish: 
     assert ("ch+sp against ch and sp added up: " in text) == (study == "submodules")
 
 
+@pytest.mark.long
 def test_the_benchmark_goes_on_from_what_is_there_and_shows_what_is_missing(
     places: Path, finish: Callable[..., Run]
 ) -> None:
@@ -102,6 +101,7 @@ def test_the_report_of_some_arms_is_of_those(places: Path, finish: Callable[...,
     assert len((places / "figures" / "submodules-digits.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.long
 def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:
     paths = report.complexity_report()
     assert [path.suffix for path in paths] == [".ipynb", ".pdf", ".png", ".csv", ".tex"]
@@ -109,15 +109,12 @@ def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:
     text = paths[0].read_text()
     assert "63 of 68 cells as printed, 5 explained, 0 different" in text and "image/png" in text
     assert "Which max-pooling" in text and "gam_low_rank" in text
-    with pytest.raises(PapermillExecutionError, match="backbone='resnet19': allowed: resnet18"):
+    with pytest.raises(RunFailed, match="backbone='resnet19': allowed: resnet18"):
         execute("1_complexity.ipynb", places, backbones=["resnet19"])
 
 
-def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(
-    places: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without a word from papermill to the kernel while a cell runs: after one it can miss the cell's end."""
-    monkeypatch.setattr(OutputWidget, "send", lambda *_, **__: pytest.fail("an output was captured by a widget"))
+@pytest.mark.long
+def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(places: Path) -> None:
     overrides = {"epochs": 2, "width": 0.25, "train_fraction": 0.2}
     values = {"seeds": "4", "arms": ["ch+sp"], "overrides": overrides}
     text = execute("5_attention_maps.ipynb", places, **values)
@@ -134,6 +131,7 @@ def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(
     assert panel.read_bytes() != first
 
 
+@pytest.mark.long
 def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("import sys; print('from', sys.executable)")])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -148,6 +146,7 @@ def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:
     assert all(f"from {sys.executable}" in (places / name).read_text() for name in names)
 
 
+@pytest.mark.long
 def test_the_study_of_ones_own_in_the_readme_runs(places: Path) -> None:
     text = (ROOT / "README.md").read_text()
     (block,) = (part.partition("```")[0] for part in text.split("```python\n") if "studies.Study(" in part)

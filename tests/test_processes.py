@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import psutil
 import pytest
-from started import of_test
+from started import Command, of_test, wait_for
 
 from ablation.config import RunConfig
 from ablation.execution.train import train
@@ -44,7 +43,13 @@ SMALL = ["-p", "epochs=1", "-p", "width=0.25", "-p", "train_fraction=0.2"]
 ENDLESS = ["-p", "epochs=100000", "-p", "width=0.25", "-p", "train_fraction=0.2"]
 
 
-def start(*arguments: str) -> "subprocess.Popen[str]":
+def start(*arguments: str) -> Command:
+    """The command as a fork of what has imported all, and its server as a fork of it."""
+    return Command(*arguments)
+
+
+def start_anew(*arguments: str) -> "subprocess.Popen[str]":
+    """The command as a shell starts it."""
     command = [sys.executable, "-m", "ablation.cli", *arguments]
     return subprocess.Popen(
         command,
@@ -57,16 +62,9 @@ def start(*arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
+def finished(process: "Command | subprocess.Popen[str]") -> tuple[int | None, str]:
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
-
-
-def wait_for(happened: Callable[[], object], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def kernel_of(run: Run) -> psutil.Process:
@@ -76,15 +74,15 @@ def kernel_of(run: Run) -> psutil.Process:
 
 
 def small(**values: object) -> Run:
-    return Run(RunConfig(epochs=1, width=0.25, train_fraction=0.2, **values))
+    return Run(RunConfig(**{"epochs": 1, "width": 0.25, "train_fraction": 0.2, **values}))
 
 
 def endless(**values: object) -> Run:
-    return Run(RunConfig(epochs=100000, width=0.25, train_fraction=0.2, **values))
+    return small(epochs=100000, **values)
 
 
 def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -> None:
-    code, output = finished(start("study", "submodules", "--seeds", "0", *SMALL, "--report"))
+    code, output = finished(start_anew("study", "submodules", "--seeds", "0", *SMALL, "--report"))
     assert code == 0, output
     assert "6 of 6 runs done, 0 of them before" in output
     for kind in ("pdf", "png", "csv", "tex"):
@@ -107,6 +105,7 @@ def test_a_study_ends_in_figures_and_a_second_one_trains_nothing(places: Path) -
     assert executed.stat().st_mtime_ns == reported and "ch+sp" in output  # nor is a report made that stands already
 
 
+@pytest.mark.long
 def test_two_runs_of_one_seed_have_the_same_bits(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone or beside another run of a study, forked or not, and whatever kernel specifications the machine has."""
     broken = {"argv": ["/bin/false", "{connection_file}"], "display_name": "broken", "language": "python"}
@@ -164,16 +163,23 @@ def test_a_killed_process_is_a_failure_and_not_a_success(victim: str, reason: st
         nbformat.validate(nbformat.read(run.folder / "run.ipynb", as_version=4))
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """The metrics of a run of eight epochs that nothing happened to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GAM_RUNS", str(tmp_path_factory.mktemp("undisturbed")))
+        return train(small(epochs=8)).metrics().drop(columns=list(MEASURED))
+
+
 @pytest.mark.parametrize("victim", ["kernel", "job", "signalled job"])
 def test_a_run_that_was_killed_or_stopped_ends_in_the_bits_of_one_that_was_not(
-    victim: str, places: Path, monkeypatch: pytest.MonkeyPatch
+    victim: str, undisturbed: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the whole machinery around it: dispatcher, job, papermill, kernel."""
     monkeypatch.setenv("GAM_CHECKPOINT_MINUTES", "0")
-    values = {"epochs": 20, "width": 0.25, "train_fraction": 0.2}
-    command = ["run", *(text for key, value in values.items() for text in ("-p", f"{key}={value}"))]
+    command = ["run", "-p", "epochs=8", *SMALL[2:]]
     process = start(*command)
-    run = Run(RunConfig(**values))
+    run = small(epochs=8)
     wait_for(lambda: not run.metrics().empty)
     if victim == "kernel":
         kernel_of(run).kill()
@@ -187,20 +193,17 @@ def test_a_run_that_was_killed_or_stopped_ends_in_the_bits_of_one_that_was_not(
     code, output = finished(start(*command))
     assert code == 0, output
     assert run.status().attempts == 2
-    monkeypatch.setenv("GAM_RUNS", str(places / "undisturbed"))
-    undisturbed = train(Run(run.config))
-    pd.testing.assert_frame_equal(
-        run.metrics().drop(columns=list(MEASURED)), undisturbed.metrics().drop(columns=list(MEASURED)), check_exact=True
-    )
+    pd.testing.assert_frame_equal(run.metrics().drop(columns=list(MEASURED)), undisturbed, check_exact=True)
 
 
+@pytest.mark.long
 def test_a_run_on_two_devices_is_launched_from_its_notebook_and_leaves_no_process_when_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "training" / "on_cpu"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "training" / "on_cpu"), prepend=os.pathsep)
     values = {"width": 0.25, "train_fraction": 0.2, "devices": 2}
     command = ["run", *(text for key, value in values.items() for text in ("-p", f"{key}={value}"))]
-    process = start(*command, "-p", "epochs=100000")
+    process = start_anew(*command, "-p", "epochs=100000")
     long = Run(RunConfig(**values, epochs=100000))
     wait_for(lambda: not long.metrics().empty)
     kernel = kernel_of(long)
@@ -209,7 +212,7 @@ def test_a_run_on_two_devices_is_launched_from_its_notebook_and_leaves_no_proces
     kernel.kill()
     assert finished(process)[0] == 1
     wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in workers), 15)
-    code, output = finished(start(*command, "-p", "epochs=2"))
+    code, output = finished(start_anew(*command, "-p", "epochs=2"))
     assert code == 0, output
     run = Run(RunConfig(**values, epochs=2))
     assert len(run.metrics()) == 2 and run.status().state == "done"
@@ -282,6 +285,7 @@ def test_a_killed_command_leaves_its_job_in_peace_and_the_rest_to_the_next() -> 
     assert (run.status().state, run.status().attempts) == ("done", 1)
 
 
+@pytest.mark.long
 def test_runs_outlive_the_server_that_has_forked_them_and_the_next_get_another(tmp_path: Path) -> None:
     study = tmp_path / "five.yaml"
     study.write_text("arms:\n  r20: {epochs: 20}\n" + "".join(f"  r{n}: {{epochs: {n}}}\n" for n in (3, 4, 5, 6)))
@@ -297,12 +301,13 @@ def test_runs_outlive_the_server_that_has_forked_them_and_the_next_get_another(t
     wait_for(lambda: not of_test(), 15)
 
 
+@pytest.mark.long
 def test_where_a_fork_would_not_work_jobs_start_anew_and_say_so(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (places / "sitecustomize.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(places))
-    code, output = finished(start("run", *SMALL))
+    monkeypatch.setenv("PYTHONPATH", str(places), prepend=os.pathsep)
+    code, output = finished(start_anew("run", *SMALL))
     assert code == 0, output
     assert "a kernel that starts anew" in (small().folder / "log.txt").read_text()
 
@@ -322,8 +327,8 @@ def test_a_server_that_does_not_start_is_the_reason_why_runs_fail(
     places: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (places / "sitecustomize.py").write_text("import sys\nif 'server' in sys.orig_argv: sys.exit('broken')\n")
-    monkeypatch.setenv("PYTHONPATH", str(places))
-    code, output = finished(start("run", *SMALL))
+    monkeypatch.setenv("PYTHONPATH", str(places), prepend=os.pathsep)
+    code, output = finished(start_anew("run", *SMALL))
     assert (code, small().status().state) == (1, "failed")
     assert "no job can be started: SystemExit: broken" in output
     assert small().status().error == "no job can be started: SystemExit: broken"
@@ -335,6 +340,7 @@ def test_two_commands_at_once_train_a_run_once() -> None:
     assert small(seed=2).status().attempts == 1
 
 
+@pytest.mark.long
 def test_a_full_disk_fails_the_run_and_room_lets_it_finish(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = places / "full"
     full.mkdir()

@@ -12,6 +12,7 @@ from ablation.config import title
 from ablation.paths import figures_root
 from ablation.results import publication
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 JPEG = "imagefolder:cifar10-jpeg"
 PICTURES = (".pdf", ".png")
 
@@ -23,6 +24,7 @@ def published(places: Path, committed: Path) -> Path:
     return figures_root()
 
 
+@pytest.mark.long
 def test_the_published_data_make_the_committed_tables_again_to_the_byte(published: Path, committed: Path) -> None:
     result = CliRunner().invoke(app, ["report", "--published"])
     assert result.exit_code == 0, result.output

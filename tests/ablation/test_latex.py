@@ -12,6 +12,8 @@ from ablation.results import load, typeset
 from ablation.studies import Study
 from ablation.study_files import find_study
 
+pytestmark = pytest.mark.slow
+
 FinishAll = Callable[..., None]
 DOCUMENT = r"""\documentclass[twocolumn]{article}
 \usepackage[margin=0.8in]{geometry}

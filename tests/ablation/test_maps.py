@@ -32,6 +32,8 @@ from gamlib.data import images as data
 from gamlib.data.batches import FromFiles, mean_and_std
 from gamlib.data.datasets import DatasetError
 
+pytestmark = pytest.mark.slow
+
 GATES = str(ROOT / "studies" / "gates.yaml")
 LAYER = "layer1.1.bn2.attention"
 SMALL: dict[str, Any] = {"epochs": 4, "width": 0.25, "train_fraction": 0.25, "batch_size": 10}

@@ -24,6 +24,7 @@ from ablation.runs import Run, RunFailed
 from ablation.studies import Plan, Study
 from ablation.study_files import find_study
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("warm")]
 FinishAll = Callable[..., None]
 LABEL = np.arange(40) % 10
 LOSS = "FloatingPointError: loss is nan, at step 7"

@@ -78,6 +78,7 @@ def test_failed_and_partial_runs_stay_out(plan: Plan, finish_all: FinishAll) -> 
     assert tables.about(found) == "digits, test images, 3 seeds, 11 of 12 runs"
 
 
+@pytest.mark.slow
 def test_the_same_data_give_the_same_bytes(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, ERRORS)
     finish_all(other := elsewhere(plan), ERRORS)
@@ -97,6 +98,7 @@ def elsewhere(plan: Plan) -> Plan:
     return plan.study.plan("cifar10", plan.seeds, list(plan.arms), epochs=2, width=0.25)
 
 
+@pytest.mark.slow
 def test_figures_have_the_width_of_one_column_or_two_and_embedded_truetype_fonts(
     plan: Plan, finish_all: FinishAll
 ) -> None:
@@ -112,6 +114,7 @@ def test_figures_have_the_width_of_one_column_or_two_and_embedded_truetype_fonts
     assert len(drawings) == 4 and all(b"FontFile2" in drawing and b"/Type3" not in drawing for drawing in drawings)
 
 
+@pytest.mark.slow
 def test_tables_are_read_back_as_they_were(plan: Plan, finish_all: FinishAll, places: Path) -> None:
     finish_all(plan, ERRORS)
     written(plan)
@@ -204,6 +207,7 @@ def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: Fin
     assert "Holm" not in tables.note(load(alone))
 
 
+@pytest.mark.slow
 def test_what_has_nothing_to_show_any_more_is_taken_away(plan: Plan, finish_all: FinishAll, places: Path) -> None:
     finish_all(plan, ERRORS)
     written(plan)
@@ -216,6 +220,7 @@ def test_what_has_nothing_to_show_any_more_is_taken_away(plan: Plan, finish_all:
     assert "submodules-digits-differences.pdf" not in names and "submodules-digits-curves.pdf" in names
 
 
+@pytest.mark.slow
 def test_a_half_done_study_is_reported_from_its_finished_runs(plan: Plan, finish_all: FinishAll, places: Path) -> None:
     finish_all(plan, ERRORS | {"ch": [5.0, None, None], "ch+sp": [None] * 3})
     Run(plan.arms["ch"][1]).write("metrics.jsonl", '{"epoch": 1, "top1_error": 1.0}\n')  # stopped, and partial
@@ -264,6 +269,8 @@ def gamlib(*arguments: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_study_without_a_notebook_is_reported_by_the_one_of_any_study(finish_all: FinishAll, places: Path) -> None:
     """Its arms are called by numbers, and stay so in every table."""
     own = Study(name="own", arms={"16": {"reduction": 16}, "0.10": {"reduction": 4}}).plan(seeds="0-1")

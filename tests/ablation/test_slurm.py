@@ -718,11 +718,12 @@ def test_retry_takes_the_options_of_the_submission_but_for_those_given(
     assert not cancelled.exists()
 
 
-def test_a_job_that_was_queued_again_by_hand_is_seen_and_cancelled(commands: Commands) -> None:
+def test_a_job_that_was_queued_again_by_hand_is_seen_and_cancelled(commands: Commands, tmp_path: Path) -> None:
     run = submitted("1_0")
     run.queue("2", "slurm")  # in the place of the first, which had failed
     assert run.status().slurm_jobs() == ["2", "1_0"]
-    commands("squeue", "printf '1_0 PENDING BeginTime\n2 FAILED None\n'")
+    waits = f"test -e {tmp_path}/scancel.calls && echo 1_0 CANCELLED None || echo 1_0 PENDING BeginTime"
+    commands("squeue", f"{waits}; echo 2 FAILED None")
     now = slurm.statuses([run], must_know=True)[run]
     assert (now.state, now.job_id, now.error) == ("queued", "1_0", "waits: BeginTime")
     cancelled = commands("scancel", "")

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import warnings
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from ablation.results import statistics
-from ablation.results.statistics import ALPHA, ci95, holm, judge, paired_p, reading
+from ablation.results.statistics import ALPHA, ci95, holm, judge, reading
 
 # Hours of sleep gained by ten patients, one drug less the other: Student (1908), the data set `sleep` of R.
 SLEEP = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]
@@ -181,38 +182,51 @@ def test_the_smallest_difference_is_found_in_80_percent_of_simulated_studies(see
     critical = stats.t.ppf(0.975, seeds - 1)
     assert smallest == pytest.approx(special.nctdtrinc(seeds - 1, 0.2, critical) * spread / math.sqrt(seeds), rel=1e-6)
     studies = generator.normal(smallest, spread, size=(2000, seeds))
-    worse = [paired_p(gaps.tolist()) < ALPHA and gaps.mean() > 0 for gaps in studies]
+    worse = (paired_ps(studies) < ALPHA) & (studies.mean(axis=-1) > 0)
     assert np.mean(worse) == pytest.approx(0.8, abs=0.03)
 
 
-def claims(gaps: NDArray[np.float64]) -> bool:
-    """Whether a study with such gaps [comparisons, seeds] calls any arm better or worse, as `judge` does."""
-    ps = [paired_p(np.round(of_arm, 9).tolist()) for of_arm in gaps]
-    return any(p < ALPHA for p in holm(ps))
+def paired_ps(gaps: NDArray[Any]) -> NDArray[np.float64]:
+    """`paired_p` along the last axis of many differences at once."""
+    gaps = np.round(gaps, 9)
+    first, equal = gaps[..., 0], (gaps == gaps[..., :1]).all(axis=-1)
+    with warnings.catch_warnings(action="ignore"):  # a spread of 0
+        ps = stats.ttest_1samp(gaps, 0, axis=-1).pvalue
+    return np.where(equal, np.where(first == 0, 1.0, np.nan), ps)
+
+
+def claims(gaps: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which studies with such gaps [studies, comparisons, seeds] call any arm better or worse, as `judge` does."""
+    return np.array([any(p < ALPHA for p in holm(ps)) for ps in paired_ps(gaps)])
 
 
 def test_a_study_claims_what_its_verdicts_do() -> None:
+    """Of any gaps, and of such as go in steps of an image, of which many are equal."""
     generator = np.random.default_rng(0)
-    studies = [generator.normal(generator.uniform(0, 3), 1, size=(4, 3)) for _ in range(40)]
-    verdicts = [judge([(arm, "base") for arm in "abcd"], study)["verdict"] for study in studies]
-    said = [bool(of_study.isin(["better", "worse"]).any()) for of_study in verdicts]
-    assert [claims(study) for study in studies] == said and 5 < sum(said) < 35
+    clear = generator.normal(generator.uniform(0, 3, size=(40, 1, 1)), 1, size=(40, 4, 3))
+    steps = 0.5 * generator.integers(-2, 3, size=(60, 4, 2))
+    for studies in (clear, steps):
+        verdicts = [judge([(arm, "base") for arm in "abcd"], study) for study in studies]
+        for study, verdict in zip(studies, verdicts, strict=True):
+            np.testing.assert_allclose(paired_ps(study), verdict["p"], rtol=1e-9)
+        said = [bool(of_study["verdict"].isin(["better", "worse"]).any()) for of_study in verdicts]
+        assert claims(studies).tolist() == said
+    assert 5 < claims(clear).sum() < 35 and np.isnan(paired_ps(steps)).sum() > 20
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_without_a_true_difference_five_percent_of_studies_claim_one(seeds: int) -> None:
     """Three arms and their baseline, all alike; seeds differ, as the same images in the same order make them do."""
     generator = np.random.default_rng(seeds)
-    errors = [8 + generator.normal(size=(1, seeds)) + generator.normal(size=(4, seeds)) for _ in range(2000)]
-    claimed = [claims(study[1:] - study[0]) for study in errors]
-    assert np.mean(claimed) == pytest.approx(0.05, abs=0.015)
+    errors = 8 + generator.normal(size=(2000, 1, seeds)) + generator.normal(size=(2000, 4, seeds))
+    assert np.mean(claims(errors[:, 1:] - errors[:, :1])) == pytest.approx(0.05, abs=0.015)
 
 
 @pytest.mark.parametrize(("seeds", "images"), [(2, 898), (2, 200), (3, 898), (5, 200)])
 def test_errors_that_go_in_steps_of_an_image_claim_no_more(seeds: int, images: int) -> None:
     """Seven comparisons with a baseline, all alike: differences of two seeds are often equal, which proves nothing."""
     errors = 100 * np.random.default_rng(seeds).binomial(images, 0.05, size=(2000, 8, seeds)) / images
-    assert np.mean([claims(study[1:] - study[0]) for study in errors]) < 0.065
+    assert np.mean(claims(errors[:, 1:] - errors[:, :1])) < 0.065
 
 
 def test_the_reading_says_how_much_is_done() -> None:

@@ -398,6 +398,8 @@ def test_a_file_with_arms_of_its_own_is_compared_as_its_arms_allow(tmp_path: Pat
     assert find_study(str(path)).compare == [("ch", "baseline")]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 def test_a_study_is_found_by_its_file_and_by_its_name(tmp_path: Path, finish_all: Callable[..., None]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("arms:\n  plain: {attention: none}\n  gam: {}\n")

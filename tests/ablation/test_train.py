@@ -23,6 +23,8 @@ from gamlib.paper.complexity import complexity
 from gamlib.training import loop
 from gamlib.training.checkpoint import CheckpointError
 
+pytestmark = pytest.mark.slow
+
 
 def run_of(**values: Any) -> Run:
     return Run(RunConfig(**{"epochs": 3, "width": 0.25, "train_fraction": 0.25, "batch_size": 10, **values}))
@@ -143,7 +145,7 @@ def test_minutes_between_checkpoints_must_be_a_number(monkeypatch: pytest.Monkey
         train(run_of())
 
 
-@pytest.mark.parametrize("size", [24, 96])
+@pytest.mark.parametrize("size", [24, pytest.param(96, marks=pytest.mark.long)])
 def test_a_run_trains_on_an_image_folder(
     size: int, places: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from ablation.runs import Run
 from ablation.studies import Plan, Study
 from ablation.study_files import find_study
 
+pytestmark = pytest.mark.slow
+
 FinishAll = Callable[..., None]
 CLEAR = {"baseline": [6.0, 7.0, 8.0], "ch": [7.1, 8.0, 9.05], "sp": [4.0, 5.05, 6.0], "ch+sp": [6.5, 6.0, 8.5]}
 POOLING = {

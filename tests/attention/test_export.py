@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 
 from gamlib import build_model
 
 
+@pytest.mark.slow
 def test_a_network_with_gam_gives_the_same_numbers_in_onnx(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_model("resnet18", attention="gam", num_classes=10, stem="cifar", width=0.25).eval()

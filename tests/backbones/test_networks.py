@@ -16,6 +16,7 @@ from gamlib.attention import MECHANISMS
 
 NETWORKS = list(itertools.product(build_model.backbones(), build_model.attentions()))
 BLOCKS = {"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 33, "mobilenet_v2": 17}
+DEEPER = ("resnet34", "resnet101")  # than resnet18 and resnet50, of the same blocks
 STAGES = {"resnet18": 3, "resnet34": 3, "resnet50": 3, "resnet101": 3, "mobilenet_v2": 7}
 
 
@@ -36,7 +37,14 @@ def trained_a_little(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize(("backbone", "attention"), NETWORKS)
+@pytest.mark.parametrize(
+    ("backbone", "attention"),
+    [
+        pytest.param(*network, marks=pytest.mark.long if network[0] in DEEPER and network[1] != "gam" else ())
+        for network in NETWORKS
+    ],
+)
+@pytest.mark.slow
 def test_a_network_learns_and_can_be_saved_and_exported(backbone: str, attention: str) -> None:
     model = small(backbone, attention)
     outputs = model.train()(torch.randn(4, 3, 32, 32))
@@ -59,8 +67,9 @@ def test_a_network_learns_and_can_be_saved_and_exported(backbone: str, attention
         assert torch.equal(fresh(x), wanted)
         last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         torch.testing.assert_close(last(x.contiguous(memory_format=torch.channels_last)), wanted, rtol=1e-4, atol=1e-4)
-        exported = torch.export.export(model, (x,)).module()
-        torch.testing.assert_close(exported(x), wanted, rtol=1e-4, atol=1e-4)
+        if backbone not in DEEPER:
+            exported = torch.export.export(model, (x,)).module()
+            torch.testing.assert_close(exported(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("backbone", "attention"), NETWORKS)
@@ -93,7 +102,9 @@ def test_sizes_of_the_first_and_the_last_maps(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attention", "backend"), [("gam", "inductor"), ("abn", "aot_eager")])
+@pytest.mark.parametrize(
+    ("attention", "backend"), [pytest.param("gam", "inductor", marks=pytest.mark.long), ("abn", "aot_eager")]
+)
 def test_a_compiled_network_trains_as_an_eager_one(attention: str, backend: str) -> None:
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
     if backend == "inductor" and not (shutil.which("g++") and headers.exists()):

@@ -293,7 +293,7 @@ def load_in_a_process(start: multiprocessing.synchronize.Barrier, log: Path, out
     np.save(out, whole(load()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_two_processes_at_once_one_decodes_and_both_get_the_images(root: Path, tmp_path: Path) -> None:
     spawn, log, outs = multiprocessing.get_context("spawn"), tmp_path / "log", [tmp_path / "0.npy", tmp_path / "1.npy"]
     start = spawn.Barrier(2)

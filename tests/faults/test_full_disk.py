@@ -24,7 +24,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_without_room_stops_with_its_last_good_checkpoint_and_goes_on_with_room(
     small_disk: Path, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""kill -9 at random moments of a run. `make test-faults` kills 25 runs, `make test` a few."""
+"""kill -9 at random moments of a run. `make test-faults` kills 25 runs, `make test-all` a few."""
 
 import os
 import random
@@ -31,7 +31,7 @@ def kill_while_it_writes(process: BaseProcess, folder: Path, seconds: float) -> 
     return kill_after(process, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_killed_at_random_moments_finish_bit_identical(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Half of them are killed while a checkpoint is written, a third twice; each then goes on to its end."""
     undisturbed: dict[str, Run] = {}

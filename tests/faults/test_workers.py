@@ -31,7 +31,7 @@ def _train(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_to_a_job_and_its_readers_saves_and_the_next_goes_on_bit_by_bit(
     tmp_path: Path, number: signal.Signals
 ) -> None:

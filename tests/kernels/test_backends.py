@@ -23,6 +23,8 @@ from gamlib.attention import LowRankGAM, SeparableGAM, UngatedGAM
 from gamlib.kernels import backends, fourier, native
 from gamlib.kernels.direct import LARGEST
 
+pytestmark = pytest.mark.slow
+
 SUBMODULES = ("ch+sp", "ch", "sp")
 TINY = [(1, 1), (1, 4), (2, 2), (4, 4)]
 SIZES = [*TINY, (3, 5), (8, 7), (13, 3), (28, 28)]

@@ -9,6 +9,8 @@ from torchvision.models import densenet121
 from gamlib import GAM, accelerate, attach
 from gamlib.kernels import FastGAM
 
+pytestmark = pytest.mark.slow
+
 CASES, PART = 300, 60
 
 

@@ -25,6 +25,8 @@ from torch import Tensor
 from gamlib import GAM, accelerate
 from gamlib.kernels import backends, gates, native
 
+pytestmark = pytest.mark.slow
+
 EPSILON = 2.0**-24  # of a rounding
 HAS_COMPILER = shutil.which("cc") is not None and torch.backends.openmp.is_available()
 compiled = pytest.mark.skipif(not HAS_COMPILER, reason="no C compiler `cc` here, or a torch without OpenMP")
@@ -330,6 +332,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     native.library.cache_clear()
 
 
+def compiler(folder: Path, line: str) -> str:
+    """A compiler that is a line of a shell; what names it in GAM_COMPILER."""
+    path = folder / "compiler"
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o700)
+    return shlex.quote(str(path))
+
+
+@pytest.fixture
+def quick(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A compiler that does not optimise: what is kept and found again is the same, in a tenth of the time."""
+    monkeypatch.setenv("GAM_COMPILER", found := compiler(tmp_path, 'exec cc "$@" -O0'))
+    return found
+
+
 def assert_works(by_native: bool) -> None:
     assert (native.library() is not None) == by_native
     for engine in ("auto", *ON_CPU):
@@ -375,7 +392,7 @@ def test_another_processor_gets_a_library_of_its_own(line: str, monkeypatch: pyt
     assert native._processor() != before
 
 
-NOTHING_INSIDE = """#!/bin/sh
+NOTHING_INSIDE = """
 while [ "$1" != -o ]; do shift; done
 echo 'int none;' | cc -shared -x c - -o "$2"
 """
@@ -385,10 +402,7 @@ echo 'int none;' | cc -shared -x c - -o "$2"
 def test_a_library_without_the_functions_is_not_used_and_not_kept(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiler = tmp_path / "compiler"
-    compiler.write_text(NOTHING_INSIDE)
-    compiler.chmod(0o700)
-    monkeypatch.setenv("GAM_COMPILER", str(compiler))
+    monkeypatch.setenv("GAM_COMPILER", compiler(tmp_path, NOTHING_INSIDE))
     with pytest.warns(RuntimeWarning, match="its C files were not compiled"):
         assert_works(by_native=False)
     assert not [*cache.iterdir()]
@@ -396,16 +410,17 @@ def test_a_library_without_the_functions_is_not_used_and_not_kept(
 
 @compiled
 def test_flags_may_follow_a_compilers_name_and_make_another_library(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, quick: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_works(by_native=True)
     native.library.cache_clear()
-    monkeypatch.setenv("GAM_COMPILER", "cc -DANOTHER")
+    monkeypatch.setenv("GAM_COMPILER", f"{quick} -DANOTHER")
     assert_works(by_native=True)
     assert len([*cache.iterdir()]) == 2
 
 
 @compiled
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("fault", ["a file in its place", "a file in the place of its parent", "nobody's home"])
 def test_a_cache_that_cannot_be_written_is_done_without(
     cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch
@@ -428,16 +443,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 @compiled
 @pytest.mark.parametrize("left", [b"", b"not a library", b"\x7fELF\x02\x01\x01"])
-def test_a_damaged_library_in_the_cache_is_done_without(cache: Path, left: bytes) -> None:
-    found = native._compiled(["cc"], cache)
+def test_a_damaged_library_in_the_cache_is_done_without(cache: Path, quick: str, left: bytes) -> None:
+    found = native._compiled(shlex.split(quick), cache)
     found.write_bytes(left)
     assert_works(by_native=True)
 
 
-BOTH = """#!/bin/sh
+BOTH = """
 touch {folder}/$$
 for _ in $(seq 1000); do [ "$(ls {folder} | wc -l)" -ge 2 ] && break; sleep 0.02; done
-exec cc "$@"
+exec cc "$@" -O0
 """
 
 
@@ -446,11 +461,9 @@ def test_two_processes_may_compile_at_once_into_one_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each compiler waits for the other one."""
-    waiting, compiler = tmp_path / "waiting", tmp_path / "compiler"
+    waiting = tmp_path / "waiting"
     waiting.mkdir()
-    compiler.write_text(BOTH.format(folder=shlex.quote(str(waiting))))
-    compiler.chmod(0o700)
-    monkeypatch.setenv("GAM_COMPILER", shlex.quote(str(compiler)))
+    monkeypatch.setenv("GAM_COMPILER", compiler(tmp_path, BOTH.format(folder=shlex.quote(str(waiting)))))
     command = "from gamlib.kernels import native; raise SystemExit(native.library() is None)"
     with subprocess.Popen([sys.executable, "-c", command]) as other:
         assert_works(by_native=True)
@@ -489,7 +502,7 @@ print("watched")
 
 
 @compiled
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_memory_is_touched_that_was_not_asked_for(cache: Path, tmp_path: Path) -> None:
     """By GCC's address sanitizer, which also watches torch's memory; and nothing undefined is done."""
     library, exceptions = (
@@ -499,12 +512,8 @@ def test_no_memory_is_touched_that_was_not_asked_for(cache: Path, tmp_path: Path
     if not Path(library).is_absolute():
         pytest.skip("no address sanitizer beside this C compiler")
     flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    compiler = tmp_path / "compiler"
-    compiler.write_text(
-        f'#!/bin/sh\nexec cc "$@" -O1 {flags}\n'
-    )  # -O3, which it is given, would take four times as long
-    compiler.chmod(0o700)
-    environment = {**os.environ, "LD_PRELOAD": f"{library} {exceptions}", "GAM_COMPILER": shlex.quote(str(compiler))}
+    watched = compiler(tmp_path, f'exec cc "$@" -O1 {flags}')  # -O3, which it is given, would take four times as long
+    environment = {**os.environ, "LD_PRELOAD": f"{library} {exceptions}", "GAM_COMPILER": watched}
     environment |= {"ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0"}
     environment |= {
         "OMP_NUM_THREADS": "2",

@@ -19,6 +19,8 @@ from gamlib import GAM, accelerate
 from gamlib.kernels import FastGAM, backends, conditions
 from gamlib.kernels.operators import compute
 
+pytestmark = pytest.mark.slow
+
 CASES = [  # channels, reduction, submodules, [N, H, W]
     pytest.param(24, 4, "ch+sp", (2, 5, 7), id="24 channels, 6 hidden"),
     pytest.param(64, 16, "ch+sp", (3, 6, 5), id="64 channels, 4 hidden"),

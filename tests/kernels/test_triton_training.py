@@ -1,6 +1,6 @@
 """What trains through GAM's kernels for a GPU, in Triton's interpreter: the loop, and every arm of both ablations."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from gamlib.training import loop
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import RECIPES, TrainingConfig
 
+pytestmark = pytest.mark.slow
+
 STUDIES = ("submodules", "max_pooling")
 ARMS = {
     (study, arm): configs[0].architecture()
@@ -27,9 +29,14 @@ ARMS = {
     for arm, configs in find_study(study).plan("digits", [0]).arms.items()
     if configs[0].attention.startswith("gam")
 }
+SHORT = ("submodules", "ch+sp")  # in `make test`; the others are long
 SIZE = {"width": 0.25, "reduction": 8}
 CPU = torch.device("cpu")
 CONFIG = replace(RECIPES["digits"], epochs=1, batch_size=16, lr=0.05)
+
+
+def chosen(arms: Iterable[tuple[str, str]]) -> list[Any]:
+    return [pytest.param(*arm, marks=() if arm == SHORT else pytest.mark.long) for arm in arms]
 
 
 def by_kernels(architecture: dict[str, Any]) -> bool:
@@ -96,7 +103,7 @@ def trained(
     return metrics, model.state_dict()
 
 
-@pytest.mark.parametrize(("study", "arm"), ARMS)
+@pytest.mark.parametrize(("study", "arm"), chosen(ARMS))
 def test_an_arm_trains_through_the_kernels_as_through_the_plain_block(calls: list[str], study: str, arm: str) -> None:
     architecture = ARMS[study, arm]
     wanted, weights = trained(architecture, CONFIG, plain=True)
@@ -111,7 +118,7 @@ def test_an_arm_trains_through_the_kernels_as_through_the_plain_block(calls: lis
         assert (ours[name] - value).double().norm() <= 1e-3 * change.norm(), name
 
 
-@pytest.mark.parametrize(("study", "arm"), [key for key, architecture in ARMS.items() if by_kernels(architecture)])
+@pytest.mark.parametrize(("study", "arm"), chosen(arm for arm, network in ARMS.items() if by_kernels(network)))
 def test_an_arm_trains_through_the_kernels_in_bfloat16(calls: list[str], study: str, arm: str) -> None:
     config = replace(CONFIG, amp=True, channels_last=True)
     wanted, _ = trained(ARMS[study, arm], config, plain=True)

@@ -17,6 +17,8 @@ from gamlib.training.checkpoint import CheckpointError, Checkpoints
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import RECIPES, TrainingConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = replace(RECIPES["digits"], epochs=2, batch_size=32, lr=0.05, channels_last=True)
 IN_ORDER = replace(CONFIG, channels_last=False)
 CPU = torch.device("cpu")
@@ -66,7 +68,7 @@ def test_the_test_images_are_looked_at_once_an_epoch(monkeypatch: pytest.MonkeyP
     assert len(train()) == len(calls) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_baseline_is_neither_at_a_ceiling_nor_untrained() -> None:
     """At a test error of 3 to 20 % an ablation can say something."""
     torch.manual_seed(0)
@@ -116,7 +118,7 @@ def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> 
     assert metrics["train_loss"] == pytest.approx(sum(losses) / 50, abs=1e-6)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("backbone", "attention", "config"),
     [

@@ -42,17 +42,33 @@ def fit(
     return metrics, {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def one_of_two(attention: str, double: bool) -> Any:
-    return fit(join(), attention, double)
+COMPARED = [("gam", False), ("gam", True), ("bam", True), ("abn", True)]  # at float64, or not
 
 
-def two_in_bfloat16() -> Any:
-    return fit(join(), "gam", False, amp=True)
+def one_of_two(folder: Path) -> Any:
+    group = join()
+    return {
+        **{(attention, double): fit(group, attention, double) for attention, double in COMPARED},
+        "bfloat16": fit(group, "gam", False, amp=True),
+        "stopped": stopped(group, folder),
+    }
 
 
-def stopped(folder: Path) -> str:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the checkpoint of the training that was stopped."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+@pytest.fixture(scope="module")
+def by_two(folder: Path) -> Any:
+    """What two processes have found, one training after the other."""
+    return launch(one_of_two, 2, folder)
+
+
+def stopped(group: Group, folder: Path) -> str:
     """Only the second process hears of the stop; both must end, after the same step."""
-    group, asked = join(), []
+    asked: list[int] = []
 
     def stop() -> str:
         asked.append(1)
@@ -71,11 +87,11 @@ def fails() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("attention", "double"), [("gam", False), ("gam", True), ("bam", True), ("abn", True)])
-def test_two_processes_have_the_losses_of_one(attention: str, double: bool) -> None:
+@pytest.mark.parametrize(("attention", "double"), COMPARED)
+def test_two_processes_have_the_losses_of_one(by_two: Any, attention: str, double: bool) -> None:
     """GAM to 1e-5; at float64 weights and buffers too, and where a normalisation over few values magnifies rounding."""
     expected, weights = fit(ALONE, attention, double)
-    found, theirs = launch(one_of_two, 2, attention, double)
+    found, theirs = by_two[attention, double]
     assert len(found) == len(expected) == 2
     for ours, others in zip(expected, found, strict=True):
         for key in ("train_loss", "test_loss"):
@@ -87,18 +103,18 @@ def test_two_processes_have_the_losses_of_one(attention: str, double: bool) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_in_bfloat16_have_about_the_losses_of_one() -> None:
+def test_two_processes_in_bfloat16_have_about_the_losses_of_one(by_two: Any) -> None:
     expected, _ = fit(ALONE, "gam", False, amp=True)
-    found, _ = launch(two_in_bfloat16, 2)
+    found, _ = by_two["bfloat16"]
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=0.15)
 
 
 @pytest.mark.slow
-def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(tmp_path: Path) -> None:
+def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(by_two: Any, folder: Path) -> None:
     """Also: what two have begun, one can end, with the same losses."""
-    assert launch(stopped, 2, tmp_path) == "stopped by another process in epoch 1 of 2 after 2 of 3 steps"
+    assert by_two["stopped"] == "stopped by another process in epoch 1 of 2 after 2 of 3 steps"
     expected, _ = fit(ALONE, "gam", False)
-    found, _ = fit(ALONE, "gam", False, checkpoints=Checkpoints(tmp_path, {}))
+    found, _ = fit(ALONE, "gam", False, checkpoints=Checkpoints(folder, {}))
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=1e-5)
 
 
