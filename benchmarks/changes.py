@@ -12,8 +12,8 @@ is noise. Then come the values of `metrics.jsonl`, and the weights, that are not
 import random
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from about import about
 from step import LEAD, STUDY, fitting
 from torch import Tensor
 
+from ablation.config import RunConfig
 from ablation.console import out, plain_errors, print_frame
 from ablation.execution.train import kept_epochs
 from ablation.study_files import find_study
@@ -46,8 +47,14 @@ def _optimiser(**options: bool) -> Change:
     return lambda: mock.patch.object(torch.optim, "SGD", partial(torch.optim.SGD, **options))
 
 
-def _filled() -> AbstractContextManager[Any]:
-    return mock.patch.object(torch.utils.deterministic, "fill_uninitialized_memory", True)
+@contextmanager
+def _filled() -> Iterator[None]:
+    """As torch has it by default where algorithms are deterministic."""
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _in_parts(network: Any, images: Tensor, config: Any, *, whole: Any = loop.forward) -> Any:
@@ -56,8 +63,8 @@ def _in_parts(network: Any, images: Tensor, config: Any, *, whole: Any = loop.fo
     return torch.cat([whole(network, part, config) for part in images.split(100)])
 
 
-def _channels_first(network: Any, images: Tensor, config: Any, *, whole: Any = loop.forward) -> Any:
-    return whole(network, images, replace(config, channels_last=False))
+def _channels_first(config: RunConfig, *, training: Any = RunConfig.training) -> Any:
+    return replace(training(config), channels_last=False)
 
 
 def _every_other(state: State, *, save: Any = State.save) -> None:
@@ -71,7 +78,7 @@ CHANGES: dict[str, Change] = {
     "new memory filled with NaN": _filled,
     "SGD(foreach=True)": _optimiser(foreach=True),
     "SGD(fused=True)": _optimiser(fused=True),
-    "maps in NCHW": lambda: mock.patch.object(loop, "forward", _channels_first),
+    "maps in NCHW": lambda: mock.patch.object(RunConfig, "training", _channels_first),
     "inference_mode": lambda: mock.patch.object(
         loop,
         "evaluate",
@@ -110,7 +117,7 @@ def main(
         write_whole(file, pd.DataFrame([row | machine for row in rows]).to_csv(index=False))
 
 
-def compare(config: Any, changes: list[str], number: int) -> list[dict[str, Any]]:
+def compare(config: RunConfig, changes: list[str], number: int) -> list[dict[str, Any]]:
     """A row for each change: milliseconds of an epoch, their ratio to the present, what has other bits."""
     models, epochs, order = dict[str, Any](), dict[str, Any](), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in changes}
