@@ -104,11 +104,11 @@ def of_step(config: RunConfig, epochs: int) -> Row:
             seconds, last = [], time.process_time()
             next(fit)
             plain += seconds
-        began = time.process_time()
         with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+            began = time.process_time()
             for _ in range(epochs):
                 next(fit)
-        profiled = 1e6 * (time.process_time() - began)
+            profiled = 1e6 * (time.process_time() - began)
     found = Counter[str]()
     for event in seen.events():
         found[_part(event)] += event.self_cpu_time_total

@@ -311,7 +311,6 @@ def test_dispatch_is_measured() -> None:
 
 
 def test_the_parts_of_a_step_and_of_a_run_are_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a short run of the study's smallest network with GAM; what trains in it says which parts there must be."""
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["step.py", "--quick", "--arms", "ch", "--csv", str(tmp_path / "step.csv")])
     with pytest.raises(SystemExit) as ended:
@@ -319,11 +318,10 @@ def test_the_parts_of_a_step_and_of_a_run_are_all_of_it(tmp_path: Path, monkeypa
     assert ended.value.code in (0, None)
     table: Any = pd.read_csv(tmp_path / "step.csv").set_index(["of", "part"])
     for whole in ("step", "run"):
-        total = table.loc[(whole, whole), "value"]
-        assert table.loc[whole, "value"].sum() == pytest.approx(2 * total)
-        assert (table.loc[whole, "value"] >= 0).all() and (table.loc[whole, "arm"] == "ch").all()
-    assert (table.loc["step", "value"] > 0).all()  # a network with GAM has every part
-    assert (table.loc["run"].loc[["steps", "evaluation", "checkpoints", "metrics and result"], "value"] > 0).all()
+        parts = table.loc[whole]
+        assert parts["value"].sum() == pytest.approx(2 * parts.loc[whole, "value"])
+        assert (parts["arm"] == "ch").all()
+        assert (parts["value"] > 0).all()  # a network with GAM has every part
 
 
 def test_a_change_is_told_from_none_by_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
