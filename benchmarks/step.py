@@ -6,8 +6,8 @@
 The arms are those of `studies/submodules.yaml`, with the digits and their recipe. What torch.profiler saw of the steps
 of some epochs is summed by part: an operator's time is that of the innermost part it belongs to. It cannot look into
 GAM's block, which is two operators; of the arms `ch` and `sp` one has its linear layers alone, the other its
-convolutions. A run is timed by the clock of the process's CPU time, on one thread as its jobs are, and so other work on
-the machine counts little. Its notebook, timed by papermill, says what its kernel does beside training.
+convolutions. A run is timed by the CPU time of its one thread, in which other work on the machine counts less than in
+wall time, though it takes caches and memory from it. Its notebook, timed by papermill, says what its kernel does beside training.
 """
 
 import json
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -92,7 +93,9 @@ def of_step(config: RunConfig, epochs: int) -> Row:
 
     def after_step(_: int) -> None:
         nonlocal last
-        seconds.append(-last + (last := time.process_time()))
+        now = time.process_time()
+        seconds.append(now - last)
+        last = now
 
     untested = ({"test_loss": 0.0, "top1_error": 0.0, "top5_error": 0.0}, torch.zeros(0), torch.zeros(0))
     with mock.patch.object(loop, "evaluate", return_value=untested):
@@ -132,11 +135,13 @@ def of_run(config: RunConfig, folder: Path) -> Row:
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **options: Any) -> Any:
-            before, began = found.total(), time.process_time()
+            if threading.current_thread() is not threading.main_thread():  # a heartbeat
+                return function(*given, **options)
+            before, began = found.total(), time.thread_time()
             try:
                 return function(*given, **options)
             finally:  # without what parts within it have counted
-                found[part] += time.process_time() - began - (found.total() - before)
+                found[part] += time.thread_time() - began - (found.total() - before)
 
         return call
 
