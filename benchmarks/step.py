@@ -1,13 +1,14 @@
 """Where the time of a run of `make study` goes: of a training step, of the whole run, and of its notebook.
 
-    python benchmarks/step.py                          five minutes, see --help
+    python benchmarks/step.py                          four minutes, see --help
     python benchmarks/step.py --arms baseline --quick  seconds, to see that it works
 
 The arms are those of `studies/submodules.yaml`, with the digits and their recipe. What torch.profiler saw of the steps
 of some epochs is summed by part: an operator's time is that of the innermost part it belongs to. It cannot look into
 GAM's block, which is two operators; of the arms `ch` and `sp` one has its linear layers alone, the other its
 convolutions. A run is timed by the CPU time of its one thread, in which other work on the machine counts less than in
-wall time, though it takes caches and memory from it. Its notebook, timed by papermill, says what its kernel does beside training.
+wall time, though it takes caches and memory from it. Its notebook, timed by papermill, says what its kernel does beside
+training.
 """
 
 import json
