@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from ablation import cli
 from ablation.paths import ROOT
+from ablation.study_files import find_study
 from gamlib import GAM
 from gamlib.kernels import CHOICES
 
@@ -25,6 +26,7 @@ timing, training = importlib.import_module("timing"), importlib.import_module("t
 gam, blocks, turns = (importlib.import_module(name) for name in ("gam", "blocks", "turns"))
 agreement = importlib.import_module("agreement").agreement
 copied = importlib.import_module("copied")
+step, changes = importlib.import_module("step"), importlib.import_module("changes")
 
 
 def benchmark(*arguments: str, of: tuple[str, ...] = ("benchmarks/training.py",)) -> "subprocess.CompletedProcess[str]":
@@ -308,3 +310,27 @@ def test_dispatch_is_measured() -> None:
     for what in ("status, all runs there are", "report"):
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(what))
         assert int(line.split()[-4]) == 4 and float(line.split()[-3]) > 0
+
+
+def test_the_parts_of_a_step_and_of_a_run_are_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(sys, "argv", ["step.py", "--quick", "--arms", "ch", "--csv", str(tmp_path / "step.csv")])
+    with pytest.raises(SystemExit) as ended:
+        step.app()
+    assert ended.value.code in (0, None)
+    table: Any = pd.read_csv(tmp_path / "step.csv").set_index(["of", "part"])
+    for whole in ("step", "run"):
+        parts = table.loc[whole]
+        assert parts["value"].sum() == pytest.approx(2 * parts.loc[whole, "value"])
+        assert (parts["arm"] == "ch").all()
+        assert (parts["value"] > 0).all()  # a network with GAM has every part
+
+
+def test_a_change_is_told_from_none_by_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rule of the optimiser changes the weights; the same again, and memory that nobody reads, nothing."""
+    monkeypatch.setitem(changes.CHANGES, "nesterov", changes._optimiser(nesterov=True))
+    (config,) = find_study("submodules").plan(seeds="0", arms="baseline", epochs=3, width=0.125).arms["baseline"]
+    names = ["present", "again", "new memory filled with NaN", "nesterov"]
+    found = {row["change"]: row["other bits"] for row in changes.compare(config, names, 1)}
+    assert found["again"] == found["new memory filled with NaN"] == found["present"] == "none"
+    assert "weights" in found["nesterov"]

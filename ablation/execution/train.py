@@ -2,10 +2,12 @@
 
 import json
 import os
+from collections import deque
 from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ablation.execution.execute import forward_signals
@@ -93,6 +95,7 @@ def _fit(run: Run, group: Group) -> str:
     source = _provenance(run, group, continued) if first else ""
     quiet, steps = BATCH in os.environ, config.epochs * len(sizes(batches.train_size, config.batch_size))
     history: list[dict[str, float]] = []
+    tested: deque[tuple[Tensor, Tensor]] = deque(maxlen=1)  # predicted classes and labels of the last epoch
     with tqdm(total=steps, unit="step", disable=quiet or not first, desc=config.name) as bar:
         epochs = loop.fit(
             model,
@@ -103,6 +106,7 @@ def _fit(run: Run, group: Group) -> str:
             save_seconds=60 * _checkpoint_minutes(),
             stop=run.asked_to_stop,
             on_step=lambda done: bar.update(done - bar.n),
+            on_test=lambda predicted, label: tested.append((predicted, label)),
         )
         try:
             for metrics in epochs:
@@ -113,8 +117,10 @@ def _fit(run: Run, group: Group) -> str:
                     _show(metrics, config.epochs, bar, quiet)
         except loop.Stopped as stopped:
             return str(stopped)
-    _, predicted, label = loop.evaluate(loop.compiled(model.eval(), training), batches, group, training)
+    if not tested:  # the last epoch was over when this went on from its checkpoint
+        tested.append(loop.evaluate(loop.compiled(model.eval(), training), batches, group, training)[1:])
     if first:
+        predicted, label = tested.pop()
         run.write_predictions(predicted.numpy(), label.numpy())
         width, height = describe(config.dataset).image_size
         costs = complexity(model, (1, 3, height, width))

@@ -174,7 +174,8 @@ class State:
             state: dict[str, Any] = {key: getattr(self, key) for key in POSITION}
             state["losses"], state["wrong"] = self.totals()
             state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            if not all(bool(value.isfinite().all()) for value in state["model"].values()):
+            # A finite sum, which is found sooner, has finite terms only.
+            if not all(value.sum().isfinite() or value.isfinite().all() for value in state["model"].values()):
                 raise FloatingPointError(f"training diverged: a weight is not finite {self.place()}")
             if self.group.rank == 0:
                 self.checkpoints.save(state)

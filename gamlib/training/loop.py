@@ -41,6 +41,7 @@ def fit(
     save_seconds: float = 600.0,
     stop: Callable[[], str] = lambda: "",
     on_step: Callable[[int], object] = lambda done: None,
+    on_test: Callable[[Tensor, Tensor], object] = lambda predicted, label: None,
 ) -> Iterator[dict[str, float]]:
     """Train a network in place, and give the metrics of every epoch when it ends, those before a checkpoint too.
 
@@ -56,6 +57,7 @@ def fit(
             goes on from the last one there is.
         stop: asked after every step; a text that is not empty says by what the training is to be stopped.
         on_step: called after every step with the number of steps since the first epoch began.
+        on_test: called after every epoch that was trained here, with the predicted classes and labels of `evaluate`.
 
     Raises:
         FloatingPointError: a loss or weight is not finite; the message names epoch, step and the last good checkpoint.
@@ -66,6 +68,8 @@ def fit(
     device, on_cpu = group.device, group.device.type == "cpu"
     exact = config.deterministic or on_cpu
     torch.use_deterministic_algorithms(exact)
+    # By default new memory is then filled with NaN, in case a program reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.deterministic
     if on_cpu:
         keep_memory()
@@ -131,11 +135,13 @@ def fit(
         model.eval()
         # Several processes may have unequally many test batches: those listen again when they are through.
         listen = save_if_due if group.world == 1 else lambda: None
-        metrics |= evaluate(tested, batches, group, config, listen)[0]
+        of_test, *predictions = evaluate(tested, batches, group, config, listen)
+        metrics |= of_test
         if not math.isfinite(loss := metrics["test_loss"]):
             raise FloatingPointError(f"training diverged: the test loss is {loss} {state.place()}")
         metrics |= {"seconds": state.seconds, "images_per_second": sum(steps) / state.seconds}
         metrics |= {"peak_memory_mib": peak_memory(device)}
+        on_test(*predictions)
         state.end_epoch(metrics)
         yield metrics
 
