@@ -24,7 +24,7 @@ from unittest import mock
 import psutil
 from tqdm import tqdm
 
-from ablation.execution import dispatch, forkserver
+from ablation.execution import forkserver, pool
 from ablation.execution.forkserver import ForkServer, Job
 from ablation.paths import share_of_cores
 from ablation.runs import RunFailed
@@ -114,7 +114,7 @@ class Lent:
 @cache
 def server() -> Server:
     """The server of this session."""
-    threads = dict.fromkeys(dispatch.THREAD_VARIABLES, str(share_of_cores()))
+    threads = dict.fromkeys(pool.THREAD_VARIABLES, str(share_of_cores()))
     with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
         started = Server(threads).__enter__()
     atexit.register(started.__exit__)
@@ -225,6 +225,7 @@ def _gamlib(arguments: tuple[str, ...], output: str, kernel: Any) -> None:
     for number in (1, 2):
         os.dup2(descriptor, number)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR2])  # which the server holds back
     ForkServer._launch = _launch  # type: ignore[assignment, method-assign]
     sys.argv, code = ["gamlib", *arguments], 0
     tqdm.monitor_interval = 0  # its thread, of which a command that starts anew has no fork

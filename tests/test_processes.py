@@ -146,7 +146,7 @@ def test_a_run_that_diverges_fails_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("victim", "reason"),
-    [("kernel", "the kernel died by signal 9 (killed, or out of memory)"), ("job", "its job ended without a word")],
+    [("kernel", "the kernel died by signal 9 (killed, or out of memory)"), ("job", "its process ended without a word")],
 )
 def test_a_killed_process_is_a_failure_and_not_a_success(victim: str, reason: str) -> None:
     process = start("run", *ENDLESS)

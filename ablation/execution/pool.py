@@ -188,15 +188,13 @@ def _reason(run: Run, process: Job, stopping_by: str, job: SlurmJob | None) -> s
         return ""
     if status.state in ENDED:
         return status.error or REMOVED
-    error = process.error or f"its process ended without a word; see {run.folder / 'log.txt'}"
-    state = "failed"
+    error, state = process.error or f"its process ended without a word; see {run.folder / 'log.txt'}", "failed"
     if stopping_by:
-        error, state = "stopped from outside", "preempted"
-        if job:
-            error = f"stopped by {stopping_by} before it could save"
-    elif error.startswith(BY_SIGNAL):
+        error = f"stopped by {stopping_by} before it could save" if job else "stopped from outside"
+    if stopping_by or error.startswith(BY_SIGNAL):
         state = "preempted"
-    if status.state != "queued" or not (stopping_by or (job and state == "preempted")):  # or it still waits
+    still_waits = status.state == "queued" and (stopping_by or (job and state == "preempted"))
+    if status.state in ("queued", "lost") and not still_waits:  # and not running: as another's
         with suppress(OSError):
             run.write_status(state=state, error=error)
     return error
