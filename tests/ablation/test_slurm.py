@@ -616,8 +616,8 @@ def test_a_job_of_several_waits_until_they_know_of_it_and_passes_over_what_is_do
 
     threading.Timer(0.5, tell).start()
     with pytest.raises(RunFailed, match="1 of 1 runs are not done"):
-        job_of_several([finish(RunConfig(), 5.0), *todo])
-    mine.write_status(state="failed", job_id="")
+        job_of_several([finish(RunConfig(), 5.0), *todo], lambda: mine.write_status(state="failed"))
+    mine.write_status(job_id="")
     assert job_of_several(todo) == []
 
 
