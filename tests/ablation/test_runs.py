@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.execution import pool
 from ablation.execution.dispatch import dispatch
 from ablation.execution.housekeeping import leftovers
@@ -281,3 +282,17 @@ def test_a_job_of_several_that_is_told_to_end_ends_its_runs_and_says_by_what() -
         pool.execute_all([run], [{}], Mock(), Mock(start=start), job=pool.SlurmJob("1", told, 60))
     assert run.asked_to_stop() == "SIGUSR2"
     assert run.status().error == "stopped by SIGUSR2 before it could save" and run.status().belongs_to("1")
+
+
+def test_runs_at_once_share_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def visible(devices: int, workers: int) -> list[str]:
+        runs = [Run(RunConfig(seed=seed, devices=devices, batch_size=30)) for seed in range(5)]
+        return [one["CUDA_VISIBLE_DEVICES"] for one in pool.environments_of(runs, workers, {})]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert visible(1, 4) == ["2", "5", "2", "5"]  # more than there are GPUs
+    assert visible(2, 4) == ["2,5"]
+    with pytest.raises(ConfigError, match="devices=3: allowed: 1 to 2, the GPUs of this machine"):
+        visible(3, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible(1, 4) == [""] * 4
