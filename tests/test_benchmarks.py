@@ -236,7 +236,7 @@ def test_gamlib_bench_measures_gam_and_writes_what_it_prints(tmp_path: Path) -> 
     assert all(f"{name}: not measured: timm is not installed" in done.stdout for name in missing)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_block_that_fails_is_named_and_the_others_are_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +312,7 @@ def test_dispatch_is_measured() -> None:
         assert int(line.split()[-4]) == 4 and float(line.split()[-3]) > 0
 
 
+@pytest.mark.long
 def test_the_parts_of_a_step_and_of_a_run_are_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     monkeypatch.setattr(sys, "argv", ["step.py", "--quick", "--arms", "ch", "--csv", str(tmp_path / "step.csv")])
@@ -326,6 +327,7 @@ def test_the_parts_of_a_step_and_of_a_run_are_all_of_it(tmp_path: Path, monkeypa
         assert (parts["value"] > 0).all()  # a network with GAM has every part
 
 
+@pytest.mark.long
 def test_a_change_is_told_from_none_by_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rule of the optimiser changes the weights; the same again, and memory that nobody reads, nothing."""
     monkeypatch.setitem(changes.CHANGES, "nesterov", changes._optimiser(nesterov=True))

@@ -118,7 +118,7 @@ def test_a_stop_that_one_process_hears_ends_both_and_one_goes_on(by_two: Any, fo
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_failure_of_one_process_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"process 1 of 2 failed: .*the second has failed"):
         launch(fails, 2)
