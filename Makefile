@@ -31,7 +31,7 @@ test: env ## lint, types and all tests but the long ones (nine minutes)
 	@$(CHECKED)
 	@$(PYTEST) -m 'not long'
 
-test-all: env ## lint, types and all tests: those too that measure, kill, or start everything anew (fifteen minutes)
+test-all: env ## lint, types and all tests: those too that measure, kill, or start everything anew (sixteen minutes)
 	@$(CHECKED)
 	@$(PYTEST)
 
