@@ -65,11 +65,11 @@ def _forks() -> list[psutil.Process]:
     return found
 
 
-def wait_for(happened: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(happened: Callable[[], object], seconds: float = 120, every: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 class Server(ForkServer):

@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import Mock
 
+import psutil
 import pytest
 from filelock import FileLock
 
@@ -17,6 +18,7 @@ from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.execution import pool
 from ablation.execution.dispatch import dispatch
+from ablation.execution.execute import execute
 from ablation.execution.housekeeping import leftovers
 from ablation.execution.progress import Progress
 from ablation.runs import Run, RunFailed, RunStopped, all_runs
@@ -296,3 +298,13 @@ def test_runs_at_once_share_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) 
         visible(3, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible(1, 4) == [""] * 4
+
+
+def test_a_request_that_came_while_its_process_was_still_to_start_stops_a_run() -> None:
+    run, since = Run(RunConfig()), psutil.Process().create_time() - 60  # otherwise those since its process count
+    run.queue()
+    run.ask_to_stop("gamlib cancel")
+    os.utime(run.folder / "stop", (since + 1, since + 1))
+    with pytest.raises(RunStopped, match="stopped by gamlib cancel before it began"):
+        execute(run, {}, since=since)
+    assert run.status().state == "preempted"

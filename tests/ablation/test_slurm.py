@@ -406,6 +406,7 @@ def test_every_end_of_slurms_is_told_with_the_last_line_of_the_log(state: str, s
         ("cp: error: No space left on device", "submitit INFO: line\n" * 1000),
         ("slurmstepd: error: Exceeded job memory limit", ""),  # without cgroups SLURM calls it FAILED
         ("what it printed last", ""),
+        ("what SLURM says", "a-run  FAILED: OSError: another's  (3 s)  [1 of 4 runs done, 0 running, 1 failed]\n"),
         ("", ""),
     ],
 )

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import nbformat
 import pandas as pd
 import psutil
+import started
 from cluster import Cluster
 from started import of_test, processes
 
@@ -45,10 +45,7 @@ def now(run: Run) -> Status:
 
 
 def wait_for(happened: Callable[[], object], seconds: float = 240, every: float = 0.2) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(every)
+    started.wait_for(happened, seconds, every)
 
 
 def ended(run: Run) -> Status:
