@@ -138,10 +138,8 @@ def serve(control: socket.socket) -> NoReturn:
                 os.execv(sys.executable, [*COMMAND, "job", str(descriptors[0])])
             try:
                 work(Connection(descriptors[0]), fork=True)
-            finally:
-                os._exit(
-                    0
-                )  # who asked for it may have been killed; Python would wait for the kernel, and that for this
+            finally:  # also where who asked for it is gone: Python would wait for the kernel, and that for this process
+                os._exit(0)
         os.close(descriptors[0])
 
 

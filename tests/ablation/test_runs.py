@@ -301,7 +301,8 @@ def test_runs_at_once_share_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_request_that_came_while_its_process_was_still_to_start_stops_a_run() -> None:
-    run, since = Run(RunConfig()), psutil.Process().create_time() - 60  # otherwise those since its process count
+    run = Run(RunConfig(epochs=1, width=0.25, train_fraction=0.1))
+    since = psutil.Process().create_time() - 60  # otherwise those since its process count
     run.queue()
     run.ask_to_stop("gamlib cancel")
     os.utime(run.folder / "stop", (since + 1, since + 1))

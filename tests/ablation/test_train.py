@@ -82,6 +82,18 @@ def test_predictions_are_those_that_the_error_counts(amp: bool) -> None:
     assert len(right) == 898 and 100 * (1 - right.mean()) == pytest.approx(result.top1_error)
 
 
+def test_a_run_that_was_killed_between_its_last_epoch_and_its_result_gets_both() -> None:
+    run = train(run_of(epochs=1))
+    before, predicted = run.result(), read_predictions(run)[0]
+    assert before is not None
+    for name in ("result.json", "predictions.npz"):
+        (run.folder / name).unlink()
+    train(run)
+    after = run.result()
+    assert after is not None and after.top1_error == before.top1_error
+    assert (read_predictions(run)[0] == predicted).all() and len(run.metrics()) == 1
+
+
 def test_a_result_has_the_costs_of_its_network() -> None:
     run = train(run_of(epochs=1, attention="gam"))
     costs, result = complexity(build_model(**run.config.architecture()), (1, 3, 32, 32)), run.result()

@@ -1,3 +1,4 @@
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -183,6 +184,23 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     train(checkpoints=Checkpoints(tmp_path, {}))
     with pytest.raises(CheckpointError, match="does not fit this code's network"):
         train(model=network("se"), checkpoints=Checkpoints(tmp_path, {}))
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([3e38, 3e38], True), ([math.inf], False), ([math.inf, -math.inf], False), ([math.nan, 0.0], False)],
+)
+def test_a_weight_that_is_not_finite_is_in_no_checkpoint(values: list[float], finite: bool, tmp_path: Path) -> None:
+    """The loss need not see it; and a sum that is too large is no such weight."""
+    model = network()
+    options: dict[str, Any] = {"checkpoints": Checkpoints(tmp_path, {}), "config": replace(CONFIG, epochs=1)}
+    model.register_buffer("values", torch.tensor(values))
+    if finite:
+        train(model=model, **options)
+    else:
+        with pytest.raises(FloatingPointError, match="training diverged: a weight is not finite"):
+            train(model=model, **options)
+    assert (tmp_path / "checkpoint.pt").exists() is finite
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_place_and_no_checkpoint_of_it(tmp_path: Path) -> None:
