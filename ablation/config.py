@@ -2,20 +2,17 @@
 
 import hashlib
 import json
-import os
-import re
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import MISSING, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ablation.errors import Checked, ConfigError
-from ablation.paths import runs_root
+from ablation.named_files import split_hash, with_hash
+from ablation.parameter_counts import count
 from ablation.provenance import source_hash
 from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
 from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
@@ -98,7 +95,7 @@ class RunConfig(Checked):
                 f"their hash is {dataset.hash}"
             )
         if "weights" in values:
-            values["weights"] = _resolved(values["weights"], backbone)
+            values["weights"] = with_hash(values["weights"], backbone)
         for key in OPTIONS:
             if key in values and key not in ATTENTIONS[attention]:
                 having = [name for name, options in ATTENTIONS.items() if key in options]
@@ -152,7 +149,7 @@ class RunConfig(Checked):
             ValueError: there is no such network, since `reduction` does not divide its channels, say.
         """
         changes, weights = ({}, self.weights) if width is None else ({"width": width, "weights": None}, None)
-        return _count(json.dumps([source_hash(), self.architecture() | changes, weights], sort_keys=True))
+        return count(json.dumps([source_hash(), self.architecture() | changes, weights], sort_keys=True))
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
@@ -240,59 +237,3 @@ def _known(key: str, value: Any, names: Iterable[str]) -> str:
     if value not in (names := list(names)):
         raise ValueError(f"{key}={value!r}: allowed: {', '.join(names)}")
     return str(value)
-
-
-def split_hash(weights: str) -> tuple[str, str]:
-    """A file or a name, and the hash behind its last #, empty where there is none."""
-    path, _, expected = weights.rpartition("#")
-    return (path, expected) if re.fullmatch("[0-9a-f]{16}", expected) and path else (weights, "")
-
-
-def _resolved(weights: Any, backbone: str) -> str:
-    """A file's absolute path, # and the hash of what is in it; or the one name that a member of torchvision's has.
-
-    A file given with a hash, as a configuration that was written has it, must still hold what it held then.
-    """
-    from gamlib.backbones.weights import locate
-
-    text = os.fspath(weights) if isinstance(weights, os.PathLike) else weights
-    path, expected = split_hash(text) if isinstance(text, str) else (text, "")
-    if not isinstance(source := locate(backbone, path), Path):
-        return source.name
-    file = source.expanduser().resolve()
-    try:
-        found = _content_hash(file, file.stat().st_mtime_ns, file.stat().st_size)
-    except OSError as error:
-        raise ValueError(f"weights={path!r} cannot be read: {error.strerror}") from None
-    if expected and found != expected:
-        raise ValueError(f"weights={path!r}: the file has changed, its hash was {expected} and is {found}")
-    return f"{file}#{found}"
-
-
-@lru_cache
-def _content_hash(file: Path, *_: int) -> str:
-    """Of a file as it stands, by its time and size: the runs of a study share one, and it may be large."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
-
-
-@lru_cache(maxsize=1024)
-def _count(question: str) -> int:
-    """The answer to the code's hash, arguments of `build_model` and weights, from a network without memory.
-
-    It is kept in the folder of runs, if that is there: who asks again with the same code need not wait for torch.
-    """
-    known = runs_root() / ".parameters.txt"
-    for line in known.read_text(errors="replace").splitlines() if known.is_file() else ():
-        number, _, asked = line.partition(" ")  # in this order, a line that was cut short answers nothing
-        if asked == question:
-            return int(number)
-    import torch
-
-    from gamlib.backbones import build_model
-
-    with torch.device("meta"):
-        count = sum(value.numel() for value in build_model(**json.loads(question)[1]).parameters())
-    if known.parent.is_dir():
-        with suppress(OSError), known.open("a") as file:
-            file.write(f"\n{count} {question}")  # which ends a line that was cut short
-    return count

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from ablation import config
+from ablation import parameter_counts
 from ablation.cli import app
 from ablation.runs import Run
 from ablation.study_files import find_study
@@ -107,7 +107,7 @@ def test_a_command_starts_without_what_it_has_no_need_of(
     arguments: str, modules: set[str], finish: Callable[..., Run], places: Path
 ) -> None:
     (places / "runs").mkdir()
-    config._count.cache_clear()  # so that the folder knows the network
+    parameter_counts.count.cache_clear()  # so that the folder knows the network
     finish(find_study("submodules").plan(arms="baseline").configs[0], 4.0)
     command = [sys.executable, "-X", "importtime", "-m", "ablation.cli", *arguments.split()]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -21,8 +21,8 @@ from ablation.study_files import read_studies
 FLOORS = {
     "gamlib": ["files", "signals", "names", "attention", "backbones", "data", "paper", "kernels", "training"],
     "ablation": [
-        *("errors", "paths", "provenance", "config", "parameters", "status", "runs", "studies", "study_files"),
-        *("execution", "results", "gates", "console", "cli"),
+        *("errors", "paths", "provenance", "named_files", "parameter_counts", "config", "parameters", "status", "runs"),
+        *("arms", "studies", "study_files", "execution", "results", "gates", "console", "cli"),
     ],
 }
 PAGES = sorted(

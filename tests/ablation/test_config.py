@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ablation import config as configs
+from ablation import parameter_counts
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.parameters import key_values, notebook_parameters
@@ -354,7 +354,7 @@ def test_a_network_is_asked_for_once(places: Path, monkeypatch: pytest.MonkeyPat
     def ask(*reductions: int) -> list[int]:
         asked.clear()
         for reduction in reductions:
-            configs._count.cache_clear()  # as another process
+            parameter_counts.count.cache_clear()  # as another process
             assert RunConfig(reduction=reduction).parameters() > 0
         return asked
 
@@ -370,7 +370,7 @@ def test_a_network_is_asked_for_once(places: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_configuration_whose_network_is_known_is_resolved_without_torch(places: Path) -> None:
     (places / "runs").mkdir()
-    configs._count.cache_clear()
+    parameter_counts.count.cache_clear()
     expected = RunConfig(lr=0.5, groups=2).signature
     code = "import sys; from ablation.config import RunConfig; print(RunConfig(lr=0.5, groups=2).signature); "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules)"], capture_output=True)
