@@ -11,11 +11,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ablation.errors import Checked, ConfigError
-from ablation.named_files import split_hash, with_hash
+from ablation.mechanisms import chosen_options, mechanism, readable
+from ablation.named_files import with_hash
 from ablation.parameter_counts import count
 from ablation.provenance import source_hash
 from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
 from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
+from gamlib.sources import split_hash, without_folder
 from gamlib.training.recipes import RECIPES, TrainingConfig
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
@@ -23,6 +25,7 @@ RECIPE_VALUES = tuple(field.name for field in fields(TrainingConfig) if field.de
 DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 # Fields as the first version named them; so they stay in signatures, checkpoints and the names of folders.
 OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
+LATER = ("options",)  # fields that the first version had not
 # Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
 FromZero = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0, and one configuration has one signature
@@ -39,7 +42,12 @@ class RunConfig(Checked):
     dataset: str = Field("digits", description=NAMES)
     dataset_hash: str | None = Field(None, description="left out: it is worked out from the files of an image folder")
     backbone: str = Field("resnet18", description="a name from build_model.backbones()")
-    attention: str = Field("gam", description="a name from build_model.attentions()")
+    attention: str = Field(
+        "gam", description="a name from build_model.attentions(), or file.py:Class, package.module:Class, timm:NAME"
+    )
+    options: dict[str, Any] | None = Field(
+        None, description="options of the mechanism by name, such as {kernel_size: 7}"
+    )
     submodules: str | None = Field(None, description="ch+sp, ch, sp")
     reduction: int | None = Field(None, ge=1, description="a whole number that divides the channels")
     groups: int | None = Field(None, ge=1, description="a whole number that divides channels / reduction")
@@ -88,7 +96,7 @@ class RunConfig(Checked):
             del values["weights"]
         dataset = describe(str(values["dataset"]))
         backbone = _known("backbone", values["backbone"], BACKBONES)
-        attention = _known("attention", values["attention"], ATTENTIONS)
+        values["attention"] = attention = mechanism(values["attention"])
         if values.setdefault("dataset_hash", dataset.hash) != dataset.hash:
             raise ValueError(
                 f"dataset_hash={values['dataset_hash']!r}: the files of {values['dataset']} are others now, "
@@ -96,11 +104,8 @@ class RunConfig(Checked):
             )
         if "weights" in values:
             values["weights"] = with_hash(values["weights"], backbone)
-        for key in OPTIONS:
-            if key in values and key not in ATTENTIONS[attention]:
-                having = [name for name, options in ATTENTIONS.items() if key in options]
-                raise ValueError(f"{key}={values[key]!r}: attention={attention} has none, only {', '.join(having)}")
-        return _prescribed(dataset, backbone, values.get("recipe")) | ATTENTIONS[attention] | values
+        values |= chosen_options(attention, values)
+        return _prescribed(dataset, backbone, values.get("recipe")) | ATTENTIONS.get(attention, {}) | values
 
     @field_validator("*", mode="before")
     @classmethod
@@ -132,12 +137,12 @@ class RunConfig(Checked):
         smallest = rest if rest > 1 else self.batch_size
         if smallest < self.devices:
             raise ValueError(f"devices={self.devices}: the smallest batch of an epoch has {smallest} images")
-        mechanism = getattr(sys.modules.get("gamlib.attention"), "MECHANISMS", {}).get(self.attention)
-        if mechanism is not None and mechanism.__module__.partition(".")[0] != "gamlib":  # of a changed registry
+        registered = getattr(sys.modules.get("gamlib.attention"), "MECHANISMS", {}).get(self.attention)
+        if registered is not None and registered.__module__.partition(".")[0] != "gamlib":  # of a changed registry
             raise ValueError(
-                f"attention={self.attention!r}: {mechanism.__module__}.{mechanism.__qualname__} is none of gamlib's "
-                "own: no job could build it, and its results would be kept when its code changes; give it a file in "
-                "gamlib/attention"
+                f"attention={self.attention!r}: {registered.__module__}.{registered.__qualname__} is none of gamlib's "
+                "own: no job could build it, and its results would be kept when its code changes; write it into a "
+                "file and say file.py:Class"
             )
         self.parameters()
         return self
@@ -155,6 +160,7 @@ class RunConfig(Checked):
         """The arguments of `build_model`."""
         keys = ("backbone", "attention", "stem", "max_pool", "width", *OPTIONS)
         chosen = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        chosen |= {"options": self.options} if self.options else {}
         weights = self.weights and split_hash(self.weights)[0]
         return chosen | {"num_classes": describe(self.dataset).num_classes, "weights": weights}
 
@@ -164,8 +170,15 @@ class RunConfig(Checked):
         return TrainingConfig(**values | {"milestones": tuple(self.milestones)})
 
     def identity(self) -> dict[str, Any]:
-        """All values by the names that the first version gave them: what signatures and checkpoints are made of."""
-        return {OLD_NAMES.get(key, key): value for key, value in self.model_dump().items()}
+        """What signatures and checkpoints are made of: values by the names that the first version gave them.
+
+        A field that came later is left out at its default, so that runs from before keep their signature.
+        """
+        values = self.model_dump() | {"attention": without_folder(self.attention)}
+        for key in LATER:
+            if values[key] == type(self).model_fields[key].default:
+                del values[key]
+        return {OLD_NAMES.get(key, key): value for key, value in values.items()}
 
     @property
     def signature(self) -> str:
@@ -193,9 +206,10 @@ class RunConfig(Checked):
         usual = {key: field.default for key, field in type(self).model_fields.items()}
         usual |= _prescribed(DATASETS[like], self.backbone, self.recipe) | ATTENTIONS.get(self.attention, {})
         usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
-        parts = [self.backbone, self.attention]
-        for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
-            if value is not None and value != usual[key]:
+        parts = [self.backbone, readable(self.attention)]
+        elsewhere = {"dataset", "backbone", "attention", "options", "seed"}
+        for key, value in {**self.model_dump(exclude=elsewhere), **(self.options or {})}.items():
+            if value is not None and value != usual.get(key):
                 key = OLD_NAMES.get(key, key)
                 value = Path(split_hash(value)[0]).stem if key == "weights" else value
                 value = "_".join([key, *map(str, value)]) if isinstance(value, list) else value

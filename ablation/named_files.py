@@ -1,17 +1,11 @@
 """Files that a configuration names, each with the hash of what is in it: other content is another run."""
 
-import hashlib
 import os
-import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-
-def split_hash(weights: str) -> tuple[str, str]:
-    """A file or a name, and the hash behind its last #, empty where there is none."""
-    path, _, expected = weights.rpartition("#")
-    return (path, expected) if re.fullmatch("[0-9a-f]{16}", expected) and path else (weights, "")
+from gamlib.files import write_whole
+from gamlib.sources import file_hash, own_file, split_hash
 
 
 def with_hash(weights: Any, backbone: str) -> str:
@@ -26,16 +20,26 @@ def with_hash(weights: Any, backbone: str) -> str:
     if not isinstance(source := locate(backbone, path), Path):
         return source.name
     file = source.expanduser().resolve()
-    try:
-        found = _content_hash(file, file.stat().st_mtime_ns, file.stat().st_size)
-    except OSError as error:
-        raise ValueError(f"weights={path!r} cannot be read: {error.strerror}") from None
-    if expected and found != expected:
-        raise ValueError(f"weights={path!r}: the file has changed, its hash was {expected} and is {found}")
-    return f"{file}#{found}"
+    return f"{file}#{file_hash(f'weights={path!r}', file, expected)}"
 
 
-@lru_cache
-def _content_hash(file: Path, *_: int) -> str:
-    """Of a file as it stands, by its time and size: the runs of a study share one, and it may be large."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def copied(attention: str, folder: Path, other: Path | None = None) -> str:
+    """A mechanism whose file lies in a folder, into which it is copied if it is not there; others as they are.
+
+    Args:
+        attention: resolved, see `gamlib.sources`.
+        folder: where the copy lies.
+        other: a file that holds the same, where its own may have changed since.
+
+    Raises:
+        ValueError: there is neither a copy nor a file with the content that the mechanism was resolved with.
+    """
+    if (file := own_file(attention)) is None:
+        return attention
+    place, expected = split_hash(attention)
+    copy = folder / file.name
+    if not copy.exists():
+        source = other or file
+        file_hash(f"attention={attention!r}", source, expected)
+        write_whole(copy, source.read_bytes())
+    return f"{copy}:{place.rpartition(':')[2]}#{expected}"

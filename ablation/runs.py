@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ablation.config import RunConfig
+from ablation.errors import ConfigError
+from ablation.named_files import copied
 from ablation.paths import require_locks, runs_root
 from ablation.provenance import source_hash
 from ablation.status import HEARTBEAT_SECONDS, UNDER_WAY, Result, Status, this_process
@@ -127,8 +129,20 @@ class Run:
             self.write_status(state="queued", **waits_in, job_id=job_id, cluster=cluster, shared=shared, error="")
 
     def write_config(self) -> None:
-        """Write `config.json`."""
+        """Write `config.json`, and beside it the file of a mechanism of one's own, which may change meanwhile.
+
+        Raises:
+            ConfigError: it has changed since this run was configured.
+        """
+        try:
+            copied(self.config.attention, self.folder)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
+
+    def architecture(self) -> dict[str, Any]:
+        """The arguments of `build_model`, with what lies in this folder of a mechanism of one's own."""
+        return self.config.architecture() | {"attention": copied(self.config.attention, self.folder)}
 
     def ask_to_stop(self, by: str) -> None:
         """Ask whoever trains this run to save its state after the present step and to end; `by` says who asks."""

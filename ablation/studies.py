@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validato
 from ablation.arms import Arm, Values, widened
 from ablation.config import RunConfig, translated
 from ablation.errors import Checked, ConfigError, unknown_name
+from ablation.mechanisms import fields_of
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
 from ablation.runs import Run
 from gamlib.files import locked, write_whole
-from gamlib.names import ATTENTIONS, OPTIONS
+from gamlib.names import OPTIONS
 
 ASKED = {"study", "dataset", "seeds", "overrides"}  # by a plan, its arms aside
 Recorded = Annotated[RunConfig, WrapValidator(lambda run, _: RunConfig.recorded(dict(run)))]
@@ -123,7 +124,7 @@ class Study(Checked):
         for label in dict.fromkeys([*references, *chosen]):
             arm = self.arms[label]
             values = {**self.base, **overrides, "dataset": dataset, **arm.values}
-            lacking = {*OPTIONS} - {*ATTENTIONS.get(str(values.get("attention", "gam")), OPTIONS), *arm.values}
+            lacking = {*OPTIONS} - {*fields_of(str(values.get("attention", "gam"))), *arm.values}
             fitting = {key: value for key, value in values.items() if key not in lacking}
             taken |= fitting.keys()
             runs[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]

@@ -6,6 +6,7 @@ from typing import Any
 from ablation.errors import ConfigError
 from ablation.paths import ROOT, require
 from ablation.studies import Plan, Study
+from gamlib.sources import own_file
 
 FOLDER = ROOT / "studies"
 PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known by their names
@@ -55,7 +56,7 @@ def read_studies(path: Path) -> list[Study]:
     """
     found: dict[str, Study] = {}
     for content in _contents(path):
-        study = Study(**{"name": path.stem, **_extended(content)})
+        study = Study(**{"name": path.stem, **_extended(_from_beside(path, content))})
         if study.name in PAPER_STUDIES and path.resolve() != FOLDER / f"{study.name}.yaml":
             raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
         if study.name in found:
@@ -78,6 +79,17 @@ def _contents(path: Path) -> list[dict[str, Any]]:
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(Study.model_fields)}, extends")
     return contents
+
+
+def _from_beside(path: Path, content: Any, key: str = "") -> Any:
+    """What a file says, with mechanisms of files that lie beside it by their whole path."""
+    if isinstance(content, dict):
+        return {name: _from_beside(path, value, str(name)) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_from_beside(path, value, key) for value in content]
+    file = own_file(content) if key == "attention" and isinstance(content, str) else None
+    there = file is not None and not file.is_absolute() and (path.parent / file).is_file()
+    return f"{path.absolute().parent}/{content}" if there else content
 
 
 def _extended(content: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,11 @@ ATTENTIONS: dict[str, dict[str, Any]] = {  # mechanisms, and the defaults of the
     "gam_no_gate": _OF_GAM,
     "abn": {},
 }
+MORE_OPTIONS: dict[str, dict[str, Any]] = {  # and those that only `options` takes
+    "bam": {"dilation": 4},
+    "cbam": {"kernel_size": 7},
+    "tam": {"kernel_size": 7},
+}
 
 
 def has_max_pool(backbone: str, stem: str) -> bool:

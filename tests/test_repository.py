@@ -19,9 +19,31 @@ from ablation.results import typeset
 from ablation.study_files import read_studies
 
 FLOORS = {
-    "gamlib": ["files", "signals", "names", "attention", "backbones", "data", "paper", "kernels", "training"],
+    "gamlib": [
+        "files",
+        "signals",
+        "names",
+        "sources",
+        "attention",
+        "backbones",
+        "data",
+        "paper",
+        "kernels",
+        "training",
+    ],
     "ablation": [
-        *("errors", "paths", "provenance", "named_files", "parameter_counts", "config", "parameters", "status", "runs"),
+        *(
+            "errors",
+            "paths",
+            "provenance",
+            "named_files",
+            "mechanisms",
+            "parameter_counts",
+            "config",
+            "parameters",
+            "status",
+            "runs",
+        ),
         *("arms", "studies", "study_files", "execution", "results", "gates", "console", "cli"),
     ],
 }

@@ -87,6 +87,7 @@ def execute(
                 if by := run.asked_to_stop():
                     raise RunStopped(f"stopped by {by} before it began")
                 values, output = run.config.model_dump(), run.folder / "run.ipynb"
+                values["attention"] = run.architecture()["attention"]
                 # A thread, since nbclient takes SIGINT and SIGTERM for itself in the main one. SLURM sends a signal to
                 # all processes of a job: the kernel, which has the thread's mask, hears it when training does.
                 with held_back(signal.SIGTERM, signal.SIGUSR2):

@@ -76,7 +76,7 @@ def load_network(run: Run, epoch: int | None = None) -> nn.Module:
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # as training began
-        network = build_model(**config.architecture() | ({"weights": None} if epoch else {})).eval()
+        network = build_model(**run.architecture() | ({"weights": None} if epoch else {})).eval()
     if epoch == 0:
         return network
     try:

@@ -5,21 +5,26 @@ the map; `reduction`, the ratio r of C to the hidden channels, which divides C; 
 whether a gate has max-pooling. A value that does not fit raises a ValueError, which says what is allowed.
 
 A mechanism may have two things more: `slot = "stage"` where its place is behind a stage of the backbone instead of in
-every block, and a method `init_weights` where it is initialised in a way of its own.
+every block, and a method `init_weights` where it is initialised in a way of its own. One that is not listed here is
+given by where its class is, see `gamlib.sources`, or as the class itself.
 """
 
 import inspect
+from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gamlib.attention.bam import BAM
 from gamlib.attention.cbam import CBAM
-from gamlib.attention.checks import one_of
 from gamlib.attention.gam import GAM
 from gamlib.attention.gam_variants import LowRankGAM, SeparableGAM, UngatedGAM
 from gamlib.attention.se import SE
 from gamlib.attention.triplet import TripletAttention
+from gamlib.names import ATTENTIONS
+from gamlib.sources import load_class, split_hash
 
 __all__ = ["BAM", "CBAM", "GAM", "MECHANISMS", "SE", "LowRankGAM", "SeparableGAM", "TripletAttention", "UngatedGAM"]
 
@@ -35,25 +40,93 @@ MECHANISMS: dict[str, type[nn.Module]] = {
 }
 
 
-def options(attention: str) -> dict[str, Any]:
+def mechanism(attention: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The class that makes the blocks of a mechanism: a registered one, one of a file or module, or what is given.
+
+    Raises:
+        ValueError: an unknown mechanism, or code that cannot be used, see `gamlib.sources`; the message lists what is
+            allowed.
+    """
+    if callable(attention):
+        return attention
+    if attention in MECHANISMS:
+        return MECHANISMS[attention]
+    if attention in ATTENTIONS:
+        raise ValueError(f"attention={attention!r} is no block: allowed: {', '.join(MECHANISMS)}")
+    return load_class(attention)
+
+
+def parameters(attention: str | Callable[..., nn.Module]) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters beside the first, which is the number of channels; errors are `mechanism`'s."""
+    made = mechanism(attention)
+    try:
+        signature = inspect.signature(made, eval_str=True)
+    except NameError:  # an annotation that is imported for type checkers only
+        signature = inspect.signature(made)
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {one.name: one for one in list(signature.parameters.values())[1:] if one.kind in named}
+
+
+def options(attention: str | Callable[..., nn.Module]) -> dict[str, Any]:
     """The constructor arguments that a mechanism takes beside `channels`, with their defaults.
 
     Raises:
         ValueError: an unknown mechanism; the message lists the known ones.
     """
-    one_of("attention", attention, MECHANISMS)
-    parameters = inspect.signature(MECHANISMS[attention]).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.name != "channels"}
+    return {name: parameter.default for name, parameter in parameters(attention).items()}
 
 
-def build_attention(attention: str, channels: int, /, **chosen: Any) -> nn.Module:
-    """A mechanism by its name, [N, C, H, W] -> [N, C, H, W].
+def build_attention(attention: str | Callable[..., nn.Module], channels: int, /, **chosen: Any) -> nn.Module:
+    """A block of a mechanism, [N, C, H, W] -> [N, C, H, W].
+
+    Args:
+        attention: a name, a mechanism of one's own (see `gamlib.sources`), or a class.
+        channels: C.
+        chosen: options of the mechanism.
 
     Raises:
-        ValueError: an unknown mechanism, an option that it does not have, or a value that does not fit.
+        ValueError: an unknown mechanism, an option that it does not have, a value that does not fit, or a class of
+            one's own that cannot be built or changes the shape of a map.
     """
-    known = options(attention)
+    known, made = options(attention), mechanism(attention)
     for key, value in chosen.items():
         if key not in known:
-            raise ValueError(f"{key}={value!r}: attention={attention} has none; its options are {', '.join(known)}")
-    return MECHANISMS[attention](channels, **chosen)
+            what = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise ValueError(f"{key}={value!r}: attention={_named(attention)} has none; {what}")
+    if made in MECHANISMS.values():
+        return made(channels, **chosen)
+    asked = ", ".join(
+        [f"attention={_named(attention)}, channels={channels}", *(f"{k}={v!r}" for k, v in chosen.items())]
+    )
+    try:
+        block = made(channels, **chosen)
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"it makes a {type(block).__name__}, allowed: torch.nn.Module")
+        try:
+            shape = _shape_of(block, channels)
+        except Exception:
+            if all(value.device.type != "meta" for value in chain(block.parameters(), block.buffers())):
+                raise
+            with torch.device("cpu"):  # not all that a CPU computes can be computed without values
+                shape = _shape_of(made(channels, **chosen), channels)
+    except Exception as error:
+        what = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{asked}: {type(error).__name__}: {what}") from error
+    if shape != (2, channels, 8, 8):
+        raise ValueError(f"{asked}: a map [2, {channels}, 8, 8] becomes {list(shape)}; allowed: the shape it had")
+    return block
+
+
+def _named(attention: str | Callable[..., nn.Module]) -> str:
+    return split_hash(attention)[0] if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
+
+
+@torch.no_grad()
+def _shape_of(block: nn.Module, channels: int) -> tuple[int, ...]:
+    """The shape of what a block makes of a map [2, C, 8, 8]; its statistics and its mode stay as they are."""
+    like = next(chain(block.parameters(), block.buffers()), torch.empty(0))
+    mode = block.training
+    with torch.random.fork_rng(devices=[]):
+        found: Tensor = block.eval()(torch.zeros(2, channels, 8, 8, device=like.device))
+    block.train(mode)
+    return tuple(found.shape)

@@ -6,12 +6,14 @@ first predict, and the loss is the sum of the losses of all.
 
 import math
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from gamlib.attention import MECHANISMS, options
+from gamlib import attention as mechanisms
+from gamlib.attention import MECHANISMS
 from gamlib.attention.checks import one_of, whole, yes_or_no
 from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
@@ -37,7 +39,7 @@ class _BuildModel:
     def __call__(
         self,
         backbone: str,
-        attention: str = "gam",
+        attention: str | Callable[..., nn.Module] = "gam",
         num_classes: int = 1000,
         stem: str = "imagenet",
         max_pool: bool = True,
@@ -47,6 +49,7 @@ class _BuildModel:
         groups: int = 1,
         gate_max_pool: bool | None = None,
         weights: str | os.PathLike[str] | WeightsEnum | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> nn.Module:
         """A backbone with attention, initialised: [N, 3, H, W] -> [N, num_classes] scores.
 
@@ -54,7 +57,8 @@ class _BuildModel:
 
         Args:
             backbone: a name from `build_model.backbones()`.
-            attention: a name from `build_model.attentions()`; "none" is the plain backbone.
+            attention: a name from `build_model.attentions()`, "none" being the plain backbone; or a mechanism of one's
+                own, as a class or by its place, see `gamlib.sources`.
             num_classes: outputs.
             stem: "imagenet", or "cifar" for small images: stride 1 and no max-pooling, see the backbones.
             max_pool: False takes the ImageNet stem's max-pooling out (the paper's wmp) and gives its stride to stage 1.
@@ -68,12 +72,12 @@ class _BuildModel:
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
                 or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1". The classifier keeps
                 its initial weights where the number of classes differs.
+            options: of the mechanism, by name; for one of one's own there are no others.
 
         Raises:
             ValueError: an unknown name or a value that does not fit; the message names it and what is allowed.
         """
         one_of("backbone", backbone, NETWORKS)
-        one_of("attention", attention, self.attentions())
         one_of("stem", stem, STEMS)
         one_of("submodules", submodules, SUBMODULES)
         for name, number in (("num_classes", num_classes), ("reduction", reduction), ("groups", groups)):
@@ -81,9 +85,11 @@ class _BuildModel:
         yes_or_no("max_pool", max_pool)
         if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
             raise ValueError(f"width={width!r}: allowed: numbers above 0")
-        known = options(attention) if attention in MECHANISMS else {}
+        known = {} if attention in ("none", "abn") else mechanisms.options(attention)
         if gate_max_pool is not None and "gate_max_pool" not in known:
             raise ValueError(f"gate_max_pool={gate_max_pool}: attention={attention} has none")
+        if options and attention in ("none", "abn"):
+            raise ValueError(f"options={options!r}: attention={attention} has none")
         model = NETWORKS[backbone](num_classes, stem, max_pool, width)
         initialise(model)
         nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
@@ -94,8 +100,8 @@ class _BuildModel:
         if attention == "abn":
             return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
-        chosen = {key: value for key, value in given.items() if key in known and value is not None}
-        return attach(model, attention, **chosen)
+        usual = {key: value for key, value in given.items() if key in known and value is not None}
+        return attach(model, attention, options={**(usual if attention in MECHANISMS else {}), **(options or {})})
 
 
 build_model = _BuildModel()

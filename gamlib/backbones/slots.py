@@ -6,7 +6,7 @@ stages 1 to 3 of a ResNet and behind each of the seven of a MobileNetV2.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from itertools import accumulate, chain
 from typing import Any
@@ -15,7 +15,8 @@ from torch import nn
 from torchvision.models import mobilenetv2, resnet
 from torchvision.ops import FrozenBatchNorm2d
 
-from gamlib.attention import MECHANISMS, build_attention, options
+from gamlib import attention as mechanisms
+from gamlib.attention import MECHANISMS, build_attention
 from gamlib.attention.checks import whole
 from gamlib.backbones.networks import STAGES
 from gamlib.backbones.weights import initialise
@@ -24,7 +25,13 @@ ENDS = list(accumulate(blocks for _, _, blocks, _ in STAGES))  # of MobileNetV2'
 LAST = {resnet.BasicBlock: "bn2", resnet.Bottleneck: "bn3", mobilenetv2.InvertedResidual: "conv"}  # in a block
 
 
-def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] = (), **chosen: Any) -> nn.Module:
+def attach(
+    model: nn.Module,
+    attention: str | Callable[..., nn.Module] = "gam",
+    after: str | Iterable[str] = (),
+    options: Mapping[str, Any] | None = None,
+    **chosen: Any,
+) -> nn.Module:
     """Put a new attention block into every slot of a network, in place; the network's own weights stay as they are.
 
     The block gets the device and dtype of the module that it follows. A Sequential takes it as a further child named
@@ -32,10 +39,12 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
 
     Args:
         model: a network with torchvision's residual blocks, or any other together with `after`.
-        attention: a mechanism, e.g. "gam", "cbam"; see `gamlib.attention.MECHANISMS`.
+        attention: a mechanism, e.g. "gam", "cbam", see `gamlib.attention.MECHANISMS`; or one of one's own, as a class
+            or by its place, see `gamlib.sources`.
         after: names of the modules to put a block behind, as `model.named_modules()` has them; * stands for anything,
             dots included, e.g. "stages.*.norm2". Each must put out [N, C, H, W]. By default the slots described above.
-        chosen: options of the mechanism, e.g. `reduction=8`; of MobileNetV2's `reduction` see `build_model`.
+        options: of the mechanism, by name.
+        chosen: more of them, e.g. `reduction=8`; of MobileNetV2's `reduction` see `build_model`.
 
     Returns:
         The same network.
@@ -44,11 +53,11 @@ def attach(model: nn.Module, attention: str = "gam", after: str | Iterable[str] 
         ValueError: an unknown mechanism or option, a value that does not fit (nothing is changed then), no slot, a name
             that matches no module, a module of unknown channels, or a slot that is filled.
     """
-    known = options(attention)
+    known, chosen = mechanisms.options(attention), {**(options or {}), **chosen}
     patterns = [after] if isinstance(after, str) else list(after)
-    behind_stages = getattr(MECHANISMS[attention], "slot", "block") == "stage"
+    behind_stages = getattr(mechanisms.mechanism(attention), "slot", "block") == "stage"
     modules = _matching(model, patterns) if patterns else _usual(model, behind_stages)
-    mobile = any(isinstance(part, mobilenetv2.MobileNetV2) for part in model.modules())
+    mobile = attention in MECHANISMS and any(isinstance(part, mobilenetv2.MobileNetV2) for part in model.modules())
     blocks: dict[nn.Module, nn.Module] = {}
     for name, module in modules.items():
         channels, own = _channels(name, module), dict(chosen)

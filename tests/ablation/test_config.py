@@ -27,7 +27,7 @@ from gamlib.names import ATTENTIONS, OPTIONS
 def test_everything_is_resolved_and_survives_json() -> None:
     config = RunConfig(attention="gam")
     values = config.model_dump()
-    assert [key for key, value in values.items() if value is None] == ["dataset_hash", "weights"]
+    assert [key for key, value in values.items() if value is None] == ["dataset_hash", "options", "weights"]
     again = RunConfig(**json.loads(json.dumps(values)))
     assert again == config and again.signature == config.signature
 
@@ -143,7 +143,7 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
         "recipe": "cifar", "milestones": [0.4], "gamma": 0.5, "pad": 1, "flip": True, "deterministic": True,
         "devices": 2,
     }  # fmt: skip
-    tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs"}
+    tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs", "options"}
     assert other.keys() | tested_elsewhere == RunConfig.model_fields.keys()
     configs = [RunConfig(), *(RunConfig(**{key: value}) for key, value in other.items())]
     configs += [RunConfig(compile=True, cuda_graphs=True)]

@@ -45,7 +45,9 @@ def test_a_bad_value_is_refused_with_the_numbers(attention: str, values: dict[st
 
 @pytest.mark.parametrize("ask", [options, lambda attention: build_attention(attention, 64)])
 def test_an_unknown_mechanism_is_refused_with_the_known_ones(ask: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match=f"^attention='games': allowed: {', '.join(MECHANISMS)}$"):
+    with pytest.raises(
+        ValueError, match=f"^attention='games': allowed: none, {', '.join(MECHANISMS)}, abn, or one's own: "
+    ):
         ask("games")
 
 

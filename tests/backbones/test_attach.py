@@ -116,8 +116,8 @@ def test_blocks_follow_the_device_the_dtype_and_the_mode() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attention": "gams"}, "attention='gams': allowed: se, bam, cbam, tam, gam"),
-        ({"attention": "abn"}, "attention='abn': allowed: se, bam"),
+        ({"attention": "gams"}, "attention='gams': allowed: none, se, bam, cbam, tam, gam"),
+        ({"attention": "abn"}, "attention='abn' is no block: allowed: se, bam"),
         ({}, "Own has no residual blocks of torchvision's .* after= .* stem, blocks, blocks.0"),
         ({"attention": "bam"}, "Own has no stages of torchvision's"),
         ({"after": "norm9"}, "after='norm9': no such module; Own has stem, blocks"),
