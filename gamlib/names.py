@@ -22,6 +22,7 @@ ATTENTIONS: dict[str, dict[str, Any]] = {  # mechanisms, and the defaults of the
     "gam_separable": _OF_GAM,
     "gam_low_rank": _OF_GAM,
     "gam_no_gate": _OF_GAM,
+    "gam_copied": {"reduction": 4},
     "abn": {},
 }
 

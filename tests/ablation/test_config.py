@@ -66,7 +66,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
         (
             {"attention": None},
-            "attention=None: allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, gam_no_gate, abn",
+            f"attention=None: allowed: {', '.join(ATTENTIONS)}",
         ),
         ({"width": 1e300}, "width=1e+300: allowed: a number above 0, up to 16"),
         ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
@@ -80,7 +80,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ),
         (
             {"attention": "games"},
-            "attention='games': allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, gam_no_gate, abn",
+            f"attention='games': allowed: {', '.join(ATTENTIONS)}",
         ),
         ({"dataset": "mnist"}, "dataset='mnist': allowed: digits, cifar10, cifar100, imagenet, imagefolder:PATH"),
         ({"dataset": "imagefolder:none"}, "dataset='imagefolder:none': no folder "),
