@@ -19,7 +19,7 @@ from ablation.results import typeset
 from ablation.study_files import read_studies
 
 FLOORS = {
-    "gamlib": ["files", "signals", "names", "attention", "backbones", "data", "paper", "kernels", "training"],
+    "gamlib": ["files", "signals", "names", "attention", "backbones", "timm", "data", "paper", "kernels", "training"],
     "ablation": [
         *("errors", "paths", "provenance", "named_files", "parameter_counts", "config", "parameters", "status", "runs"),
         *("arms", "studies", "study_files", "execution", "results", "gates", "console", "cli"),

@@ -102,3 +102,4 @@ class _BuildModel:
 
 
 build_model = _BuildModel()
+build_model.__doc__ = _BuildModel.__call__.__doc__  # what torch.hub.help and a notebook's `build_model?` show
