@@ -1,6 +1,7 @@
 """The habits of the repository: floors, notebooks, dependencies."""
 
 import ast
+import inspect
 import re
 import shlex
 import tomllib
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import typer
 import yaml
+from papermill import inspect_notebook
 
 from ablation.cli import app
 from ablation.config import RunConfig
@@ -79,8 +81,22 @@ def test_the_parameters_of_the_run_notebook_are_the_fields_of_a_configuration() 
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     namespace: dict[str, object] = {}
     exec(cell.source, {}, namespace)
+    del namespace["__annotations__"]
     assert namespace == {name: field.default for name, field in RunConfig.model_fields.items()} | {"attention": "gam"}
     assert RunConfig(**namespace) == RunConfig()
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.name)
+def test_papermills_help_tells_type_and_meaning_of_every_parameter(path: Path) -> None:
+    (cell,) = (cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", []))
+    assigned = [node.target.id for node in ast.parse(cell.source).body]
+    found = inspect_notebook(path)
+    assert [*found] == assigned
+    assert all(found[name]["inferred_type_name"] != "None" and found[name]["help"] for name in assigned), found
+    if path.name == "run.ipynb":
+        for name, field in RunConfig.model_fields.items():
+            wanted = re.sub(r"Literal\[.*", "str", inspect.formatannotation(field.annotation)).removesuffix(" | None")
+            assert found[name]["inferred_type_name"].partition("[")[0] == wanted.partition("[")[0], name
 
 
 def test_the_lock_pins_every_dependency_and_names_no_address() -> None:
@@ -156,4 +172,4 @@ def test_the_yaml_and_papermill_lines_of_the_readme_are_sound(committed: Path, t
             cell for cell in nbformat.read(ROOT / notebook, 4).cells if "parameters" in cell.metadata.get("tags", [])
         )
         given = [words[at + 1].rstrip(":") for at, word in enumerate(words) if word in ("-p", "-y")]
-        assert all(re.search(rf"(?m)^{name.partition(':')[0]} = ", cell.source) for name in given), line
+        assert all(re.search(rf"(?m)^{name.partition(':')[0]}: ", cell.source) for name in given), line
