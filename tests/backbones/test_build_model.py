@@ -138,3 +138,5 @@ def test_the_reduction_that_is_left_out_is_the_mechanisms_own(attention: str, re
     with torch.device("meta"):
         own, given, other = (build_model("resnet18", attention, reduction=r) for r in (None, reduction, 8))
     assert str(own) == str(given) != str(other)
+    if attention == "gam_copied":  # its file says so, beside the paper's 16.04M
+        assert f"{sum(parameter.numel() for parameter in own.parameters()) / 1e6:.2f}" == "29.11"
