@@ -1,5 +1,6 @@
 """How values come in: as texts of a command line, or from the parameters cell of a notebook."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
@@ -38,7 +39,8 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
         known: names that are allowed; by default the fields of `RunConfig`.
 
     Raises:
-        ConfigError: an unknown name, or no such cell.
+        ConfigError: an unknown name, or no such cell. A field of `RunConfig`, given to the notebook of a study, is
+            refused with how to write it as one of its `overrides`.
     """
     names = list(RunConfig.model_fields if known is None else known)
     allowed = [*names, *(OLD_NAMES.values() if known is None else ())]
@@ -49,9 +51,16 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
         raise ConfigError("no cell headed `# parameters` was run in this notebook")
     symbols = chain.from_iterable(symtable(source, "parameters", "exec").get_symbols() for source in cells.values())
     assigned = [symbol.get_name() for symbol in symbols if symbol.is_assigned()]  # in a tuple or under an `if` too
-    for name in assigned:
-        if name not in allowed:
-            raise ConfigError(unknown_name(name, names))
+    unknown = [name for name in assigned if name not in allowed]
+    of_runs = {name: namespace.get(name) for name in unknown if name in RunConfig.model_fields and name != "seed"}
+    if of_runs and "overrides" in names:
+        values = ", ".join(f"{name}: {json.dumps(value, default=str)}" for name, value in of_runs.items())
+        raise ConfigError(
+            f"{', '.join(of_runs)}: no parameter of this notebook, but of its runs: give overrides, which is written "
+            f"-y 'overrides: {{{values}}}'"
+        )
+    if unknown:
+        raise ConfigError(unknown_name(unknown[0], names))
     return translated({name: namespace[name] for name in assigned if name in namespace})  # an `if` may have been false
 
 

@@ -207,7 +207,7 @@ class Block:
         if type(self.module) in (GAM, FastGAM) and self.module.channel is not None and spatial is not None:
             hidden = spatial.squeeze.out_channels
         elif type(self.module) is Copied:
-            hidden = self.module.convolutions[0].out_channels
+            hidden = self.module.spatial_attention[0].out_channels
         return hidden and PASSES[mode] * self.shape.flops(hidden)
 
     def least_bytes(self, mode: str) -> int:

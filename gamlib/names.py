@@ -22,12 +22,14 @@ ATTENTIONS: dict[str, dict[str, Any]] = {  # mechanisms, and the defaults of the
     "gam_separable": _OF_GAM,
     "gam_low_rank": _OF_GAM,
     "gam_no_gate": _OF_GAM,
+    "gam_copied": {"reduction": 4},
     "abn": {},
 }
 MORE_OPTIONS: dict[str, dict[str, Any]] = {  # and those that only `options` takes
     "bam": {"dilation": 4},
     "cbam": {"kernel_size": 7},
     "tam": {"kernel_size": 7},
+    "gam_copied": {"channel_sigmoid": False},
 }
 
 

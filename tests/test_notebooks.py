@@ -44,6 +44,8 @@ def test_a_mistyped_parameter_is_refused_in_the_notebook(places: Path) -> None:
         execute("run.ipynb", places, atention="cbam")
     with pytest.raises(RunFailed, match="seed is not a parameter: did you mean seeds"):
         execute("2_submodules.ipynb", places, seed=3)
+    with pytest.raises(RunFailed, match=r"of its runs: give overrides, .* -y 'overrides: {epochs: 1}'"):
+        execute("3_max_pooling.ipynb", places, epochs=1)
     with pytest.raises(RunFailed, match="epochs='many': allowed: a whole number from 1"):
         execute("run.ipynb", places, epochs="many")
     assert not list((places / "runs").glob("digits/*"))

@@ -1,6 +1,7 @@
 """The habits of the repository: floors, notebooks, dependencies."""
 
 import ast
+import inspect
 import re
 import shlex
 import tomllib
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import typer
 import yaml
+from papermill import inspect_notebook
 
 from ablation.cli import app
 from ablation.config import RunConfig
@@ -20,31 +22,12 @@ from ablation.study_files import read_studies
 
 FLOORS = {
     "gamlib": [
-        "files",
-        "signals",
-        "names",
-        "sources",
-        "attention",
-        "backbones",
-        "data",
-        "paper",
-        "kernels",
+        *("files", "signals", "names", "sources", "attention", "backbones", "timm", "data", "paper", "kernels"),
         "training",
     ],
     "ablation": [
-        *(
-            "errors",
-            "paths",
-            "provenance",
-            "named_files",
-            "mechanisms",
-            "parameter_counts",
-            "config",
-            "parameters",
-            "status",
-            "runs",
-        ),
-        *("arms", "studies", "study_files", "execution", "results", "gates", "console", "cli"),
+        *("errors", "paths", "provenance", "named_files", "mechanisms", "parameter_counts", "config", "parameters"),
+        *("status", "runs", "arms", "studies", "study_files", "execution", "results", "gates", "console", "cli"),
     ],
 }
 PAGES = sorted(
@@ -101,8 +84,22 @@ def test_the_parameters_of_the_run_notebook_are_the_fields_of_a_configuration() 
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     namespace: dict[str, object] = {}
     exec(cell.source, {}, namespace)
+    del namespace["__annotations__"]
     assert namespace == {name: field.default for name, field in RunConfig.model_fields.items()} | {"attention": "gam"}
     assert RunConfig(**namespace) == RunConfig()
+
+
+@pytest.mark.parametrize("path", NOTEBOOK_FILES, ids=lambda path: path.name)
+def test_papermills_help_tells_type_and_meaning_of_every_parameter(path: Path) -> None:
+    (cell,) = (cell for cell in nbformat.read(path, 4).cells if "parameters" in cell.metadata.get("tags", []))
+    assigned = [node.target.id for node in ast.parse(cell.source).body]
+    found = inspect_notebook(path)
+    assert [*found] == assigned
+    assert all(found[name]["inferred_type_name"] != "None" and found[name]["help"] for name in assigned), found
+    if path.name == "run.ipynb":
+        for name, field in RunConfig.model_fields.items():
+            wanted = re.sub(r"Literal\[.*", "str", inspect.formatannotation(field.annotation)).removesuffix(" | None")
+            assert found[name]["inferred_type_name"].partition("[")[0] == wanted.partition("[")[0], name
 
 
 def test_the_lock_pins_every_dependency_and_names_no_address() -> None:
@@ -178,4 +175,4 @@ def test_the_yaml_and_papermill_lines_of_the_readme_are_sound(committed: Path, t
             cell for cell in nbformat.read(ROOT / notebook, 4).cells if "parameters" in cell.metadata.get("tags", [])
         )
         given = [words[at + 1].rstrip(":") for at, word in enumerate(words) if word in ("-p", "-y")]
-        assert all(re.search(rf"(?m)^{name.partition(':')[0]} = ", cell.source) for name in given), line
+        assert all(re.search(rf"(?m)^{name.partition(':')[0]}: ", cell.source) for name in given), line

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, TripletAttention, UngatedGAM
+from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, CopiedGAM, TripletAttention, UngatedGAM
 from gamlib.backbones.attention_branch import AttentionBranch
 
 Outputs: TypeAlias = Mapping[str, list[Tensor]]  # of the children of a block, call by call, without the batch
@@ -22,9 +22,10 @@ class Gates:
 
     Args:
         channel: [C]; [C, H, W] where every position has its own, as in GAM. BAM's is sigmoid(Mc) alone, TAM's the mean
-            of the two gates that know channels.
+            of the two gates that know channels. CopiedGAM has none unless it has the sigmoid.
         spatial: [1, H, W]; [C, H, W] where every channel has its own, as in GAM. BAM's is sigmoid(Ms) alone.
-        factor: what the block multiplies its input by, [C, H, W]: the product of both, but for BAM, TAM and ABN.
+        factor: what the block multiplies its input by, [C, H, W]: the product of both, but for BAM, TAM, ABN and
+            CopiedGAM, whose channel factor without a sigmoid may be any number.
     """
 
     channel: Tensor | None
@@ -58,6 +59,14 @@ def _tam(outputs: Outputs) -> Gates:
     return Gates((over_hc + over_cw) / 2, spatial, (over_hc + over_cw + spatial) / 3)
 
 
+def _copied(outputs: Outputs) -> Gates:
+    spatial = outputs["spatial_attention"][0].sigmoid()
+    if "channel_gate" not in outputs:
+        return Gates(None, spatial, outputs["channel_attention"][0].movedim(-1, 0) * spatial)
+    channel = outputs["channel_gate"][0]
+    return Gates(channel, spatial, channel * spatial)
+
+
 def _abn(outputs: Outputs) -> Gates:
     spatial = outputs["gate"][0].sigmoid()
     return Gates(None, spatial, 1 + spatial)
@@ -69,6 +78,7 @@ READERS: dict[type[nn.Module], Callable[[Outputs], Gates]] = {
     CBAM: _cbam,
     BAM: _bam,
     TripletAttention: _tam,
+    CopiedGAM: _copied,
     AttentionBranch: _abn,
 }
 

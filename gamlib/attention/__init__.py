@@ -20,13 +20,25 @@ from torch import Tensor, nn
 from gamlib.attention.bam import BAM
 from gamlib.attention.cbam import CBAM
 from gamlib.attention.gam import GAM
+from gamlib.attention.gam_copied import CopiedGAM
 from gamlib.attention.gam_variants import LowRankGAM, SeparableGAM, UngatedGAM
 from gamlib.attention.se import SE
 from gamlib.attention.triplet import TripletAttention
 from gamlib.names import ATTENTIONS
 from gamlib.sources import load_class, split_hash
 
-__all__ = ["BAM", "CBAM", "GAM", "MECHANISMS", "SE", "LowRankGAM", "SeparableGAM", "TripletAttention", "UngatedGAM"]
+__all__ = [
+    "BAM",
+    "CBAM",
+    "GAM",
+    "MECHANISMS",
+    "SE",
+    "CopiedGAM",
+    "LowRankGAM",
+    "SeparableGAM",
+    "TripletAttention",
+    "UngatedGAM",
+]
 
 MECHANISMS: dict[str, type[nn.Module]] = {
     "se": SE,
@@ -37,6 +49,7 @@ MECHANISMS: dict[str, type[nn.Module]] = {
     "gam_separable": SeparableGAM,
     "gam_low_rank": LowRankGAM,
     "gam_no_gate": UngatedGAM,
+    "gam_copied": CopiedGAM,
 }
 
 

@@ -45,7 +45,7 @@ class _BuildModel:
         max_pool: bool = True,
         width: float = 1.0,
         submodules: str = "ch+sp",
-        reduction: int = 16,
+        reduction: int | None = None,
         groups: int = 1,
         gate_max_pool: bool | None = None,
         weights: str | os.PathLike[str] | WeightsEnum | None = None,
@@ -65,9 +65,10 @@ class _BuildModel:
                 Without effect where there is none: in the CIFAR stem and in MobileNetV2.
             width: factor on the channels of the backbone; MobileNetV2 rounds them to eights, and leaves its last
                 convolution at 1280 below 1.
-            submodules, reduction, groups: options of the mechanism, see `GAM`; without effect where it has none. In
-                MobileNetV2, whose channels are multiples of eight, `reduction` is a power of two, and where it does not
-                divide the channels the next ratio that does takes its place.
+            submodules, reduction, groups: options of the mechanism, see `GAM`; without effect where it has none.
+                A `reduction` of None is the mechanism's own, 16, of "gam_copied" 4. In MobileNetV2, whose channels are
+                multiples of eight, it is a power of two, and where it does not divide the channels the next ratio that
+                does takes its place.
             gate_max_pool: max-pooling inside the block, see `GAM` and `CBAM`; None is what the mechanism's paper says.
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
                 or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1". The classifier keeps
@@ -80,8 +81,10 @@ class _BuildModel:
         one_of("backbone", backbone, NETWORKS)
         one_of("stem", stem, STEMS)
         one_of("submodules", submodules, SUBMODULES)
-        for name, number in (("num_classes", num_classes), ("reduction", reduction), ("groups", groups)):
+        for name, number in (("num_classes", num_classes), ("groups", groups)):
             whole(name, number)
+        if reduction is not None:
+            whole("reduction", reduction)
         yes_or_no("max_pool", max_pool)
         if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
             raise ValueError(f"width={width!r}: allowed: numbers above 0")
@@ -105,3 +108,4 @@ class _BuildModel:
 
 
 build_model = _BuildModel()
+build_model.__doc__ = _BuildModel.__call__.__doc__  # what torch.hub.help and a notebook's `build_model?` show

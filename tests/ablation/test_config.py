@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from papermill.translators import PythonTranslator
 from PIL import Image
 
 from ablation import parameter_counts
@@ -66,7 +68,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"amp": "maybe"}, "amp='maybe': allowed: true, false"),
         (
             {"attention": None},
-            "attention=None: allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, gam_no_gate, abn",
+            f"attention=None: allowed: {', '.join(ATTENTIONS)}",
         ),
         ({"width": 1e300}, "width=1e+300: allowed: a number above 0, up to 16"),
         ({"groups": 3}, "groups=3 does not divide the 2 hidden channels (32 / reduction 16); allowed: 1, 2"),
@@ -80,7 +82,7 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ),
         (
             {"attention": "games"},
-            "attention='games': allowed: none, se, bam, cbam, tam, gam, gam_separable, gam_low_rank, gam_no_gate, abn",
+            f"attention='games': allowed: {', '.join(ATTENTIONS)}",
         ),
         ({"dataset": "mnist"}, "dataset='mnist': allowed: digits, cifar10, cifar100, imagenet, imagefolder:PATH"),
         ({"dataset": "imagefolder:none"}, "dataset='imagefolder:none': no folder "),
@@ -283,6 +285,23 @@ def test_parameters_are_found_in_whatever_form_a_cell_assigns_them(cell: str) ->
     namespace: dict[str, Any] = {"In": ["", source := f"# parameters\n{cell}"]}
     exec(source, namespace)
     assert notebook_parameters(namespace) == {"epochs": 3, "lr": 0.5}
+
+
+def test_a_value_of_a_run_given_to_the_notebook_of_a_study_is_refused_with_how_to_write_it() -> None:
+    def refuse(**values: Any) -> str:
+        injected = PythonTranslator.codify(values)  # as papermill writes it into the notebook
+        with pytest.raises(ConfigError) as refused:
+            notebook_parameters(
+                {"In": ["# parameters\noverrides: dict = {}", injected], **values}, ["seeds", "overrides"]
+            )
+        return str(refused.value)
+
+    line = refuse(epochs=1, attention="cbam", amp=False)
+    assert line.startswith("epochs, attention, amp: no parameter of this notebook, but of its runs: give overrides")
+    (written,) = re.findall(r"-y '(.*)'", line)
+    assert yaml.safe_load(written) == {"overrides": {"epochs": 1, "attention": "cbam", "amp": False}}
+    assert refuse(epoch=1).startswith("epoch is not a parameter: ")
+    assert refuse(seed=1).startswith("seed is not a parameter: did you mean seeds?")
 
 
 def test_an_unknown_name_in_a_tuple_is_refused() -> None:

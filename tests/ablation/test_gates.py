@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ablation.gates.reading import READERS, blocks, grad_cam, read_gates
-from gamlib import build_model
+from gamlib import attach, build_model
 from gamlib.attention import GAM, MECHANISMS
 
 
@@ -78,6 +78,21 @@ def test_the_gates_times_the_input_are_the_very_bits_of_the_output() -> None:
         x, y = passed(model)[name]
         assert gate.channel is not None and gate.spatial is None
         assert torch.equal(gate.channel[:, None, None] * x, y)
+
+
+@pytest.mark.parametrize("channel_sigmoid", [False, True])
+def test_a_channel_factor_without_a_sigmoid_is_no_gate(channel_sigmoid: bool) -> None:
+    """It may be any number, so it is part of the factor and no part of a figure."""
+    model = attach(network_of("none"), "gam_copied", channel_sigmoid=channel_sigmoid)
+    through = passed(model)
+    for name, gate in read_gates(model, image()).items():
+        channel = through[f"{name}.channel_attention"][1].movedim(-1, 0)
+        assert gate.spatial is not None and gate.spatial.shape == channel.shape
+        if channel_sigmoid:
+            assert gate.channel is not None and torch.equal(gate.channel, channel.sigmoid())
+        else:
+            assert gate.channel is None and bool((channel < 0).any())
+            torch.testing.assert_close(gate.factor, channel * gate.spatial)
 
 
 def test_branches_are_no_gates() -> None:

@@ -89,6 +89,7 @@ def test_a_mechanism_is_built_with_the_options_that_are_chosen() -> None:
         ("gam_no_gate", MLP + 2 * 49 * C * K),
         ("gam_separable", MLP + 49 * (C + K) + 2 * C * K),
         ("gam_low_rank", MLP + 2 * 7 * (C + K) * K),
+        ("gam_copied", 2 * C * 16 + 16 + C + 2 * 49 * C * 16 + 3 * (16 + C)),
     ],
 )
 def test_the_parameters_are_those_of_the_hidden_channels(attention: str, parameters: int) -> None:
@@ -108,9 +109,9 @@ def test_an_option_has_one_default_everywhere() -> None:
     for attention in MECHANISMS:
         for option, default in options(attention).items():
             defaults.setdefault(option, set()).add(default)
-    assert defaults["reduction"] == {16}
+    assert defaults["reduction"] == {16, options("gam_copied")["reduction"]} == {16, 4}
     # Whether a gate has max-pooling is what its own paper says.
-    assert [option for option, values in defaults.items() if len(values) > 1] == ["gate_max_pool"]
+    assert [option for option, values in defaults.items() if len(values) > 1] == ["reduction", "gate_max_pool"]
 
 
 def test_bam_alone_stands_behind_a_stage() -> None:

@@ -120,14 +120,24 @@ def test_the_table_that_needs_no_torch_is_what_the_classes_say() -> None:
     assert [*names.ATTENTIONS] == [*build_model.attentions()]
     for attention, table in names.ATTENTIONS.items():
         known = options(attention) if attention in MECHANISMS else {}
-        assert {key: value for key, value in known.items() if key in names.OPTIONS} == table, attention
+        assert known == {**table, **names.MORE_OPTIONS.get(attention, {})}, attention
+        assert table.keys() <= {*names.OPTIONS}
     assert build_model.backbones() == names.BACKBONES
     for backbone, stem in itertools.product(names.BACKBONES, names.STEMS):
         pooled = any(isinstance(m, nn.MaxPool2d) for m in build_model(backbone, "none", stem=stem, width=0.1).modules())
         assert names.has_max_pool(backbone, stem) == pooled
 
 
-def test_build_models_defaults_are_those_of_gam() -> None:
+def test_build_models_defaults_are_those_of_gam_or_the_mechanisms_own() -> None:
     defaults = {key: value.default for key, value in inspect.signature(build_model).parameters.items()}
     gam = names.ATTENTIONS[defaults["attention"]]
-    assert {key: defaults[key] for key in gam} == gam | {"gate_max_pool": None}  # as the mechanism's paper says
+    assert {key: defaults[key] for key in gam} == gam | {"reduction": None, "gate_max_pool": None}
+
+
+@pytest.mark.parametrize(("attention", "reduction"), [("gam", 16), ("se", 16), ("gam_copied", 4)])
+def test_the_reduction_that_is_left_out_is_the_mechanisms_own(attention: str, reduction: int) -> None:
+    with torch.device("meta"):
+        own, given, other = (build_model("resnet18", attention, reduction=r) for r in (None, reduction, 8))
+    assert str(own) == str(given) != str(other)
+    if attention == "gam_copied":  # its file says so, beside the paper's 16.04M
+        assert f"{sum(parameter.numel() for parameter in own.parameters()) / 1e6:.2f}" == "29.11"

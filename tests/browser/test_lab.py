@@ -66,7 +66,7 @@ def copy_with_parameters(name: str, folder: Path) -> None:
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     for key, value in PARAMETERS[name].items():
-        cell.source, changed = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value!r}", cell.source)
+        cell.source, changed = re.subn(rf"(?m)^{key}: .*$", f"{key} = {value!r}", cell.source)
         assert changed == 1, f"{name} has no parameter {key}"
     nbformat.write(notebook, folder / name)
 
