@@ -19,7 +19,7 @@ from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
 from gamlib.backbones.networks import NETWORKS
 from gamlib.backbones.slots import attach
-from gamlib.backbones.weights import initialise, load_weights
+from gamlib.backbones.weights import initialise, load_blocks, load_weights
 from gamlib.names import OPTIONS, STEMS
 
 __all__ = ["attach", "build_model"]
@@ -71,8 +71,9 @@ class _BuildModel:
                 does takes its place.
             gate_max_pool: max-pooling inside the block, see `GAM` and `CBAM`; None is what the mechanism's paper says.
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
-                or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1". The classifier keeps
-                its initial weights where the number of classes differs.
+                or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1"; or the folder of a run,
+                with this mechanism, another one or none: a warning lists the blocks that its weights do not fit. The
+                classifier keeps its initial weights where the number of classes differs.
             options: of the mechanism, by name; for one of one's own there are no others.
 
         Raises:
@@ -96,15 +97,18 @@ class _BuildModel:
         model = NETWORKS[backbone](num_classes, stem, max_pool, width)
         initialise(model)
         nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
-        if weights is not None:
-            load_weights(model, backbone, weights)
+        blocks = {} if weights is None else load_weights(model, backbone, weights)
         if attention == "none":
+            load_blocks(model, blocks)  # which says that they have no place
             return model
         if attention == "abn":
             return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
         usual = {key: value for key, value in given.items() if key in known and value is not None}
-        return attach(model, attention, options={**(usual if attention in MECHANISMS else {}), **(options or {})})
+        attach(model, attention, options={**(usual if attention in MECHANISMS else {}), **(options or {})})
+        if blocks:
+            load_blocks(model, blocks)
+        return model
 
 
 build_model = _BuildModel()

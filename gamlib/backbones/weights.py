@@ -3,6 +3,7 @@
 import os
 import re
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import WeightsEnum, get_model_weights
+
+EXPORTED = "model.safetensors"  # what `gamlib export` writes beside config.json
+BLOCK = ".attention."  # in the names of an attention block's weights
 
 
 def initialise(model: nn.Module) -> None:
@@ -31,16 +35,20 @@ def initialise(model: nn.Module) -> None:
             init_weights()
 
 
-def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> None:
+def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> dict[str, Tensor]:
     """Load pretrained weights into a backbone that has no attention yet, in place, as `build_model` describes it.
+
+    Returns:
+        What is left: the weights of attention blocks, by the names that they have in a network with attention.
 
     Raises:
         ValueError: the file cannot be read or is of another network; the message names what does not fit.
     """
-    found = {name: value.to(next(model.parameters()).device) for name, value in _read(backbone, weights).items()}
-    consume_prefix_in_state_dict_if_present(found, "module.")  # as DataParallel saves it
+    device, known = next(model.parameters()).device, model.state_dict()
+    found = {name: value.to(device) for name, value in read_weights(backbone, weights).items()}
+    blocks = {name: found.pop(name) for name in [*found] if name not in known and BLOCK in name}
     wrong = []
-    for name, value in model.state_dict().items():
+    for name, value in known.items():
         given = found.get(name, value)
         if given.is_floating_point() != value.is_floating_point():  # torch would convert it
             wrong.append(f"{name} is of type {given.dtype}")
@@ -54,12 +62,29 @@ def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | We
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(f"weights={str(weights)!r} do not fit this {backbone}: {'; '.join(wrong[:3])}{more}")
+    return blocks
+
+
+def load_blocks(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights of attention blocks that fit, in place; a warning lists the blocks that do not, or have none."""
+    there = {name: value for name, value in model.state_dict().items() if BLOCK in name}
+    shapes: dict[str, list[dict[str, torch.Size]]] = {}
+    for number, state in enumerate((there, weights)):
+        for name, value in state.items():
+            block, _, rest = name.partition(BLOCK)
+            shapes.setdefault(block, [{}, {}])[number][rest] = value.shape
+    fitting = {block for block, (own, given) in shapes.items() if own == given}
+    model.load_state_dict({name: v for name, v in weights.items() if name.partition(BLOCK)[0] in fitting}, strict=False)
+    if others := [block for block in shapes if block not in fitting]:
+        listed = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        what = "keep their initial weights" if there else "have no place in this network"
+        warnings.warn(f"weights: the attention blocks behind {listed} {what}", stacklevel=3)
 
 
 def locate(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Path | WeightsEnum:
     """Where weights are: a file, or a member of torchvision's enumeration for a backbone, by itself or by its name.
 
-    What is written like a member is a file only if it is there.
+    What is written like a member is a file only if it is there. Of a run's folder it is the last checkpoint.
 
     Raises:
         ValueError: it is neither; the message lists the members.
@@ -67,6 +92,9 @@ def locate(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Path
     if not isinstance(weights, WeightsEnum):
         if not isinstance(weights, str | os.PathLike) or not os.fspath(weights):
             raise ValueError(f"weights={weights!r}: allowed: a file, or a name of torchvision's such as IMAGENET1K_V1")
+        for name in (EXPORTED, "checkpoint.pt"):
+            if (Path(weights) / name).is_file():
+                return Path(weights) / name
         if Path(weights).is_file() or not re.fullmatch(r"(\w+_Weights\.)?[A-Z0-9_]+", os.fspath(weights)):
             return Path(weights)
     enumeration = get_model_weights(backbone)
@@ -75,6 +103,17 @@ def locate(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Path
         names = ", ".join(enumeration.__members__)
         raise ValueError(f"weights={str(weights)!r}: allowed for {backbone}: a file, or of torchvision {names}")
     return enumeration[name]
+
+
+def read_weights(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> dict[str, Tensor]:
+    """A state dictionary of torchvision's, of a file, or of a run, with the names that `attach` leaves as they are.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    found = dict(_read(backbone, weights))
+    consume_prefix_in_state_dict_if_present(found, "module.")  # as DataParallel saves it
+    return {name.replace(".inner.", "."): value for name, value in found.items()}  # as runs before 2026-11-28 have it
 
 
 def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mapping[str, Tensor]:
@@ -89,12 +128,16 @@ def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mappi
                 f"{Path(source.url).name} there"
             ) from None
     try:
+        if source.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(source)
         content: Any = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as error:  # not a file, not torch's, or with more in it than tensors
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"weights={str(weights)!r} cannot be read: {reason}") from None
     if isinstance(content, Mapping) and {"identity", "model"} <= content.keys():  # a checkpoint of a run
-        content = content["model"]
+        content = content.get("ema") or content["model"]
     if isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values()):
         return content
     what = f"a dictionary of {', '.join(map(str, content))}"[:80] if isinstance(content, Mapping) else "something else"
