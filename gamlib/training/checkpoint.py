@@ -29,7 +29,7 @@ class Checkpoints:
     """`checkpoint.pt` of a folder, and `checkpoint.previous.pt`, which a new one leaves until it is on the disk.
 
     `torch.load(path, weights_only=True)` reads both; the network's weights lie under "model", their moving average, if
-    there is one, under "ema": see `tested_weights`.
+    there is one, under "ema": see `weights_of`.
 
     Args:
         folder: where they lie. No other process may write there.
@@ -121,7 +121,7 @@ def kept(folder: Path, epoch: int) -> Path:
     return folder / f"checkpoint.epoch{epoch}.pt"
 
 
-def tested_weights(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights that predictions and test errors are of: the moving average, where training kept one."""
     weights: dict[str, Tensor] = state.get("ema", state["model"])
     return weights
