@@ -15,6 +15,7 @@ from PIL import Image
 
 from ablation.config import LATER, RunConfig
 from ablation.execution.train import train
+from ablation.gates.runs import load_network
 from ablation.results.frames import read_predictions
 from ablation.runs import Run, RunFailed, RunStopped
 from gamlib.backbones import build_model
@@ -93,6 +94,14 @@ def test_a_run_that_was_killed_between_its_last_epoch_and_its_result_gets_both(e
     after = run.result()
     assert after is not None and after.top1_error == before.top1_error
     assert (read_predictions(run)[0] == predicted).all() and len(run.metrics()) == 1
+
+
+def test_the_network_of_a_run_has_the_averaged_weights_that_were_tested() -> None:
+    run = train(run_of(epochs=2, ema=0.9))
+    for epoch, name in ((1, "checkpoint.epoch1.pt"), (2, "checkpoint.pt")):
+        averaged = torch.load(run.folder / name, weights_only=True)["ema"]
+        found = load_network(run, epoch).state_dict()
+        assert all(torch.equal(found[key], averaged[key]) for key in found)
 
 
 def test_a_result_has_the_costs_of_its_network() -> None:
