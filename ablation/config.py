@@ -18,14 +18,15 @@ from ablation.provenance import source_hash
 from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
 from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
 from gamlib.sources import split_hash, without_folder
-from gamlib.training.recipes import RECIPES, TrainingConfig
+from gamlib.training.recipes import OPTIMIZERS, RECIPES, SCHEDULES, TrainingConfig
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
 RECIPE_VALUES = tuple(field.name for field in fields(TrainingConfig) if field.default is MISSING)
 DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 # Fields as the first version named them; so they stay in signatures, checkpoints and the names of folders.
 OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
-LATER = ("options",)  # fields that the first version had not
+# Fields that were added later: at their defaults they are left out of signatures, so that the runs there are stay.
+LATER = ("options", "schedule", "warmup", "optimizer", "nesterov", "mixup", "cutmix", "random_erasing", "ema")
 # Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
 FromZero = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0, and one configuration has one signature
@@ -65,6 +66,14 @@ class RunConfig(Checked):
     label_smoothing: FromZero = Field(RESOLVED, lt=1, description="a number from 0, below 1")
     milestones: list[float] = Field(RESOLVED, description="rising fractions of the epochs, such as 0.3,0.6,0.8")
     gamma: float = Field(RESOLVED, gt=0, le=1, description="a number above 0, up to 1")
+    schedule: str = Field("step", description=", ".join(SCHEDULES))
+    warmup: FromZero = Field(0.0, description="a number of epochs from 0")
+    optimizer: str = Field("sgd", description=", ".join(OPTIMIZERS))
+    nesterov: bool = Field(False, description="true, false")
+    mixup: FromZero = Field(0.0, description="a number from 0, the alpha of mixup")
+    cutmix: FromZero = Field(0.0, description="a number from 0, the alpha of cutmix")
+    random_erasing: FromZero = Field(0.0, le=1, description="a number from 0 to 1, the probability for an image")
+    ema: FromZero = Field(0.0, lt=1, description="a number from 0, below 1, the decay a step")
     pad: int = Field(RESOLVED, ge=0, le=64, description="a whole number from 0 to 64")
     flip: bool = Field(RESOLVED, description="true, false")
     amp: bool = Field(False, description="true, false")
@@ -127,6 +136,11 @@ class RunConfig(Checked):
         if self.milestones != sorted(set(self.milestones)) or not all(0 < when < 1 for when in self.milestones):
             description = type(self).model_fields["milestones"].description
             raise ValueError(f"milestones={self.milestones}: allowed: {description}")
+        usual = RECIPES[self.recipe]
+        for key, value in (("milestones", list(usual.milestones)), ("gamma", usual.gamma)):
+            if self.schedule != "step" and (given := getattr(self, key)) != value:
+                raise ValueError(f"{key}={given}: allowed with schedule=step, not with {self.schedule}")
+        self.training()
         if self.cuda_graphs and not self.compile:
             raise ValueError("cuda_graphs=True: allowed with compile=true, whose network is captured")
         if dataset.in_memory and self.workers:

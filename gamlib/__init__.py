@@ -1,8 +1,8 @@
 """Ablations of the Global Attention Mechanism (GAM, arXiv 2112.05561).
 
 `GAM` is the block, `build_model` a network with it (or a rival) in every slot, `attach` puts it into a network of your
-own, `accelerate` has the GAM blocks of a network computed faster, `load` gives the trained network of a run. They are imported on first use, so that a command
-which needs no network does not wait for torch.
+own, `accelerate` has the GAM blocks of a network computed faster, `load` gives the trained network of a run. They are
+imported on first use, so that a command which needs no network does not wait for torch.
 """
 
 from importlib import import_module

@@ -20,7 +20,7 @@ from gamlib.backbones import build_model
 from gamlib.data import images as data
 from gamlib.data.batches import FromFiles, FromMemory, for_test
 from gamlib.data.datasets import open_rgb
-from gamlib.training.checkpoint import kept, read
+from gamlib.training.checkpoint import kept, read, weights_of
 
 GATELESS = ("none", "gam_no_gate")
 
@@ -83,7 +83,7 @@ def load_network(run: Run, epoch: int | None = None) -> nn.Module:
         state = read(path)
         if state["identity"] != config.identity() or state["epoch"] != epoch:
             raise ValueError("it is of another run or epoch")
-        network.load_state_dict(state["model"])
+        network.load_state_dict(weights_of(state))
     except (OSError, ValueError, RuntimeError) as error:
         raise RunFailed(f"{path} cannot be used: {' '.join(str(error).split())[:200]}") from None
     return network

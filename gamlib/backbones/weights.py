@@ -137,7 +137,7 @@ def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mappi
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(f"weights={str(weights)!r} cannot be read: {reason}") from None
     if isinstance(content, Mapping) and {"identity", "model"} <= content.keys():  # a checkpoint of a run
-        content = content.get("ema") or content["model"]
+        content = content.get("ema", content["model"])
     if isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values()):
         return content
     what = f"a dictionary of {', '.join(map(str, content))}"[:80] if isinstance(content, Mapping) else "something else"

@@ -1,5 +1,6 @@
 """Where a training stands, and its checkpoints: the last good state on disk and the one before it, whatever happens."""
 
+import math
 import os
 import time
 import zipfile
@@ -12,7 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gamlib.files import remove_parts, replacing, write_whole
 from gamlib.training.parallel import Group
@@ -27,7 +28,8 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """`checkpoint.pt` of a folder, and `checkpoint.previous.pt`, which a new one leaves until it is on the disk.
 
-    `torch.load(path, weights_only=True)` reads both; the network's weights lie under "model".
+    `torch.load(path, weights_only=True)` reads both; the network's weights lie under "model", their moving average, if
+    there is one, under "ema": see `weights_of`.
 
     Args:
         folder: where they lie. No other process may write there.
@@ -108,7 +110,8 @@ class Checkpoints:
             return
         path = kept(self.path.parent, state["epoch"])
         try:
-            write_whole(path, self._serialised({key: state[key] for key in ("epoch", "step", "model")}).getvalue())
+            weights = {key: value for key, value in state.items() if key in ("epoch", "step", "model", "ema")}
+            write_whole(path, self._serialised(weights).getvalue())
         except OSError as error:
             self.report(f"{path} cannot be saved: {error.strerror}; the run goes on without")
 
@@ -116,6 +119,12 @@ class Checkpoints:
 def kept(folder: Path, epoch: int) -> Path:
     """Where the weights lie that were kept at the end of an epoch."""
     return folder / f"checkpoint.epoch{epoch}.pt"
+
+
+def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that predictions and test errors are of: the moving average, where training kept one."""
+    weights: dict[str, Tensor] = state.get("ema", state["model"])
+    return weights
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -139,10 +148,14 @@ def read(path: Path) -> dict[str, Any]:
 
 @dataclass
 class State:
-    """Where a training stands: all that a checkpoint keeps, from which it starts when there is one."""
+    """Where a training stands: all that a checkpoint keeps, from which it starts when there is one.
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
+    Args:
+        parts: what has a `state_dict`, by its name in the checkpoint: "model", "optimizer", perhaps "schedule", "ema".
+        steps: of an epoch, as their numbers of images.
+    """
+
+    parts: Mapping[str, Any]
     steps: list[int]
     group: Group
     checkpoints: Checkpoints | None
@@ -150,6 +163,7 @@ class State:
     step: int = 0
     seconds: float = 0.0
     metrics: list[dict[str, float]] = field(default_factory=list)
+    lr: float = math.nan  # of the last step
 
     def __post_init__(self) -> None:
         self.losses = torch.zeros(len(self.steps), device=self.group.device)  # of this epoch's steps
@@ -162,10 +176,11 @@ class State:
         if self.group.rank == 0:  # the sums over all processes
             self.losses.copy_(kept["losses"])
             self.wrong.copy_(kept["wrong"])
+        self.lr = kept.get("lr", self.lr)
         try:
-            self.model.load_state_dict(kept["model"])
-            self.optimizer.load_state_dict(kept["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            for name, part in self.parts.items():
+                part.load_state_dict(kept[name])
+        except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint does not fit this code's network: {error}") from None
 
     def save(self) -> None:
@@ -173,7 +188,9 @@ class State:
         if self.checkpoints is not None:
             state: dict[str, Any] = {key: getattr(self, key) for key in POSITION}
             state["losses"], state["wrong"] = self.totals()
-            state |= {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state |= {name: part.state_dict() for name, part in self.parts.items()}
+            if "schedule" in self.parts:
+                state["lr"] = self.lr
             # A finite sum, which is found sooner, has finite terms only.
             if not all(value.sum().isfinite() or value.isfinite().all() for value in state["model"].values()):
                 raise FloatingPointError(f"training diverged: a weight is not finite {self.place()}")

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from gamlib.data.batches import Batches, seed_of, sizes
 from gamlib.kernels import accelerate
 from gamlib.training.checkpoint import Checkpoints, State
+from gamlib.training.choices import Augmentation, average_of, optimizer_of, schedule_of
 from gamlib.training.parallel import Group
 from gamlib.training.recipes import TrainingConfig
 
@@ -47,7 +48,9 @@ def fit(
 
     Losses are cross entropies in nats, errors in percent, `peak_memory_mib` is the GPU's, or the process's on a CPU.
     The test images are looked at once an epoch, for the curve: nothing is chosen by them, and the outcome of a run is
-    its last epoch.
+    its last epoch. With `ema` they are looked at with the averaged weights, which the network has when all epochs are
+    over. `train_loss` is of the augmented images, and `train_top1_error` counts against the labels before mixing; `lr`
+    is that of the epoch's last step.
 
     Args:
         model: [N, 3, H, W] float -> scores [N, num_classes], on the device. In training mode it may give a tuple of
@@ -78,12 +81,18 @@ def fit(
         accelerate(model, "plain" if config.compile else "auto")  # what is compiled are the equations
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(memory_format=layout)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay)
-    steps = sizes(batches.train_size, config.batch_size)  # of an epoch, as their numbers of images
-    state = State(model, optimizer, steps, group, checkpoints)
+    steps = sizes(batches.train_size, config.batch_size)
+    optimizer, augment = optimizer_of(model, config), Augmentation(config)
+    schedule, average = schedule_of(optimizer, config, len(steps)), average_of(model, config)
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    parts |= {"schedule": schedule} if schedule else {}
+    parts |= {"ema": average.module} if average else {}
+    state = State(parts, steps, group, checkpoints)
+    if average:
+        average.n_averaged.fill_(state.epoch * len(steps) + state.step)
     wrapped = group.wrap(model, exact)
     trained = compiled(wrapped, config)
-    tested = trained if wrapped is model else compiled(model, config)
+    tested = trained if wrapped is model and not average else compiled(average.module if average else model, config)
 
     def save_if_due() -> None:
         """Save when asked to stop, or when the time has come: all processes at the same step."""
@@ -103,16 +112,19 @@ def fit(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         model.train()
-        lr = config.lr_at(state.epoch)
-        for parameters in optimizer.param_groups:
-            parameters["lr"] = lr
+        if schedule is None:
+            state.lr = config.lr_at(state.epoch)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = state.lr
         with closing(batches.train(state.epoch, config.batch_size, state.step)) as stream:
             for images, labels in stream:
-                torch.manual_seed(seed_of(config.seed, state.epoch, state.step, group.rank))  # for dropout
+                torch.manual_seed(seed_of(config.seed, state.epoch, state.step, group.rank))  # augmentation, dropout
+                images, mixing = augment(images)
                 outputs = forward(trained, images, config)
                 branches = outputs if isinstance(outputs, tuple) else (outputs,)
+                targets = labels if mixing is None else mixing @ F.one_hot(labels, branches[0].shape[1]).float()
                 losses = [
-                    F.cross_entropy(scores.float(), labels, label_smoothing=config.label_smoothing, reduction="sum")
+                    F.cross_entropy(scores.float(), targets, label_smoothing=config.label_smoothing, reduction="sum")
                     for scores in branches
                 ]
                 share = 1 / steps[state.step]  # of the whole batch, of which this process may have a part
@@ -120,6 +132,11 @@ def fit(
                 # Gradients are averaged over the processes, and the loss is the sum over all.
                 (torch.stack(losses).sum() * (share * group.world)).backward()
                 optimizer.step()
+                if schedule is not None:
+                    state.lr = float(schedule.get_last_lr()[0])
+                    schedule.step()
+                if average is not None:
+                    average.update_parameters(model)
                 state.losses[state.step] = losses[0].detach() * share
                 state.wrong += (branches[0].argmax(1) != labels).sum()
                 state.step += 1
@@ -129,7 +146,7 @@ def fit(
                     state.refuse_divergence()
                 save_if_due()
         state.refuse_divergence()
-        metrics = {"epoch": state.epoch + 1, "lr": lr} | state.training_metrics()
+        metrics = {"epoch": state.epoch + 1, "lr": state.lr} | state.training_metrics()
         state.seconds = time.perf_counter() - began
 
         model.eval()
@@ -144,6 +161,8 @@ def fit(
         on_test(*predictions)
         state.end_epoch(metrics)
         yield metrics
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
 
 
 @torch.no_grad()

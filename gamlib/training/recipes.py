@@ -2,13 +2,19 @@
 
 from dataclasses import dataclass, replace
 
+SCHEDULES = ("step", "cosine", "onecycle", "linear")  # of the learning rate
+OPTIMIZERS = ("sgd", "adamw")
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A recipe, which has no defaults, and how its steps are computed.
+    """A recipe, which has no defaults, what may be chosen beside it, and how its steps are computed.
 
-    SGD with momentum on the cross entropy; the learning rate is multiplied by `gamma` at each of the `milestones`. The
-    switches change nothing that is computed but its rounding.
+    By default SGD with momentum on the cross entropy; the learning rate is multiplied by `gamma` at each of the
+    `milestones`. The switches change nothing that is computed but its rounding.
+
+    Raises:
+        ValueError: a schedule or optimizer that there is not, or values that do not go together.
     """
 
     epochs: int
@@ -24,10 +30,29 @@ class TrainingConfig:
     compile: bool = False  # torch.compile
     cuda_graphs: bool = False  # of the compiled network: fewer launches where kernels are short
     deterministic: bool = False  # on a GPU too, where it costs some speed; a CPU always is
-    seed: int = 0  # of dropout; initial weights and the batches have their own
+    seed: int = 0  # of dropout and what `Augmentation` draws; initial weights and the batches have their own
+    schedule: str = "step"
+    warmup: float = 0.0  # epochs
+    optimizer: str = "sgd"
+    nesterov: bool = False
+    mixup: float = 0.0  # alpha of the beta distribution; 0 is none
+    cutmix: float = 0.0  # likewise
+    random_erasing: float = 0.0  # probability for an image
+    ema: float = 0.0  # how much of the averaged weights a step leaves; 0 is no average
+
+    def __post_init__(self) -> None:
+        for key, allowed in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, key) not in allowed:
+                raise ValueError(f"{key}={getattr(self, key)!r}: allowed: {', '.join(allowed)}")
+        if not 0 <= self.warmup < self.epochs:
+            raise ValueError(f"warmup={self.warmup}: allowed: a number from 0, below epochs={self.epochs}")
+        if self.warmup and self.schedule == "onecycle":
+            raise ValueError(f"warmup={self.warmup}: allowed: 0, since schedule=onecycle rises by itself")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise ValueError("nesterov=True: allowed with optimizer=sgd and a momentum above 0")
 
     def lr_at(self, epoch: int) -> float:
-        """The learning rate of an epoch, counted from 0."""
+        """The learning rate of an epoch, counted from 0, with schedule="step" and after its warm-up."""
         return self.lr * self.gamma ** sum(epoch + 1e-9 >= milestone * self.epochs for milestone in self.milestones)
 
 

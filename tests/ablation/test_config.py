@@ -120,6 +120,16 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
             {"weights": "IMAGENET1K_V9"},
             "weights='IMAGENET1K_V9': allowed for resnet18: a file, or of torchvision IMAGENET1K_V1",
         ),
+        ({"schedule": "poly"}, "schedule='poly': allowed: step, cosine, onecycle, linear"),
+        ({"schedule": "cosine", "gamma": 0.5}, "gamma=0.5: allowed with schedule=step, not with cosine"),
+        ({"schedule": "linear", "milestones": [0.5]}, "milestones=[0.5]: allowed with schedule=step, not with linear"),
+        ({"warmup": 20}, "warmup=20.0: allowed: a number from 0, below epochs=20"),
+        ({"warmup": -1}, "warmup=-1: allowed: a number of epochs from 0"),
+        ({"optimizer": "adam"}, "optimizer='adam': allowed: sgd, adamw"),
+        ({"optimizer": "adamw", "nesterov": "yes"}, "nesterov=True: allowed with optimizer=sgd"),
+        ({"mixup": -0.1}, "mixup=-0.1: allowed: a number from 0"),
+        ({"random_erasing": 1.5}, "random_erasing=1.5: allowed: a number from 0 to 1"),
+        ({"ema": 1}, "ema=1: allowed: a number from 0, below 1"),
         ({"train_fraction": 0.001}, "train_fraction=0.001: allowed here: 0.05 to 1"),
     ],
 )
@@ -143,7 +153,8 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
         "amp": True, "compile": True, "channels_last": False, "seed": 1, "train_fraction": 0.5,
         "evaluate_on": "validation", "backbone": "resnet34", "gate_max_pool": True, "weights": str(weights),
         "recipe": "cifar", "milestones": [0.4], "gamma": 0.5, "pad": 1, "flip": True, "deterministic": True,
-        "devices": 2,
+        "devices": 2, "schedule": "cosine", "warmup": 1, "optimizer": "adamw", "nesterov": True, "mixup": 0.2,
+        "cutmix": 1, "random_erasing": 0.25, "ema": 0.999,
     }  # fmt: skip
     tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs", "options"}
     assert other.keys() | tested_elsewhere == RunConfig.model_fields.keys()
@@ -329,6 +340,29 @@ def test_what_the_first_version_wrote_is_the_same_run(read: Callable[[dict[str, 
     assert config == RunConfig(epochs=3, milestones=[0.25, 0.5], gamma=0.2, seed=1)
     assert (config.signature, Run(config).folder.name) == (SIGNATURE, FOLDER)
     assert config.identity() == FIRST
+
+
+@pytest.mark.parametrize(
+    ("values", "signature"),
+    [
+        ({}, "9f4d8909733435ce8c2344a87aa1e9739c55f2ae4dc047f83cd3873d25231f60"),
+        (
+            {"attention": "cbam", "backbone": "mobilenet_v2", "dataset": "imagenet", "seed": 2},
+            "a4f74818af2c9ca14e559f9b3af2e79bcb6462239eae8a792853447ebb1409eb",
+        ),
+        (
+            {"dataset": "cifar100", "attention": "none", "epochs": 20, "momentum": 0.8, "drops": [0.5], "amp": True},
+            "5c5f51aa421c124dc72977c48c469d0fc089dd5c1be7cfc06a2b1f254317fce2",
+        ),
+    ],
+)
+def test_fields_that_were_added_keep_the_signatures_of_the_runs_there_are(
+    values: dict[str, Any], signature: str
+) -> None:
+    """As they were before there were schedules."""
+    config = RunConfig(**values)
+    assert config.signature == signature
+    assert RunConfig(**config.model_dump()).signature == signature == RunConfig.recorded(config.identity()).signature
 
 
 def test_old_names_are_read_wherever_a_value_comes_in() -> None:

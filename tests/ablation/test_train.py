@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ablation.config import RunConfig
+from ablation.config import LATER, RunConfig
 from ablation.execution.train import train
+from ablation.gates.runs import load_network
 from ablation.results.frames import read_predictions
 from ablation.runs import Run, RunFailed, RunStopped
 from gamlib.backbones import build_model
@@ -82,8 +83,9 @@ def test_predictions_are_those_that_the_error_counts(amp: bool) -> None:
     assert len(right) == 898 and 100 * (1 - right.mean()) == pytest.approx(result.top1_error)
 
 
-def test_a_run_that_was_killed_between_its_last_epoch_and_its_result_gets_both() -> None:
-    run = train(run_of(epochs=1))
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_run_that_was_killed_between_its_last_epoch_and_its_result_gets_both(ema: float) -> None:
+    run = train(run_of(epochs=1, ema=ema))
     before, predicted = run.result(), read_predictions(run)[0]
     assert before is not None
     for name in ("result.json", "predictions.npz"):
@@ -92,6 +94,14 @@ def test_a_run_that_was_killed_between_its_last_epoch_and_its_result_gets_both()
     after = run.result()
     assert after is not None and after.top1_error == before.top1_error
     assert (read_predictions(run)[0] == predicted).all() and len(run.metrics()) == 1
+
+
+def test_the_network_of_a_run_has_the_averaged_weights_that_were_tested() -> None:
+    run = train(run_of(epochs=2, ema=0.9))
+    for epoch, name in ((1, "checkpoint.epoch1.pt"), (2, "checkpoint.pt")):
+        averaged = torch.load(run.folder / name, weights_only=True)["ema"]
+        found = load_network(run, epoch).state_dict()
+        assert all(torch.equal(found[key], averaged[key]) for key in found)
 
 
 def test_a_result_has_the_costs_of_its_network() -> None:
@@ -199,7 +209,8 @@ def test_predictions_are_those_of_the_compiled_network_as_the_errors_are(monkeyp
 def test_a_checkpoint_of_the_first_version_goes_on() -> None:
     """Which knew the milestones by another name."""
     run, values = run_of(epochs=2), run_of(epochs=2).config.model_dump()
-    old = {{"milestones": "drops", "gamma": "drop_factor"}.get(key, key): value for key, value in values.items()}
+    names = {"milestones": "drops", "gamma": "drop_factor"}
+    old = {names.get(key, key): value for key, value in values.items() if key not in LATER}
     answers = iter(["", "", "a test"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunStopped):
         patch.setattr(Run, "asked_to_stop", lambda self: next(answers))

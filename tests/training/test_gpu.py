@@ -18,6 +18,8 @@ from gamlib.training.recipes import RECIPES, TrainingConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 CONFIG = replace(RECIPES["digits"], epochs=3, batch_size=32)
+CHOICES: dict[str, Any] = {"schedule": "onecycle", "optimizer": "adamw", "lr": 0.001, "ema": 0.9}
+CHOICES |= {"mixup": 0.4, "cutmix": 1.0, "random_erasing": 0.5}
 
 
 def fit(group: Group, config: TrainingConfig, **options: Any) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -51,13 +53,13 @@ def test_every_speed_learns_as_the_cpu_does(config: TrainingConfig) -> None:
     assert on_gpu[-1]["peak_memory_mib"] > 10
 
 
-@pytest.mark.parametrize("amp", [False, True])
+@pytest.mark.parametrize("choices", [{}, {"amp": True}, CHOICES], ids=["plain", "amp", "choices"])
 def test_a_deterministic_training_that_was_stopped_ends_in_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choices: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     group = Group(torch.device("cuda"))
-    config = replace(CONFIG, amp=amp, channels_last=True, deterministic=True)
+    config = replace(CONFIG, **choices, channels_last=True, deterministic=True)
     expected, weights = fit(group, config)
     moments, stops = random.Random(1), 0
     while True:

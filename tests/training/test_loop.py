@@ -125,7 +125,7 @@ def test_a_step_is_torchs_own_sgd_on_the_mean_loss_with_the_recipes_values() -> 
     [
         ("resnet18", "gam", CONFIG),
         ("mobilenet_v2", "se", IN_ORDER),
-        ("resnet18", "abn", replace(IN_ORDER, amp=True)),
+        ("resnet18", "abn", replace(IN_ORDER, amp=True, mixup=0.4, ema=0.9, schedule="linear")),
     ],
     ids=["gam", "dropout", "amp"],
 )

@@ -21,11 +21,13 @@ from gamlib.training.recipes import RECIPES
 # A small learning rate: at a large one the rounding of the first steps is another path by the tenth.
 CONFIG = replace(RECIPES["digits"], epochs=2, batch_size=33, lr=0.001)
 
+CHOICES = {"schedule": "cosine", "warmup": 0.5, "nesterov": True, "ema": 0.5}
+
 ALONE = Group(torch.device("cpu"))
 
 
 def fit(
-    group: Group, attention: str, double: bool, amp: bool = False, **options: Any
+    group: Group, attention: str, double: bool, choices: dict[str, Any] | None = None, **options: Any
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -37,7 +39,7 @@ def fit(
     feed = kind(images, group.device, seed=0, pad=2, rank=group.rank, world=group.world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "EVALUATION_BATCH", 448)  # one process has a test batch more than the other
-        config = replace(CONFIG, amp=amp)
+        config = replace(CONFIG, **choices or {})
         metrics = list(loop.fit(model.double() if double else model, feed, config, group=group, **options))
     return metrics, {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -49,7 +51,8 @@ def one_of_two(folder: Path) -> Any:
     group = join()
     return {
         **{(attention, double): fit(group, attention, double) for attention, double in COMPARED},
-        "bfloat16": fit(group, "gam", False, amp=True),
+        "bfloat16": fit(group, "gam", False, {"amp": True}),
+        "choices": fit(group, "gam", True, CHOICES),
         "stopped": stopped(group, folder),
     }
 
@@ -104,9 +107,19 @@ def test_two_processes_have_the_losses_of_one(by_two: Any, attention: str, doubl
 
 @pytest.mark.slow
 def test_two_processes_in_bfloat16_have_about_the_losses_of_one(by_two: Any) -> None:
-    expected, _ = fit(ALONE, "gam", False, amp=True)
+    expected, _ = fit(ALONE, "gam", False, {"amp": True})
     found, _ = by_two["bfloat16"]
     assert [epoch["train_loss"] for epoch in found] == pytest.approx([e["train_loss"] for e in expected], abs=0.15)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_averaged_weights_of_one(by_two: Any) -> None:
+    """And its rates; but what mixup, cutmix and random erasing draw is each process's own."""
+    (expected, weights), (found, theirs) = fit(ALONE, "gam", True, CHOICES), by_two["choices"]
+    assert [epoch["lr"] for epoch in found] == [epoch["lr"] for epoch in expected]
+    assert [epoch["test_loss"] for epoch in found] == pytest.approx([e["test_loss"] for e in expected], abs=1e-6)
+    for name, value in weights.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-9, msg=name)
 
 
 @pytest.mark.slow
