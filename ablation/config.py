@@ -1,6 +1,7 @@
 """One configuration of a run: the only way in, from a shell, a YAML file, a notebook or papermill alike."""
 
 import hashlib
+import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ RECIPE_VALUES = tuple(field.name for field in fields(TrainingConfig) if field.de
 DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 # Fields as the first version named them; so they stay in signatures, checkpoints and the names of folders.
 OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
+NO_PART_OF_IT = {"tensorboard"}  # fields that change no number: a run is the same run with and without
 # Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
 FromZero = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0, and one configuration has one signature
@@ -69,6 +71,7 @@ class RunConfig(Checked):
     train_fraction: float = Field(1.0, gt=0, le=1, description="a number above 0, up to 1")
     workers: int = Field(RESOLVED, ge=0, le=256, description="a whole number from 0 to 256")
     evaluate_on: Literal["test", "validation"] = Field("test", description="test, validation")
+    tensorboard: bool = Field(False, description="true, false")
 
     def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
         super().__init__(**values)
@@ -128,6 +131,8 @@ class RunConfig(Checked):
             raise ValueError(f"workers={self.workers}: allowed: 0, since the images of {self.dataset} lie in memory")
         if not dataset.in_memory and self.pad:
             raise ValueError(f"pad={self.pad}: allowed: 0, since {self.dataset} is cropped to 224x224 at random")
+        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise ValueError("tensorboard=True: allowed where it is installed (pip install tensorboard), here false")
         rest = dataset.training_size(self.train_fraction, self.evaluate_on) % self.batch_size
         smallest = rest if rest > 1 else self.batch_size
         if smallest < self.devices:
@@ -164,8 +169,8 @@ class RunConfig(Checked):
         return TrainingConfig(**values | {"milestones": tuple(self.milestones)})
 
     def identity(self) -> dict[str, Any]:
-        """All values by the names that the first version gave them: what signatures and checkpoints are made of."""
-        return {OLD_NAMES.get(key, key): value for key, value in self.model_dump().items()}
+        """What signatures and checkpoints are made of: all values that decide a run, by their first version's names."""
+        return {OLD_NAMES.get(key, key): value for key, value in self.model_dump(exclude=NO_PART_OF_IT).items()}
 
     @property
     def signature(self) -> str:
@@ -194,7 +199,7 @@ class RunConfig(Checked):
         usual |= _prescribed(DATASETS[like], self.backbone, self.recipe) | ATTENTIONS.get(self.attention, {})
         usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
         parts = [self.backbone, self.attention]
-        for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed"}).items():
+        for key, value in self.model_dump(exclude={"dataset", "backbone", "attention", "seed", *NO_PART_OF_IT}).items():
             if value is not None and value != usual[key]:
                 key = OLD_NAMES.get(key, key)
                 value = Path(split_hash(value)[0]).stem if key == "weights" else value
