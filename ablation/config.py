@@ -1,11 +1,11 @@
 """One configuration of a run: the only way in, from a shell, a YAML file, a notebook or papermill alike."""
 
 import hashlib
-import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -131,7 +131,7 @@ class RunConfig(Checked):
             raise ValueError(f"workers={self.workers}: allowed: 0, since the images of {self.dataset} lie in memory")
         if not dataset.in_memory and self.pad:
             raise ValueError(f"pad={self.pad}: allowed: 0, since {self.dataset} is cropped to 224x224 at random")
-        if self.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        if self.tensorboard and find_spec("tensorboard") is None:
             raise ValueError("tensorboard=True: allowed where it is installed (pip install tensorboard), here false")
         rest = dataset.training_size(self.train_fraction, self.evaluate_on) % self.batch_size
         smallest = rest if rest > 1 else self.batch_size

@@ -124,7 +124,9 @@ class Progress:
         self._bar.set_description_str(text)
 
     def _look(self) -> None:
-        self._looked, self._progress = time.monotonic(), {run: run.progress() for run in self.running}
+        self._looked = time.monotonic()
+        # A run that has trained, and whose process is about to end, is where it was last seen.
+        self._progress = {run: run.progress() or self._progress.get(run) for run in self.running}
 
     def ended(self, run: Run, seconds: float, reason: str) -> None:
         """One run has ended; say how, with the reason where it failed."""
