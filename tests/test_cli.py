@@ -104,7 +104,7 @@ def test_status_says_how_far_runs_are_that_train_and_the_time_left_of_the_study(
     assert all(rows[state][key] is None for state in ("done", "queued") for key in keys)
     trains.write_status(state="running", pid=2**22 + 1)  # killed: more than Linux counts up to
     code, output = gamlib("status", "submodules")
-    assert "epoch" not in output and output.splitlines()[-1] == "1 done, 1 queued, 1 lost, 1 done by other code"
+    assert "epoch" not in output and output.splitlines()[-1] == "1 done, 1 lost, 1 queued, 1 done by other code"
 
 
 def test_a_finished_run_is_not_run_again(finish: Callable[..., Run]) -> None:
