@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -27,6 +28,7 @@ DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
 # Fields that were added later: at their defaults they are left out of signatures, so that the runs there are stay.
 LATER = ("options", "schedule", "warmup", "optimizer", "nesterov", "mixup", "cutmix", "random_erasing", "ema")
+NO_PART_OF_IT = {"tensorboard"}  # fields that change no number: a run is the same run with and without
 # Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
 FromZero = Annotated[float, Field(ge=0), AfterValidator(abs)]  # -0.0 is 0.0, and one configuration has one signature
@@ -86,6 +88,7 @@ class RunConfig(Checked):
     train_fraction: float = Field(1.0, gt=0, le=1, description="a number above 0, up to 1")
     workers: int = Field(RESOLVED, ge=0, le=256, description="a whole number from 0 to 256")
     evaluate_on: Literal["test", "validation"] = Field("test", description="test, validation")
+    tensorboard: bool = Field(False, description="true, false")
 
     def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
         super().__init__(**values)
@@ -147,6 +150,8 @@ class RunConfig(Checked):
             raise ValueError(f"workers={self.workers}: allowed: 0, since the images of {self.dataset} lie in memory")
         if not dataset.in_memory and self.pad:
             raise ValueError(f"pad={self.pad}: allowed: 0, since {self.dataset} is cropped to 224x224 at random")
+        if self.tensorboard and find_spec("tensorboard") is None:
+            raise ValueError("tensorboard=True: allowed where it is installed (pip install tensorboard), here false")
         rest = dataset.training_size(self.train_fraction, self.evaluate_on) % self.batch_size
         smallest = rest if rest > 1 else self.batch_size
         if smallest < self.devices:
@@ -188,7 +193,7 @@ class RunConfig(Checked):
 
         A field that came later is left out at its default, so that runs from before keep their signature.
         """
-        values = self.model_dump() | {"attention": without_folder(self.attention)}
+        values = self.model_dump(exclude=NO_PART_OF_IT) | {"attention": without_folder(self.attention)}
         for key in LATER:
             if values[key] == type(self).model_fields[key].default:
                 del values[key]
@@ -221,7 +226,7 @@ class RunConfig(Checked):
         usual |= _prescribed(DATASETS[like], self.backbone, self.recipe) | ATTENTIONS.get(self.attention, {})
         usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
         parts = [self.backbone, readable(self.attention)]
-        elsewhere = {"dataset", "backbone", "attention", "options", "seed"}
+        elsewhere = {"dataset", "backbone", "attention", "options", "seed", *NO_PART_OF_IT}
         for key, value in {**self.model_dump(exclude=elsewhere), **(self.options or {})}.items():
             if value is not None and value != usual.get(key):
                 key = OLD_NAMES.get(key, key)

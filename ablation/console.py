@@ -191,24 +191,27 @@ def show_statuses(runs: "Mapping[Run, str]", as_json: bool = False, watch: bool 
     """What each run does, and how many are in which state: once, or again until all have ended."""
     from ablation.status import UNDER_WAY
 
-    rows = _status_rows(runs)
+    rows, left = _status_rows(runs)
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not watch:
-        out.print(_statuses(rows), highlight=False)
+        out.print(_statuses(rows, left), highlight=False)
     else:
-        with Live(_statuses(rows), console=out, auto_refresh=False) as live:
+        with Live(_statuses(rows, left), console=out, auto_refresh=False) as live:
             while any(row["state"] in UNDER_WAY for row in rows):
                 time.sleep(POLL_SECONDS)
-                rows = _status_rows(runs)
-                live.update(_statuses(rows), refresh=True)
+                rows, left = _status_rows(runs)
+                live.update(_statuses(rows, left), refresh=True)
 
 
-def _status_rows(runs: "Mapping[Run, str]") -> list[dict[str, Any]]:
+def _status_rows(runs: "Mapping[Run, str]") -> tuple[list[dict[str, Any]], str]:
+    """A row for every run, and the time left of all in words, if it is known."""
+    from ablation.execution.progress import seconds_left
     from ablation.execution.slurm import statuses
     from ablation.provenance import source_hash
+    from ablation.status import duration
 
-    rows = []
+    rows, running, ended = [], [], []
     for run, status in statuses(runs).items():
         row: dict[str, Any] = {"arm": runs[run]} if runs[run] else {}
         row |= {"name": run.folder.name, "dataset": run.config.dataset, "seed": run.config.seed}
@@ -216,25 +219,35 @@ def _status_rows(runs: "Mapping[Run, str]") -> list[dict[str, Any]]:
         if (result := run.result()) is not None:
             made = "present" if result.source == source_hash() else "other"
             row |= {"top1_error": result.top1_error, "code": made}
+            ended.append(run.took(result))
+        progress = run.progress() if status.state == "running" else None
+        if status.state == "running":
+            running.append(progress)
+        row |= {"progress": progress and str(progress)}
+        row |= {key: getattr(progress, key, None) for key in ("epoch", "epochs", "seconds_left")}
         row |= {"error": status.error, "heartbeat": status.heartbeat, "job_id": status.job_id}
         rows.append(row | {"signature": run.signature, "folder": str(run.folder)})
-    return rows
+    waiting = sum(row["state"] == "queued" for row in rows)
+    left = seconds_left(running, waiting, ended) if running else None
+    return rows, "" if left is None else f"; {duration(left)} left"
 
 
-def _statuses(rows: Sequence[dict[str, Any]]) -> Group:
+def _statuses(rows: Sequence[dict[str, Any]], left: str) -> Group:
     if not rows:
         return Group("no runs yet; see `gamlib study --help`")
-    shown = [key for key in ("arm", "seed", "state", "attempts", "top1_error", "error", "name") if key in rows[0]]
+    columns = ("arm", "seed", "state", "progress", "attempts", "top1_error", "error", "name")
+    shown = [key for key in columns if key in rows[0] and (key != "progress" or any(row[key] for row in rows))]
     texts = []
     for row in sorted(rows, key=lambda row: URGENT.index(row["state"]))[:MOST] if len(rows) > MOST else rows:
         error = "" if row["top1_error"] is None else f"{row['top1_error']:.2f}"
         state = row["state"] + " by other code" * (row["code"] == "other")
-        texts.append([(row | {"top1_error": error, "state": state})[key] for key in shown])
+        changed = {"top1_error": error, "state": state, "progress": row["progress"] or ""}
+        texts.append([(row | changed)[key] for key in shown])
     counts = Counter(row["state"] for row in rows)
     counts["done by other code"] = sum(row["code"] == "other" for row in rows)
     more = f"; {MOST} of {len(rows)} are shown, --json gives all" if len(rows) > MOST else ""
     table = _table([key.replace("top1_error", "top-1 error (%)") for key in shown], texts)
-    return Group(table, ", ".join(f"{number} {state}" for state, number in counts.items() if number) + more)
+    return Group(table, ", ".join(f"{number} {state}" for state, number in counts.items() if number) + left + more)
 
 
 def report_study(plan: "Plan", folder: Path | None = None, anew: bool = True) -> None:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ablation.errors import ConfigError
 from gamlib.files import write_whole
 from gamlib.sources import file_hash, own_file, split_hash
 
@@ -32,7 +33,7 @@ def copied(attention: str, folder: Path, other: Path | None = None) -> str:
         other: a file that holds the same, where its own may have changed since.
 
     Raises:
-        ValueError: there is neither a copy nor a file with the content that the mechanism was resolved with.
+        ConfigError: there is neither a copy nor a file with the content that the mechanism was resolved with.
     """
     if (file := own_file(attention)) is None:
         return attention
@@ -40,6 +41,9 @@ def copied(attention: str, folder: Path, other: Path | None = None) -> str:
     copy = folder / file.name
     if not copy.exists():
         source = other or file
-        file_hash(f"attention={attention!r}", source, expected)
+        try:
+            file_hash(f"attention={place!r}", source, expected)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         write_whole(copy, source.read_bytes())
     return f"{copy}:{place.rpartition(':')[2]}#{expected}"

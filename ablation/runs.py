@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ablation.config import RunConfig
-from ablation.errors import ConfigError
 from ablation.named_files import copied
 from ablation.paths import require_locks, runs_root
 from ablation.provenance import source_hash
-from ablation.status import HEARTBEAT_SECONDS, UNDER_WAY, Result, Status, this_process
+from ablation.status import HEARTBEAT_SECONDS, UNDER_WAY, Result, Status, TrainingProgress, this_process
 from gamlib.files import replacing, write_whole
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from filelock import FileLock
     from numpy.typing import NDArray
 
-PREDICTIONS = "predictions.npz"
+PREDICTIONS, PROGRESS = "predictions.npz", "progress.json"
 JOB = "GAM_JOB"  # in the environment of a kernel: the signature of the run that a job around it owns
 BATCH = "GAM_BATCH"  # in the environment of a kernel: nobody watches, print lines and no bars
 REMOVED = "its folder was removed while it ran"
@@ -60,6 +59,13 @@ class Run:
         """The outcome, if the run is done: a whole `result.json` of this very configuration."""
         result = _read(Result, self.folder / "result.json")
         return result if result is not None and result.signature == self.signature else None
+
+    def took(self, result: Result) -> float:
+        """Seconds that a run took which is done: those of its last execution, or of its training if that is more."""
+        with suppress(OSError):
+            began, ended = ((self.folder / name).stat().st_mtime for name in ("provenance.json", "result.json"))
+            return max(result.seconds, ended - began)
+        return result.seconds
 
     def stale(self) -> bool:
         """Whether it is done, and other code than the present did it."""
@@ -98,6 +104,11 @@ class Run:
             return status.model_copy(update={"state": "lost", "error": "the process that owned it is gone"})
         return status
 
+    def progress(self) -> TrainingProgress | None:
+        """How far it has come, if it is running and has said so."""
+        running = self.status().state == "running"
+        return _read(TrainingProgress, self.folder / PROGRESS) if running else None
+
     def write_status(self, **changes: Any) -> None:
         """Write `status.json` anew with some values changed, its heartbeat among them."""
         before = _read(Status, self.folder / "status.json") or Status()
@@ -134,10 +145,7 @@ class Run:
         Raises:
             ConfigError: it has changed since this run was configured.
         """
-        try:
-            copied(self.config.attention, self.folder)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        copied(self.config.attention, self.folder)
         self.write("config.json", json.dumps({**self.config.model_dump(), "signature": self.signature}, indent=2))
 
     def architecture(self) -> dict[str, Any]:
@@ -220,6 +228,7 @@ class Run:
                 yield False
                 return
             self._forget_requests(since)
+            (self.folder / PROGRESS).unlink(missing_ok=True)  # of an owner that was killed
             self.write_config()
             mine = {"state": "running", **this_process(), "cluster": cluster, "job_id": job_id}
             self.write_status(attempts=self.status().attempts + 1, error="", **mine)
@@ -249,6 +258,8 @@ class Run:
                 heart.join()
                 if not self.removed():  # or it is another's by now
                     self._forget_requests(math.inf)
+                    with suppress(OSError):
+                        (self.folder / PROGRESS).unlink()
                     self.write_status(**changes)
 
 

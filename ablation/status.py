@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 HEARTBEAT_SECONDS = 10
 LOST_AFTER_SECONDS = 120
+PROGRESS_SECONDS = 3.0  # between two looks at how far a run is, and two words of it
 
 State = Literal["missing", "queued", "running", "preempted", "failed", "done", "lost"]
 UNDER_WAY = ("queued", "running")  # states
@@ -76,6 +77,38 @@ class Result(BaseModel):
     seconds: float
     source: str
     flops: int | None = None  # of one test image; results of code before 2026-11-22 lack it
+
+
+class TrainingProgress(BaseModel):
+    """`progress.json`: how far a run that trains has come; in words, such as "epoch 37/60 · 4.2 % · 12 min left".
+
+    epoch: the present one, counted from 1.
+    top1_error: in percent, after the last epoch that is over; None before that.
+    seconds: that all epochs take with their tests, at the speed since this execution began; None before it is known.
+    seconds_left: how many of these are to come.
+    """
+
+    epoch: int
+    epochs: int
+    top1_error: float | None = None
+    seconds: float | None = None
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        words = [f"epoch {self.epoch}/{self.epochs}"]
+        if self.top1_error is not None:
+            words.append(f"{self.top1_error:.1f} %")
+        if self.seconds_left is not None:
+            words.append(f"{duration(self.seconds_left)} left")
+        return " · ".join(words)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: "45 s" below two minutes, "12 min" below an hour, then "3 h 20 min"."""
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def this_process() -> dict[str, Any]:

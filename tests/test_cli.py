@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from ablation import parameter_counts
 from ablation.cli import app
-from ablation.runs import Run
+from ablation.runs import PROGRESS, Run
+from ablation.status import TrainingProgress, this_process
 from ablation.study_files import find_study
 
 
@@ -82,6 +83,28 @@ def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> N
     assert (done["arm"], done["seed"], done["top1_error"]) == ("ch", 1, 4.5)
     assert {row["state"] for row in rows} == {"done", "missing"}
     assert len(json.loads(gamlib("status", "--json")[1])) == 1
+
+
+def test_status_says_how_far_runs_are_that_train_and_the_time_left_of_the_study(finish: Callable[..., Run]) -> None:
+    plan = find_study("submodules").plan(seeds="0", arms=["ch", "sp", "baseline"])
+    assert "progress" not in gamlib("status")[1]
+    plan.save()
+    done, trains, waits = map(Run, plan.configs)
+    finish(done.config, 4.5, seconds=900)
+    waits.queue()
+    trains.write_status(state="running", **this_process())
+    progress = TrainingProgress(epoch=37, epochs=60, top1_error=4.2, seconds=1500, seconds_left=700)
+    trains.write(PROGRESS, progress.model_dump_json())
+    code, output = gamlib("status", "submodules")
+    assert (code, "epoch 37/60 · 4.2 % · 12 min left" in output) == (0, True), output
+    assert output.splitlines()[-1] == "1 done, 1 running, 1 queued, 1 done by other code; 32 min left"
+    rows = {row["state"]: row for row in json.loads(gamlib("status", "submodules", "--json")[1])}
+    keys = ("progress", "epoch", "epochs", "seconds_left")
+    assert [rows["running"][key] for key in keys] == ["epoch 37/60 · 4.2 % · 12 min left", 37, 60, 700]
+    assert all(rows[state][key] is None for state in ("done", "queued") for key in keys)
+    trains.write_status(state="running", pid=2**22 + 1)  # killed: more than Linux counts up to
+    code, output = gamlib("status", "submodules")
+    assert "epoch" not in output and output.splitlines()[-1] == "1 done, 1 lost, 1 queued, 1 done by other code"
 
 
 def test_a_finished_run_is_not_run_again(finish: Callable[..., Run]) -> None:

@@ -121,28 +121,30 @@ def _check(cluster: str, workers: int | None, wait: bool, slurm: Mapping[str, An
 def _in_process(todo: Sequence[Run], environment: Mapping[str, str], progress: Progress) -> None:
     for run in todo:
         began, reason = time.monotonic(), ""
-        progress.show(1)
+        progress.show([run])
         try:
             execute(run, environment)
         except RunStopped as stopped:
             raise KeyboardInterrupt(str(stopped)) from None
         except Exception as error:  # the other runs go on
             reason = first_line(error)
-        progress.show(0)
+        progress.show([])
         progress.ended(run, time.monotonic() - began, reason)
 
 
 def _watch(runs: Sequence[Run], progress: Progress) -> None:
     """Wait until the jobs of some runs have ended, and tell of each."""
-    began, left = time.monotonic(), set(runs)
+    began, left = dict.fromkeys(runs, time.monotonic()), set(runs)
     try:
         while left:
             time.sleep(POLL_SECONDS)
-            known = statuses(left)
-            progress.show(sum(status.state == "running" for status in known.values()))
+            known, now = statuses(left), time.monotonic()
+            progress.show([run for run, status in known.items() if status.state == "running"])
             for run, status in known.items():
-                if status.state not in UNDER_WAY:
+                if status.state == "queued":
+                    began[run] = now
+                elif status.state not in UNDER_WAY:
                     left.remove(run)
-                    progress.ended(run, time.monotonic() - began, status.error)
+                    progress.ended(run, now - began[run], status.error)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped waiting; the SLURM jobs go on, see `gamlib status`") from None

@@ -104,6 +104,9 @@ def execute_all(
     threads, finished = ThreadPoolExecutor(at_once), SimpleQueue["Future[tuple[float, str]]"]()
     futures: dict[Future[tuple[float, str]], Run] = {}
 
+    def under_way() -> list[Run]:
+        return [run for future, run in futures.items() if future.running()]
+
     def execute_in_process(run: Run) -> tuple[float, str]:
         """The seconds that the process of a run took, and why the run failed, or nothing."""
         if stopping.is_set():
@@ -143,10 +146,10 @@ def execute_all(
             while finished.empty():
                 if job and job.told:
                     raise RunStopped(job.told[0])
-                progress.show(at_once - len(environments))
+                progress.show(under_way())
                 time.sleep(POLL_SECONDS)
             future = finished.get()
-            progress.show(at_once - len(environments))
+            progress.show(under_way())
             progress.ended(futures[future], *future.result())
     except BaseException as error:  # Ctrl-C among them: the jobs end with this process
         by = str(error) if isinstance(error, RunStopped) else by

@@ -3,7 +3,8 @@
 import json
 import os
 from collections import deque
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ablation.execution.execute import forward_signals
+from ablation.execution.progress import ProgressFile
 from ablation.paths import share_of_cores
 from ablation.provenance import processor, provenance
 from ablation.runs import BATCH, JOB, Run, RunFailed, RunStopped
@@ -93,10 +95,21 @@ def _fit(run: Run, group: Group) -> str:
     checkpoints = Checkpoints(run.folder, config.identity(), report, keep)
     continued = checkpoints.path.exists() or checkpoints.previous.exists()
     source = _provenance(run, group, continued) if first else ""
-    quiet, steps = BATCH in os.environ, config.epochs * len(sizes(batches.train_size, config.batch_size))
+    quiet, steps = BATCH in os.environ, len(sizes(batches.train_size, config.batch_size))
+    # A test image costs about a third of a training image: the forward pass, and not the two backward.
+    position = ProgressFile(run, steps, test_steps=batches.test_size / (3 * config.batch_size))
     history: list[dict[str, float]] = []
     tested: deque[tuple[Tensor, Tensor]] = deque(maxlen=1)  # predicted classes and labels of the last epoch
-    with tqdm(total=steps, unit="step", disable=quiet or not first, desc=config.name) as bar:
+    with (
+        tqdm(total=config.epochs * steps, unit="step", disable=quiet or not first, desc=config.name) as bar,
+        _event_files(run, first and config.tensorboard) as write_events,
+    ):
+
+        def on_step(done: int) -> None:
+            bar.update(done - bar.n)
+            if first:
+                position.write(done, history)
+
         epochs = loop.fit(
             model,
             batches,
@@ -105,12 +118,13 @@ def _fit(run: Run, group: Group) -> str:
             checkpoints=checkpoints,
             save_seconds=60 * _checkpoint_minutes(),
             stop=run.asked_to_stop,
-            on_step=lambda done: bar.update(done - bar.n),
+            on_step=on_step,
             on_test=lambda predicted, label: tested.append((predicted, label)),
         )
         try:
             for metrics in epochs:
                 history.append(metrics)
+                write_events(metrics)
                 if first and len(history) >= checkpoints.epochs:  # those before the checkpoint are there already
                     run.write("metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
                 if first and len(history) > checkpoints.epochs:
@@ -130,6 +144,27 @@ def _fit(run: Run, group: Group) -> str:
         run.write("result.json", Result.model_validate(history[-1] | outcome).model_dump_json(indent=2))
         checkpoints.previous.unlink(missing_ok=True)  # a run that is done has no use for it
     return ""
+
+
+@contextmanager
+def _event_files(run: Run, wanted: bool) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """What writes an epoch's metrics for TensorBoard, if that is wanted; what an earlier execution wrote is removed."""
+    if not wanted:
+        yield lambda metrics: None
+        return
+    from torch.utils.tensorboard import SummaryWriter  # late: it is there only where tensorboard is installed
+
+    for path in run.folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    with SummaryWriter(str(run.folder)) as writer:
+
+        def write(metrics: Mapping[str, float]) -> None:
+            for name, value in metrics.items():
+                if name != "epoch":
+                    writer.add_scalar(name, value, int(metrics["epoch"]))
+            writer.flush()
+
+        yield write
 
 
 def kept_epochs(epochs: int) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -156,12 +157,24 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
         "devices": 2, "schedule": "cosine", "warmup": 1, "optimizer": "adamw", "nesterov": True, "mixup": 0.2,
         "cutmix": 1, "random_erasing": 0.25, "ema": 0.999,
     }  # fmt: skip
-    tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs", "options"}
+    tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs", "options", "tensorboard"}
     assert other.keys() | tested_elsewhere == RunConfig.model_fields.keys()
     configs = [RunConfig(), *(RunConfig(**{key: value}) for key, value in other.items())]
     configs += [RunConfig(compile=True, cuda_graphs=True)]
     configs += [RunConfig(dataset="imagenet", workers=2)]
     assert len({config.signature for config in configs}) == len({config.name for config in configs}) == len(configs)
+
+
+def test_event_files_are_no_part_of_a_run_and_refused_where_tensorboard_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ablation.config.find_spec", lambda name: Mock(name=name))
+    config = RunConfig(tensorboard="true")
+    assert config.tensorboard and (config.signature, config.name) == (RunConfig().signature, RunConfig().name)
+    monkeypatch.setattr("ablation.config.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"^tensorboard=True: allowed where it is installed"):
+        RunConfig(tensorboard=True)
+    assert RunConfig.recorded(config.model_dump()).tensorboard  # `gamlib status` has no need of it
 
 
 def test_a_data_set_and_a_backbone_bring_the_papers_recipe() -> None:

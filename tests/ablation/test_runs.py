@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import psutil
@@ -20,9 +21,9 @@ from ablation.execution import pool
 from ablation.execution.dispatch import dispatch
 from ablation.execution.execute import execute
 from ablation.execution.housekeeping import leftovers
-from ablation.execution.progress import Progress
-from ablation.runs import Run, RunFailed, RunStopped, all_runs
-from ablation.status import this_process
+from ablation.execution.progress import Progress, ProgressFile, seconds_left
+from ablation.runs import PROGRESS, Run, RunFailed, RunStopped, all_runs
+from ablation.status import TrainingProgress, duration, this_process
 from gamlib.files import write_whole
 
 Finish = Callable[..., Run]
@@ -224,7 +225,7 @@ def test_every_end_of_a_run_is_a_line_and_somebody_who_watches_sees_a_bar(
     monkeypatch.setattr(sys, "stdout", output := StringIO())
     monkeypatch.setattr(output, "isatty", lambda: terminal)
     with Progress([done, stopped, left]) as progress:
-        progress.show(2)
+        progress.show([stopped, left])
         finish(done.config, 5.0)
         progress.ended(done, 3.2, "")
         stopped.write_status(state="preempted")
@@ -232,9 +233,130 @@ def test_every_end_of_a_run_is_a_line_and_somebody_who_watches_sees_a_bar(
     lines = [text.rpartition("\r")[2] for text in output.getvalue().split("\n")]
     first, second = (line for line in lines if "top-1 error" in line or "STOPPED" in line)
     assert first.startswith(f"{done.folder.name}  top-1 error 5.00 %  (3 s)  [1 of 3 runs done, 2 running, 0 failed, ")
-    assert second == f"{stopped.folder.name}  STOPPED: why  (1 s)  [1 of 3 runs done, 2 running, 1 failed, 0:00 left]"
+    assert second == f"{stopped.folder.name}  STOPPED: why  (1 s)  [1 of 3 runs done, 2 running, 1 failed, 3 s left]"
     assert ("0 of 3 runs done, 2 running, 0 failed " in output.getvalue()) == terminal
     assert (len(progress.runs), progress.failed) == (3, {stopped: "why"})
+
+
+def training(run: Run, **values: Any) -> TrainingProgress:
+    """Have a run say that this process trains it, and how far it has come."""
+    progress = TrainingProgress(**{"epoch": 37, "epochs": 60, "top1_error": 4.23, "seconds": 2000, **values})
+    run.write_status(state="running", **this_process())
+    run.write(PROGRESS, progress.model_dump_json())
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "0 s"), (119, "119 s"), (125, "2 min"), (3569, "59 min"), (3599, "1 h 0 min"), (7290, "2 h 2 min")],
+)
+def test_a_time_is_said_as_precisely_as_it_is_needed(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_of_a_run_that_trains_only_what_is_known_is_said() -> None:
+    assert str(TrainingProgress(epoch=1, epochs=60)) == "epoch 1/60"
+    assert str(TrainingProgress(epoch=1, epochs=60, seconds_left=30)) == "epoch 1/60 · 30 s left"
+    assert str(TrainingProgress(epoch=37, epochs=60, top1_error=4.23, seconds_left=710)) == (
+        "epoch 37/60 · 4.2 % · 12 min left"
+    )
+
+
+def test_how_far_a_run_is_counts_while_it_runs_and_goes_when_it_ends() -> None:
+    run = Run(RunConfig())
+    left = training(run, seconds_left=710)
+    assert run.progress() == left
+    run.write_status(state="running", pid=NO_PROCESS)  # it was killed
+    assert run.status().state == "lost" and run.progress() is None
+    with pytest.raises(RunFailed), run.claim():
+        assert run.status().state == "running" and run.progress() is None, "what the killed one has left"
+        run.write(PROGRESS, left.model_dump_json())
+        assert run.progress() == left
+    assert not (run.folder / PROGRESS).exists()
+
+
+def test_a_run_says_how_far_it_is_every_few_seconds_and_how_long_it_takes_from_its_second_step_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, now = Run(RunConfig(epochs=4)), 100.0
+    run.write_status(state="running", **this_process())
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    file = ProgressFile(run, steps=8, test_steps=2)  # which goes on after two epochs: a test takes as long as 2 steps
+    before = [{"top1_error": 9.0}, {"top1_error": 7.5}]
+    file.write(17, before)
+    assert run.progress() == TrainingProgress(epoch=3, epochs=4, top1_error=7.5)
+    now += 1
+    file.write(18, before)
+    assert run.progress() == TrainingProgress(epoch=3, epochs=4, top1_error=7.5), "a moment ago it said something"
+    now += 6
+    file.write(24, before)
+    assert run.progress() == TrainingProgress(epoch=3, epochs=4, top1_error=7.5, seconds=40, seconds_left=12)
+    now += 3
+    file.write(25, [*before, {"top1_error": 5.0}])
+    assert run.progress() == TrainingProgress(epoch=4, epochs=4, top1_error=5, seconds=40, seconds_left=9)
+
+
+def test_a_run_that_cannot_say_how_far_it_is_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(RunConfig())
+    run.write_status(state="running", **this_process())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
+        ProgressFile(run, steps=8, test_steps=2).write(1, [])
+    assert run.progress() is None
+    (run.folder / ".lock").touch()
+    assert not run.removed()
+    shutil.rmtree(run.folder)
+    ProgressFile(run, steps=8, test_steps=2).write(1, [])
+    assert not run.folder.exists(), "it was removed, and may be another's by now"
+
+
+def test_the_time_left_of_a_study_is_that_of_its_runs_as_many_at_once_as_now() -> None:
+    def at(seconds: float, left: float) -> TrainingProgress:
+        return TrainingProgress(epoch=1, epochs=2, seconds=seconds, seconds_left=left)
+
+    new = TrainingProgress(epoch=1, epochs=2)
+    assert seconds_left([new, None], waiting=4) is None
+    assert seconds_left([at(60, 20)], waiting=0) == 20
+    assert seconds_left([at(60, 20), at(100, 40)], waiting=4) == (20 + 40 + 4 * 80) / 2
+    assert seconds_left([at(60, 20), new], waiting=4, ended=[100]) == (20 + 80 + 4 * 80) / 2
+    assert seconds_left([at(60, 10), at(500, 400)], waiting=0) == 400, "of the one that takes longest"
+    assert seconds_left([], waiting=2, ended=[30]) == 60
+
+
+def test_the_live_line_says_how_far_the_runs_are_and_the_time_left_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Run(RunConfig(seed=seed)) for seed in range(4)]
+    training(runs[0], seconds=600, seconds_left=120)
+    training(runs[1], epoch=12, seconds=1000, seconds_left=480)
+    monkeypatch.setattr(sys, "stdout", output := StringIO())
+    monkeypatch.setattr(output, "isatty", lambda: True)
+
+    def line(*running: Run) -> str:
+        progress._looked = -1e9  # some seconds later
+        progress.show(running)
+        return str(progress._bar.desc)
+
+    with Progress(runs) as progress:
+        counts = "0 of 4 runs done, {} running, 0 failed"
+        assert line(*runs[:2]) == counts.format(2) + ", 18 min left; epoch 37/60, 12/60"
+        assert line(runs[0]) == counts.format(1) + ", 32 min left; epoch 37/60 · 4.2 % · 2 min left"
+    with Progress(runs[:1]) as progress:
+        assert line(runs[0]) == "0 of 1 runs done, 1 running, 0 failed; epoch 37/60 · 4.2 % · 2 min left"
+        runs[0].write_status(state="failed")
+        assert "; epoch 37/60" in line(runs[0]), "its process is about to end"
+    monkeypatch.setenv("GAM_BATCH", "1")
+    monkeypatch.setattr(Run, "progress", Mock(side_effect=AssertionError("nobody watches")))
+    with Progress(runs) as progress:
+        progress.show(runs[:2])
+
+
+def test_a_run_took_as_long_as_its_last_execution_or_its_training(finish: Finish) -> None:
+    run = finish(RunConfig(), 5.0)
+    result = run.result()
+    assert result is not None and run.took(result) == result.seconds == 3
+    os.utime(run.folder / "provenance.json", ns=(0, (run.folder / "result.json").stat().st_mtime_ns - 10**10))
+    assert run.took(result) == pytest.approx(10)
+    (run.folder / "provenance.json").unlink()
+    assert run.took(result) == 3
 
 
 def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() -> None:
@@ -245,7 +367,7 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
         begun.set()
         return Mock(pid=NO_PROCESS, ended=lambda _=0: bool(run.asked_to_stop()))
 
-    def press_ctrl_c(running: int) -> None:
+    def press_ctrl_c(running: object) -> None:
         assert begun.wait(60)
         raise KeyboardInterrupt
 

@@ -3,21 +3,26 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from ablation.config import LATER, RunConfig
+from ablation.execution import progress
 from ablation.execution.train import train
 from ablation.gates.runs import load_network
 from ablation.results.frames import read_predictions
 from ablation.runs import Run, RunFailed, RunStopped
+from ablation.status import TrainingProgress
 from gamlib.backbones import build_model
 from gamlib.kernels import native
 from gamlib.paper.complexity import complexity
@@ -81,6 +86,64 @@ def test_predictions_are_those_that_the_error_counts(amp: bool) -> None:
     right = predicted == label
     assert result is not None
     assert len(right) == 898 and 100 * (1 - right.mean()) == pytest.approx(result.top1_error)
+
+
+def test_a_run_that_trains_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, said, update = run_of(epochs=2), list[TrainingProgress | None](), tqdm.update
+
+    def look(bar: Any, steps: float) -> Any:
+        said.append(run.progress())
+        return update(bar, steps)
+
+    monkeypatch.setattr(progress, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(tqdm, "update", look)
+    train(run)
+    first, *others, last = said  # at each step, of the one before it
+    error = run.metrics()["top1_error"][0]
+    assert first is None and [one and one.epoch for one in [*others, last]] == [1] * 5 + [2] * 4
+    assert last is not None and (last.epochs, last.top1_error) == (2, error)
+    assert last.seconds is not None and last.seconds_left is not None and 0 < last.seconds_left < last.seconds / 2
+    assert not (run.folder / "progress.json").exists()
+
+
+def test_a_run_that_goes_on_leaves_one_set_of_event_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SummaryWriter:
+        """As torch's: a file of its own for each, with what was added in it."""
+
+        number = 0
+
+        def __init__(self, folder: str) -> None:
+            type(self).number += 1
+            self.path = Path(folder) / f"events.out.tfevents.{self.number}"
+            self.lines = list[str]()
+
+        def __enter__(self) -> "SummaryWriter":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.flush()
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            self.lines.append(json.dumps([name, value, step]))
+
+        def flush(self) -> None:
+            self.path.write_text("\n".join(self.lines))
+
+    monkeypatch.setattr("ablation.config.find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Mock(SummaryWriter=SummaryWriter))
+    run, steps = run_of(tensorboard=True), iter(range(100))
+    with monkeypatch.context() as patch, pytest.raises(RunStopped):
+        patch.setattr(Run, "asked_to_stop", lambda self: "a test" if next(steps) == 12 else "")
+        train(run)
+    (before,) = run.folder.glob("events.out.tfevents.*")
+    train(run)
+    (path,) = run.folder.glob("events.out.tfevents.*")
+    metrics = run.metrics().set_index("epoch")
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert path != before and len(found) == metrics.size and len(metrics) == 3
+    assert all(metrics[name][step] == value for name, value, step in found)
+    again = train(run_of(epochs=1))
+    assert not [*again.folder.glob("events.*")], "only where it is asked for"
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -210,7 +273,7 @@ def test_a_checkpoint_of_the_first_version_goes_on() -> None:
     """Which knew the milestones by another name."""
     run, values = run_of(epochs=2), run_of(epochs=2).config.model_dump()
     names = {"milestones": "drops", "gamma": "drop_factor"}
-    old = {names.get(key, key): value for key, value in values.items() if key not in LATER}
+    old = {names.get(key, key): value for key, value in values.items() if key not in (*LATER, "tensorboard")}
     answers = iter(["", "", "a test"])
     with pytest.MonkeyPatch.context() as patch, pytest.raises(RunStopped):
         patch.setattr(Run, "asked_to_stop", lambda self: next(answers))
