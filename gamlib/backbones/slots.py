@@ -167,10 +167,13 @@ def _matching(model: nn.Module, patterns: list[str]) -> dict[str, nn.Module]:
 
 
 def _suggested(model: nn.Module) -> str:
-    """At most six patterns of the names of convolutions and normalisations, the most frequent first."""
-    names = [name for name, part in model.named_modules() if name and isinstance(part, tuple(TELLING))]
-    patterns = Counter(re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in names)
-    return ", ".join(pattern for pattern, _ in patterns.most_common(6)) or "no convolution or normalisation of 2-d maps"
+    """At most six patterns that only convolutions and normalisations match, those with the most of them first."""
+    every = [name for name, _ in model.named_modules() if name]
+    telling = {name for name in every if isinstance(model.get_submodule(name), tuple(TELLING))}
+    patterns = {name: re.sub(r"(?<![^.])\d+(?=\.)", "*", name) for name in every if name in telling}
+    precise = {pattern for pattern in {*patterns.values()} if telling.issuperset(matching(every, pattern))}
+    counted = Counter(pattern if pattern in precise else name for name, pattern in patterns.items())
+    return ", ".join(pattern for pattern, _ in counted.most_common(6)) or "no convolution or normalisation of 2-d maps"
 
 
 def _channels(
