@@ -67,7 +67,8 @@ class _BuildModel:
             gate_max_pool: max-pooling inside the block, see `GAM` and `CBAM`; None is what the mechanism's paper says.
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
                 or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1". The classifier keeps
-                its initial weights where the number of classes differs.
+                its initial weights where the number of classes differs. They load afterwards, too, by
+                `load_state_dict(weights, strict=False)`: their keys stay.
 
         Raises:
             ValueError: an unknown name or a value that does not fit; the message names it and what is allowed.
