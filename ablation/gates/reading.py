@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gamlib.attention import BAM, CBAM, GAM, MECHANISMS, SE, CopiedGAM, TripletAttention, UngatedGAM
+from gamlib.backbones.attached import Attended, ReZero
 from gamlib.backbones.attention_branch import AttentionBranch
 
 Outputs: TypeAlias = Mapping[str, list[Tensor]]  # of the children of a block, call by call, without the batch
@@ -148,7 +149,8 @@ def grad_cam(network: nn.Module, image: Tensor, layer: str, label: int) -> tuple
 
     Args:
         image: [3, H, W] float, as the network takes it.
-        layer: name of a block, see `blocks`. It follows another module in a Sequential, as `attach` puts it.
+        layer: name of a block, see `blocks`. It follows another module, in a Sequential or as `attach` puts it. The map
+            after a block with a share is the one that the share was applied to.
         label: the class whose score is explained.
 
     Raises:
@@ -159,21 +161,30 @@ def grad_cam(network: nn.Module, image: Tensor, layer: str, label: int) -> tuple
 
     if layer not in (known := blocks(network)):
         raise ValueError(f"layer={layer!r}: allowed: {', '.join(known)}")
-    parent = network.get_submodule(layer.rpartition(".")[0])
-    siblings = list(parent.children())
-    place = siblings.index(known[layer])
-    if not isinstance(parent, nn.Sequential) or place == 0:
-        raise ValueError(f"layer={layer!r} follows no module in a Sequential: Grad-CAM has no place before it")
+    before, after = _around(network, layer)
     batch = _batch_of(image).clone().requires_grad_()  # a frozen network has gradients too
     maps = []
     with _evaluation_mode(network), torch.enable_grad():
-        for target in (siblings[place - 1], known[layer]):
+        for target in (before, after):
             # A copy of the map: residual blocks add to it in place, after grad-cam has seen it and before it is used.
             with GradCAM(network, [target], reshape_transform=torch.clone) as cam:
                 found = cam(batch, [ClassifierOutputTarget(label)])[0]
             maps.append(torch.from_numpy(found / found.max() if found.any() else found))  # its maximum can be below 1
     network.zero_grad()
     return maps[0], maps[1]
+
+
+def _around(network: nn.Module, layer: str) -> tuple[nn.Module, nn.Module]:
+    """The module in front of a block, and the block, with its share where it has one."""
+    name, block = layer.rpartition(".")[0], network.get_submodule(layer)
+    parent = network.get_submodule(name)
+    if isinstance(parent, ReZero):
+        return _around(network, name)
+    siblings = list(parent.children())
+    place = siblings.index(block)
+    if not isinstance(parent, nn.Sequential | Attended) or place == 0:
+        raise ValueError(f"layer={layer!r} follows no module in a Sequential: Grad-CAM has no place before it")
+    return siblings[place - 1], block
 
 
 def _batch_of(image: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ class _BuildModel:
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
                 or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1"; or the folder of a run,
                 with this mechanism, another one or none: a warning lists the blocks that its weights do not fit. The
-                classifier keeps its initial weights where the number of classes differs.
+                classifier keeps its initial weights where the number of classes differs. They load afterwards, too, by
+                `load_state_dict(weights, strict=False)`: their keys stay.
             options: of the mechanism, by name; for one of one's own there are no others.
 
         Raises:

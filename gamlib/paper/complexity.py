@@ -6,7 +6,6 @@ pooling counts one, and nothing else counts. Products are counted by torch's own
 memory, so that no arithmetic is done. Operators that have no formula are named in the answer.
 """
 
-import copy
 import math
 import re
 from collections.abc import Sequence
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torchvision.ops import FrozenBatchNorm2d
 
 from gamlib.attention import SE
+from gamlib.backbones.channels import without_memory
 
 # By shapes, what torch's counter does not know, a multiply-accumulate as two as there. The first decomposes into no
 # products; naming it spares an audit seconds.
@@ -70,13 +70,7 @@ def complexity(model: nn.Module, inputs: Sequence[int] | Tensor | Sequence[Tenso
         ValueError: inputs that are none of these, or of no image.
         Exception: whatever the module raises at such an input; also where it branches on values, which are not there.
     """
-    # A copy whose parameters and buffers have no memory.
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), p.requires_grad) for p in model.parameters()}
-    memo |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
-    # What a reparametrization computed, as weight_norm's weight, is no leaf of autograd, and cannot be copied.
-    held = (value for module in model.modules() for value in tree_leaves(vars(module)) if isinstance(value, Tensor))
-    memo |= {id(value): value.detach().to("meta") for value in held if not value.is_leaf}
-    twin = copy.deepcopy(model, memo).eval()
+    twin = without_memory(model)
     dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.get_default_dtype())
     examples = _examples(inputs, dtype)
     extra = 0

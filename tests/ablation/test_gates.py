@@ -204,6 +204,17 @@ def test_grad_cam_of_nothing_is_nothing() -> None:
     assert not before.any() and not after.any()
 
 
+def test_a_block_with_a_share_is_read_and_seen_as_part_of_what_it_follows() -> None:
+    network = attach(network_of("none"), "gam", initial="identity", reduction=8)
+    layer = "layer1.0.bn2.attention.block"
+    assert layer in read_gates(network, image())
+    before, after = grad_cam(network, image(), layer, 0)
+    assert before.any() and torch.equal(before, after)  # the share is zero
+    with torch.no_grad():
+        network.get_parameter("layer1.0.bn2.attention.share").fill_(1)
+    assert not torch.equal(*grad_cam(network, image(), layer, 0))
+
+
 def test_every_mechanism_has_a_reader() -> None:
     for name, kind in MECHANISMS.items():
         assert issubclass(kind, tuple(READERS)), name

@@ -1,5 +1,6 @@
 """Attention in a network of the user's own."""
 
+import fnmatch
 import json
 import re
 from collections import OrderedDict
@@ -8,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision.models import densenet121, mobilenet_v2, resnet18, resnext50_32x4d
+from torchvision.models import mnasnet0_5, mobilenet_v2, resnet18, resnext50_32x4d, swin_t
 from torchvision.ops import FrozenBatchNorm2d
 
 from ablation.paths import ROOT
 from gamlib import GAM, attach
-from gamlib.attention import CBAM
+from gamlib.attention import CBAM, TripletAttention
 
 
 class Own(nn.Module):
@@ -44,8 +45,9 @@ def test_a_network_of_ones_own_gets_it_where_one_says() -> None:
     ]
     assert model(x).shape == (2, 5) and model(x).dtype == torch.float64
     after = model.state_dict()
+    assert [name for name in after if ".attention." not in name] == list(before)
     for name, value in before.items():
-        assert torch.equal(after[name.replace(".norm.", ".norm.inner.")], value)
+        assert torch.equal(after[name], value)
 
 
 def test_a_pattern_may_match_a_module_and_what_lies_in_it() -> None:
@@ -118,16 +120,32 @@ def test_blocks_follow_the_device_the_dtype_and_the_mode() -> None:
     [
         ({"attention": "gams"}, "attention='gams': allowed: none, se, bam, cbam, tam, gam"),
         ({"attention": "abn"}, "attention='abn' is no block: allowed: se, bam"),
-        ({}, "Own has no residual blocks of torchvision's .* after= .* stem, blocks, blocks.0"),
+        (
+            {},
+            r"Own has no residual blocks of torchvision's .* after= .* e.g. blocks\.\*\.conv, blocks\.\*\.norm, stem$",
+        ),
         ({"attention": "bam"}, "Own has no stages of torchvision's"),
-        ({"after": "norm9"}, "after='norm9': no such module; Own has stem, blocks"),
-        ({"after": "head"}, r"head \(Linear\) has neither a convolution nor a normalisation"),
+        ({"after": "norm9"}, r"after='norm9': no such module; Own has blocks\.\*\.conv, "),
+        ({"after": "head"}, r"head \(Linear\) puts out \[1, 5\]: allowed: \[N, C, H, W\]"),
         (
             {"after": "*.norm", "reduction": 5},
-            "reduction=5 does not divide the 32 channels; allowed: 1, 2, 4, 8, 16, 32",
+            "reduction=5 does not divide the 32 channels; allowed: 1, 2, 4, 8, 16, 32; any with round_reduction",
         ),
         ({"after": "*.norm", "groups": 4, "reduction": 16}, "groups=4 does not divide the 2 hidden channels"),
-        ({"after": "*.norm", "channels": 4}, "channels=4: attention=gam has none"),
+        ({"after": "*.norm", "channels": 4}, "channels=4: blocks.0.norm puts out 32"),
+        ({"after": "*.norm", "channels": 0}, "channels=0: allowed: whole numbers from 1"),
+        ({"after": "*.norm", "channels": {"norm": 32}}, "channels='norm': no attention follows it; .* blocks.0.norm, "),
+        ({"after": "blocks.0", "example": (1, 3)}, r"example=\(1, 3\): allowed: a tensor \[N, C, H, W\], or its shape"),
+        (
+            {"after": "blocks.0"},
+            r"blocks.0 \(ModuleDict\) cannot be told: Own does not reach it .* channels=, .*example=",
+        ),
+        (
+            {"after": "head", "example": (1, 4, 8, 8)},
+            r"does not reach it with \[1, 4, 8, 8\]: Invalid channel dimensions; say",
+        ),
+        ({"after": "*.norm", "initial": "zero"}, "initial='zero': allowed: own, identity"),
+        ({"after": "*.norm", "round_reduction": 1}, "round_reduction=1: allowed: True, False"),
         ({"after": "*.norm", "reduction": "16"}, "reduction='16': allowed: whole numbers from 1"),
         ({"after": "*.norm", "gropus": 4}, "gropus=4: attention=gam has none; its options are reduction, submodules"),
     ],
@@ -147,9 +165,14 @@ def test_a_slot_is_filled_once() -> None:
         attach(model, "gam")
 
 
-def test_a_dense_network_shows_its_modules() -> None:
-    with pytest.raises(ValueError, match=r"DenseNet has no residual blocks .* of: features, features.conv0.* more"):
-        attach(densenet121())
+def test_what_is_suggested_can_be_asked_for() -> None:
+    """Also where a pattern would match other modules too, as features.*.0 would blocks that put out [N, H, W, C]."""
+    for network in (swin_t(), mnasnet0_5()):
+        with pytest.raises(ValueError, match=r"after= .* e.g. ") as error:
+            attach(network)
+        attach(network, "tam", after=(patterns := str(error.value).rpartition("e.g. ")[2].split(", ")))
+        found = [name for name, module in network.named_modules() if isinstance(module, TripletAttention)]
+        assert all(fnmatch.filter(found, f"{pattern}.attention") for pattern in patterns)
 
 
 def test_the_examples_of_the_readme_run_and_give_what_they_say() -> None:

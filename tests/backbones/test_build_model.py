@@ -42,7 +42,7 @@ def test_the_block_stands_between_the_last_norm_and_the_addition() -> None:
     model: Any = build_model("resnet18", attention="gam", width=0.5).eval()
     block = model.layer1[0]
     x = torch.randn(2, 32, 8, 8).relu()
-    norm, attention = block.bn2
+    norm, attention = block.bn2.children()
     assert isinstance(attention, GAM)
     inner = norm(block.conv2(block.relu(block.bn1(block.conv1(x)))))
     torch.testing.assert_close(block(x), torch.relu(attention(inner) + x))

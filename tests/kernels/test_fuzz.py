@@ -27,9 +27,9 @@ def test_a_map_of_other_channels_is_refused(engine: str, shape: tuple[int, ...])
         accelerate(GAM(32), engine)(torch.randn(shape, requires_grad=True)).sum().backward()
 
 
-def test_a_block_whose_channels_attach_guessed_wrong_refuses_the_map() -> None:
+def test_a_block_whose_channels_were_said_wrong_refuses_the_map() -> None:
     network = densenet121(num_classes=10)
-    accelerate(attach(network, attention="gam", after="features.denseblock1"))
+    accelerate(attach(network, attention="gam", after="features.denseblock1", channels=32))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         network(torch.randn(2, 3, 32, 32))
 
