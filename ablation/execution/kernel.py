@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ablation.paths import folders
 from ablation.runs import BATCH, RunFailed
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def execute_notebook(
                 return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=metadata)
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-                env = {**os.environ, BATCH: "1", **environment}
+                env = {**os.environ, **folders(), BATCH: "1", **environment}
                 await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
                 processes.append(self.provisioner.process)  # type: ignore[union-attr]
 

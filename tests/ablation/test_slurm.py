@@ -86,7 +86,7 @@ def status(run: Run) -> Status:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The project's and the user's file of options, neither of them there yet."""
-    monkeypatch.setattr(slurm_options, "ROOT", tmp_path)
+    monkeypatch.setattr(slurm_options, "base_folder", lambda: tmp_path)
     monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     return tmp_path / "pyproject.toml", tmp_path / "gamlib.toml"
 
@@ -312,7 +312,7 @@ def test_without_the_notebooks_nothing_is_submitted_or_written(
     for module in (dispatch, report):
         monkeypatch.setattr(module, "NOTEBOOKS", places / "site-packages" / "notebooks")
     for start in (lambda: dispatch.dispatch([RunConfig()], "slurm", wait=False), report.complexity_report):
-        with pytest.raises(ConfigError, match="needs the notebooks of gamlib's repository"):
+        with pytest.raises(ConfigError, match="not there; it comes with gamlib: install that again"):
             start()
     assert not sbatch.exists() and not (places / "runs").exists()
 
