@@ -5,7 +5,9 @@ import fcntl
 import json
 import math
 import os
+import shutil
 from collections import namedtuple
+from importlib import metadata
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -57,7 +59,7 @@ def test_a_machine_that_can_do_a_study_has_a_line_for_each_thing_and_code_0(plac
 
 def test_what_stops_a_study_is_named_on_the_last_line_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage(5e8))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(5e8))
     result = CliRunner().invoke(app, ["doctor"])
     assert (result.exit_code, result.output.splitlines()[-1]) == (1, "a study is stopped by: runs")
     assert "0.5 GB free, and a study needs 1" in result.output
@@ -112,7 +114,7 @@ def test_data_sets_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_package_that_is_missing_or_too_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["torch>=99", 'nothing-such>=1; extra == "lab"', 'neither>=1; extra == "dev"', 'numpy; extra == "lab"']
-    monkeypatch.setattr(doctor.metadata, "requires", lambda _: wanted)
+    monkeypatch.setattr(metadata, "requires", lambda _: wanted)
     state, said = told()["gamlib"]
     assert state == "PROBLEM" and "lacks torch>=99, nothing-such>=1: pip install 'gamlib[lab]'" in said
     assert told()["optional"][1].startswith(("timm", "without tensorboard"))
@@ -120,4 +122,4 @@ def test_a_package_that_is_missing_or_too_old_is_a_problem(monkeypatch: pytest.M
 
 def test_the_version_is_that_of_the_package() -> None:
     result = CliRunner().invoke(app, ["--version"])
-    assert (result.exit_code, result.output) == (0, f"gamlib {doctor.metadata.version('gamlib')}\n")
+    assert (result.exit_code, result.output) == (0, f"gamlib {metadata.version('gamlib')}\n")
