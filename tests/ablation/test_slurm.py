@@ -306,6 +306,17 @@ def test_a_file_system_without_locks_is_refused_before_anything_is_submitted(
     assert not sbatch.exists()
 
 
+def test_a_job_in_another_folder_has_its_runs_where_it_was_submitted(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    submitted = Mock(return_value=[])
+    monkeypatch.setattr(arrays, "submit", submitted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GAM_RUNS", "mine")
+    dispatch.dispatch([RunConfig()], "slurm", wait=False)
+    assert submitted.call_args.args[2]["GAM_RUNS"] == str(tmp_path / "mine")
+
+
 def test_without_the_notebooks_nothing_is_submitted_or_written(
     sbatch: Path, monkeypatch: pytest.MonkeyPatch, places: Path
 ) -> None:
