@@ -67,5 +67,5 @@ lab: env ## JupyterLab in notebooks/
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(QUIET) $(LAB)
 
 lock: ## requirements.lock anew from pyproject.toml
-	@$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-emit-index-url --no-annotate \
+	@$(BIN)/uv pip compile pyproject.toml --extra lab --extra dev --python-version 3.11 --no-emit-index-url --no-annotate \
 	  --no-header --quiet --upgrade --output-file requirements.lock

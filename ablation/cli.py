@@ -22,6 +22,11 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def main(version: console.Version = False) -> None:
+    """The options of the command itself."""
+
+
 @app.command()
 @console.slurm_options
 def run(
@@ -272,15 +277,21 @@ def audit(
         raise typer.Exit(console.FAILED)
 
 
+@app.command()
+def doctor(json_: console.AsJson = False) -> None:
+    """Whether this machine has what a study needs, and what to do about what it lacks; trains nothing."""
+    from ablation import doctor
+
+    if not doctor.show(json_):
+        raise typer.Exit(console.FAILED)
+
+
 @app.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 def bench(arguments: Annotated[list[str] | None, Argument(metavar="[OPTIONS]...")] = None) -> None:
     """The tables of benchmarks/README.md, measured on this machine; [bold]gamlib bench --help[/bold] says more."""
-    from ablation.errors import ConfigError
-    from ablation.paths import ROOT
+    from ablation.paths import ROOT, require
 
-    script = ROOT / "benchmarks" / "gam.py"
-    if not script.exists():
-        raise ConfigError(f"{script}: not there; gamlib bench needs gamlib's repository, see its README")
+    script = require(ROOT / "benchmarks" / "gam.py", "gamlib bench needs gamlib's repository, see its README")
     os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
 
 

@@ -50,6 +50,17 @@ Names = Annotated[list[str] | None, Argument(metavar="STUDY...", help="Names of 
 LastDataset = Annotated[str | None, Option(help="Of which data set; by default the one last submitted.")]
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        from ablation.doctor import version
+
+        print(f"gamlib {version()}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")]
+
+
 def _of_slurm(kind: Any, text: str = "", **more: Any) -> Any:
     panel = "SLURM jobs (defaults: ~/.config/gamlib.toml or pyproject.toml)"
     return Annotated[kind | None, Option(help=text, rich_help_panel=panel, hidden=not text, **more)]

@@ -1,38 +1,43 @@
-"""Where things lie: the notebooks beside the package, the folders of runs and figures."""
+"""Where things lie: notebooks and studies, the folders of runs and figures."""
 
 import errno
 import fcntl
-import os
 import tempfile
 from pathlib import Path
 
 from ablation.errors import ConfigError
+from gamlib.files import CLONE, folder_of
+from gamlib.files import ROOT as ROOT  # for whoever needs the repository
 
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ROOT / "notebooks"
+_SHIPPED = (
+    ROOT if CLONE else Path(__file__).resolve().parent / "shipped"
+)  # pyproject.toml has them travel inside the package
+NOTEBOOKS, STUDIES = _SHIPPED / "notebooks", _SHIPPED / "studies"
 
 
 def runs_root() -> Path:
-    """Folder of all runs: $GAM_RUNS, by default `runs/` of the repository."""
-    return Path(os.environ.get("GAM_RUNS") or ROOT / "runs").absolute()
+    """Folder of all runs: $GAM_RUNS, by default `runs/` of the repository or, without a clone, from here."""
+    return folder_of("runs")
 
 
 def figures_root() -> Path:
-    """Folder of the figures: $GAM_FIGURES, by default `figures/` of the repository."""
-    return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
+    """Folder of the figures: $GAM_FIGURES, by default `figures/` of the repository or, without a clone, from here."""
+    return folder_of("figures")
 
 
-def require(path: Path) -> Path:
-    """The path of a file in one of the repository's folders, such as `notebooks`.
+def folders() -> dict[str, str]:
+    """The variables that have a process with another working directory find the same runs, figures and data."""
+    return {f"GAM_{name.upper()}": str(folder_of(name)) for name in ("runs", "figures", "data")}
+
+
+def require(path: Path, why: str = "it comes with gamlib: install that again") -> Path:
+    """The path of a file that comes with the package, or of one that does not.
 
     Raises:
-        ConfigError: it is not there: the package was installed without its repository.
+        ConfigError: it is not there; the message says why it should be.
     """
     if not path.exists():
-        raise ConfigError(
-            f"{path}: not there; this needs the {path.parent.name} of gamlib's repository: install it from a clone, "
-            "with pip install -e"
-        )
+        raise ConfigError(f"{path}: not there; {why}")
     return path
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import gamlib
 from ablation.paths import ROOT
+from gamlib.files import CLONE
 
 SOURCE = "GAM_SOURCE"  # in a job's environment: the hash of the code that submitted it
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "submitit")
@@ -31,6 +32,8 @@ def source_hash() -> str:
 
 def commit() -> tuple[str | None, bool | None]:
     """The commit of this checkout, and whether what trains is as it was committed; None outside a git checkout."""
+    if not CLONE:
+        return None, None  # a repository around an installed package is another's
     changed = _git("status", "--porcelain", "--", "gamlib", "notebooks")
     return _git("rev-parse", "HEAD"), None if changed is None else not changed
 

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from ablation.errors import ConfigError
-from ablation.paths import ROOT, require
+from ablation.paths import STUDIES, require
 from ablation.studies import Plan, Study
 from gamlib.sources import own_file
 
-FOLDER = ROOT / "studies"
+FOLDER = STUDIES
 PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known by their names
 
 

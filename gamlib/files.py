@@ -1,4 +1,4 @@
-"""Files that are complete or not there: written under another name in their folder, flushed, and renamed; and locks."""
+"""Where files lie, and how they are complete or not there: written under another name, flushed, renamed; and locks."""
 
 import fcntl
 import os
@@ -7,6 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+ROOT = Path(__file__).resolve().parents[1]  # the repository, or the folder that the package was installed into
+CLONE = (ROOT / "notebooks" / "run.ipynb").exists()
+
+
+def base_folder() -> Path:
+    """Where runs, figures and data lie by default: the repository of a clone, else the working directory."""
+    return ROOT if CLONE else Path.cwd()
+
+
+def folder_of(name: str) -> Path:
+    """The folder `runs`, `figures` or `data`: what $GAM_RUNS and so on say, else the one of `base_folder`."""
+    return Path(os.environ.get(f"GAM_{name.upper()}") or base_folder() / name).absolute()
 
 
 @contextmanager

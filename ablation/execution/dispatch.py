@@ -84,7 +84,7 @@ def dispatch(
         return progress
     with progress:
         if cluster == "slurm":
-            environment = {SOURCE: source_hash()} | (environment if cpus else {})
+            environment = {SOURCE: source_hash(), "GAM_RUNS": str(runs_root())} | (environment if cpus else {})
             submitted = arrays.submit(todo, parameters, environment, before)
             others = len(todo) - len(submitted)
             progress.write(f"{len(submitted)} runs submitted" + f", {others} were in a queue before" * (others > 0))

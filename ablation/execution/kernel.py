@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ablation.paths import folders
 from ablation.runs import BATCH, RunFailed
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def execute_notebook(
     found = EntryPoint(FORK, "ablation.execution.forked_kernel:ForkProvisioner", KernelProvisionerFactory.GROUP_NAME)
     KernelProvisionerFactory.instance().provisioners[FORK] = found
 
+    here = folders()  # now: papermill changes the working directory of this process, too
     processes: list[subprocess.Popen[bytes] | ForkedKernel] = []
     short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # the path of a socket ends at 107 bytes
     with tempfile.TemporaryDirectory(prefix="gam-", dir=short, ignore_cleanup_errors=True) as sockets:
@@ -67,7 +69,7 @@ def execute_notebook(
                 return KernelSpec(argv=argv, display_name="Python 3", language="python", metadata=metadata)
 
             async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
-                env = {**os.environ, BATCH: "1", **environment}
+                env = {**os.environ, **here, BATCH: "1", **environment}
                 await super().start_kernel(**{**options, "env": env, "stdout": log, "stderr": log})
                 processes.append(self.provisioner.process)  # type: ignore[union-attr]
 

@@ -23,7 +23,7 @@ RUNNING = {"CONFIGURING", "RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STA
 ENDED = {"COMPLETED", "FAILED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "CANCELLED", "BOOT_FAIL", "DEADLINE"}
 ENDED |= {"PREEMPTED", "REVOKED"}
 LIVE = WAITING | RUNNING
-OVERRIDES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_")  # variables that change what SLURM's commands do
+OVERRIDES = ("SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SCONTROL_", "SINFO_")  # variables that change its commands
 PATIENCE, SILENCE = 15.0, 60.0  # seconds for an answer, and in which one that has not come is not asked for again
 JOBS_AT_ONCE = 500  # that one scancel ends in that time
 MEMORY = "memory limit|oom.kill|out of memory"
@@ -38,6 +38,17 @@ def max_array_size() -> int:
     """Runs of one job array: SLURM's MaxArraySize less one, or its default where it does not say."""
     size = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config").stdout, re.MULTILINE)
     return max(1, int(size[1]) - 1) if size else 1000
+
+
+def partitions() -> list[str] | None:
+    """The names of SLURM's partitions; None if it cannot be asked."""
+    answer = _ask("sinfo", "-h", "-o", "%R")
+    return sorted(set(answer.stdout.split())) if answer.returncode == 0 else None
+
+
+def accounting_answers() -> bool:
+    """Whether SLURM keeps accounts of jobs that have ended, and can be asked for them."""
+    return _ask("sacct", "-n", "-X", "-o", "JobID").returncode == 0
 
 
 class Job(NamedTuple):

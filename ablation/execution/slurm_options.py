@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from ablation.errors import Checked, ConfigError
 from ablation.execution import FORMER
-from ablation.paths import ROOT
+from gamlib.files import base_folder
 
 DEFAULTS = Path("~/.config/gamlib.toml")  # and pyproject.toml, whose table it goes before
 OF_THE_SHELL = ("partition", "account", "qos", "constraint")  # that sbatch's variables may give, such as SBATCH_ACCOUNT
@@ -86,8 +86,8 @@ def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: an unknown key or an impossible value in one of the three; the message names the file.
     """
     default = {key: os.environ.get(f"SBATCH_{key.upper()}") or None for key in OF_THE_SHELL} | {"timeout": DAY_MINUTES}
-    files = _of_file(ROOT / "pyproject.toml", "tool", "gamlib", "slurm"), _of_file(DEFAULTS.expanduser(), "slurm")
-    options = merged(default, *files, given)
+    projects = _of_file(base_folder() / "pyproject.toml", "tool", "gamlib", "slurm")
+    options = merged(default, projects, _of_file(DEFAULTS.expanduser(), "slurm"), given)
     other, minutes = options.pop("slurm"), options["timeout"]
     if options.get("at_once", 1) > (runs := options.get("runs_per_job", 1)):
         raise ConfigError(f"at_once={options['at_once']}: allowed: 1 to {runs}, the runs of a job; see runs_per_job")

@@ -70,7 +70,7 @@ def published(names: Collection[str] = (), dataset: str | None = None, folder: P
     """
     folder = data_folder() if folder is None else Path(folder)
     if not (plans := [_read(path) for path in sorted(folder.glob("*.json"))]):
-        raise ConfigError(f"nothing is published in {folder}")
+        raise ConfigError(f"nothing is published in {folder}; what gamlib has published lies in its repository")
     for name in names:
         if not any(name in (plan.name, plan.study.name) for plan in plans):
             there = ", ".join(dict.fromkeys(plan.study.name for plan in plans))

@@ -1,6 +1,6 @@
 """Data sets by name: what holds of each before an image is read, and the defaults that a run on it gets.
 
-`digits` lies inside scikit-learn; the others are looked for under `$GAM_DATA`, by default `data/` of the repository.
+`digits` lies inside scikit-learn; the others are looked for under `$GAM_DATA`, by default `data/`.
 `imagefolder:PATH` is any tree of class folders, PATH/train/<class>/... and PATH/test/<class>/... (or PATH/val/...),
 with PATH absolute or under `$GAM_DATA`. This module knows no torch, so that a configuration is checked at once.
 """
@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gamlib.files import folder_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -72,8 +74,8 @@ NAMES = f"{', '.join(DATASETS)}, {FOLDER}PATH"
 
 
 def data_root() -> Path:
-    """Folder of the data sets: $GAM_DATA, by default `data/` of the repository."""
-    return Path(os.environ.get("GAM_DATA") or Path(__file__).resolve().parents[2] / "data").absolute()
+    """Folder of the data sets: $GAM_DATA, by default `data/` of the repository or, without a clone, from here."""
+    return folder_of("data")
 
 
 def describe(name: str) -> Dataset:

@@ -86,7 +86,7 @@ def status(run: Run) -> Status:
 @pytest.fixture
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """The project's and the user's file of options, neither of them there yet."""
-    monkeypatch.setattr(slurm_options, "ROOT", tmp_path)
+    monkeypatch.setattr(slurm_options, "base_folder", lambda: tmp_path)
     monkeypatch.setattr(slurm_options, "DEFAULTS", tmp_path / "gamlib.toml")
     return tmp_path / "pyproject.toml", tmp_path / "gamlib.toml"
 
@@ -306,13 +306,24 @@ def test_a_file_system_without_locks_is_refused_before_anything_is_submitted(
     assert not sbatch.exists()
 
 
+def test_a_job_in_another_folder_has_its_runs_where_it_was_submitted(
+    sbatch: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    submitted = Mock(return_value=[])
+    monkeypatch.setattr(arrays, "submit", submitted)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GAM_RUNS", "mine")
+    dispatch.dispatch([RunConfig()], "slurm", wait=False)
+    assert submitted.call_args.args[2]["GAM_RUNS"] == str(tmp_path / "mine")
+
+
 def test_without_the_notebooks_nothing_is_submitted_or_written(
     sbatch: Path, monkeypatch: pytest.MonkeyPatch, places: Path
 ) -> None:
     for module in (dispatch, report):
         monkeypatch.setattr(module, "NOTEBOOKS", places / "site-packages" / "notebooks")
     for start in (lambda: dispatch.dispatch([RunConfig()], "slurm", wait=False), report.complexity_report):
-        with pytest.raises(ConfigError, match="needs the notebooks of gamlib's repository"):
+        with pytest.raises(ConfigError, match="not there; it comes with gamlib: install that again"):
             start()
     assert not sbatch.exists() and not (places / "runs").exists()
 

@@ -1,0 +1,125 @@
+"""What `gamlib doctor` says of this machine, and what it calls a problem."""
+
+import errno
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections import namedtuple
+from importlib import metadata
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ablation import doctor
+from ablation.cli import app
+from ablation.execution import slurm
+from gamlib.kernels import native
+
+SAID = """
+| NVIDIA-SMI 470.57.02    Driver Version: 470.57.02    CUDA Version: 11.4     |
+"""
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH: no SLURM and no driver but what a test puts there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(slurm, "_unanswered", -math.inf)
+    monkeypatch.setattr(native, "library", Mock())  # compiling has tests of its own
+    return folder
+
+
+def command(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def told() -> dict[str, tuple[str, str]]:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    found = {one["name"]: (one["state"], one["text"]) for one in json.loads(result.output)}
+    assert result.exit_code == any(state == "PROBLEM" for state, _ in found.values())
+    return found
+
+
+def test_a_machine_that_can_do_a_study_has_a_line_for_each_thing_and_code_0(places: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor"])
+    *lines, last = result.output.splitlines()
+    assert (result.exit_code, last) == (0, "nothing stops a study")
+    assert [line.split()[1] for line in lines] == [*doctor.LOOKS]
+    assert all(line.split()[0] in ("ok", "note") for line in lines)
+    assert not (places / "runs").exists(), "it writes nothing"
+
+
+def test_what_stops_a_study_is_named_on_the_last_line_with_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(5e8))
+    result = CliRunner().invoke(app, ["doctor"])
+    assert (result.exit_code, result.output.splitlines()[-1]) == (1, "a study is stopped by: runs")
+    assert "0.5 GB free, and a study needs 1" in result.output
+
+
+@pytest.mark.parametrize(("number", "text"), [(errno.ENOLCK, "has no file locks"), (errno.EACCES, "may write to")])
+def test_runs_need_a_folder_with_locks_that_can_be_written(
+    number: int, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+    state, said = told()["runs"]
+    assert state == "PROBLEM" and text in said and "set GAM_RUNS to" in said
+
+
+def test_a_gpu_that_torch_cannot_use_is_noted_with_its_driver(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert told()["torch"] == ("ok", told()["torch"][1]) and told()["torch"][1].endswith("no GPU")
+    command(programs, "nvidia-smi", f"echo '{SAID}'")
+    state, said = told()["torch"]
+    assert state == "note" and "(driver 470.57.02, up to CUDA 11.4)" in said and "older build" in said
+
+
+def test_without_a_compiler_it_says_what_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setenv("GAM_COMPILER", "")
+    state, said = told()["compiler"]
+    assert state == "note" and "slower: GAM_COMPILER=''" in said and "install a C compiler" in said
+
+
+def test_slurm_is_asked_for_partitions_and_accounts_and_need_not_answer(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told()["SLURM"] == ("ok", "none, so studies run on this machine")
+    for name in ("sbatch", "sacct"):
+        command(programs, name, "exit 0")
+    command(programs, "sinfo", "echo gpu; echo cpu; echo gpu")
+    assert told()["SLURM"] == ("ok", "partitions cpu, gpu; accounting answers")
+    command(programs, "sacct", "exit 1")
+    assert told()["SLURM"][0] == "note" and "sacct does not answer" in told()["SLURM"][1]
+    monkeypatch.setattr(slurm, "PATIENCE", 0.2)
+    command(programs, "sinfo", "exec /bin/sleep 60")
+    state, said = told()["SLURM"]
+    assert state == "note" and "sinfo does not answer" in said
+
+
+def test_data_sets_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAM_DATA", str(tmp_path))
+    for folder in ("cifar-10-batches-py", "birds/train", "imagenet/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert f"in {tmp_path}: cifar10, imagenet, imagefolder:birds;" in told()["data"][1]
+
+
+def test_a_package_that_is_missing_or_too_old_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["torch>=99", 'nothing-such>=1; extra == "lab"', 'neither>=1; extra == "dev"', 'numpy; extra == "lab"']
+    monkeypatch.setattr(metadata, "requires", lambda _: wanted)
+    state, said = told()["gamlib"]
+    assert state == "PROBLEM" and "lacks torch>=99, nothing-such>=1: pip install 'gamlib[lab]'" in said
+    assert told()["optional"][1].startswith(("timm", "without tensorboard"))
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = CliRunner().invoke(app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"gamlib {metadata.version('gamlib')}\n")
