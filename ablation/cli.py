@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
-from ablation import console
+from ablation import cli_results, console
 
 app = typer.Typer(
     cls=console.Commands,
@@ -226,58 +226,6 @@ def report(
 
 
 @app.command()
-def publish(studies: console.Names, dataset: console.LastDataset = None) -> None:
-    """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
-    from ablation.results import publication
-    from ablation.studies import Plan
-    from ablation.study_files import study_name
-
-    for plan in [Plan.load(study_name(name), dataset) for name in studies or ()]:
-        console.show_paths(publication.publish(plan))
-
-
-@app.command()
-def restore(studies: console.Names = None) -> None:
-    """Put published runs into runs/, where nothing is done yet: [bold]gamlib study[/bold] goes on from them.
-
-    By default those of all studies.
-    """
-    from ablation.results import publication
-
-    for plan in publication.published(studies or ()):
-        print(f"{plan.name}: {publication.restore(plan)} of {len(plan.configs)} runs restored")
-
-
-@app.command()
-def audit(
-    json_: console.AsJson = False,
-    and_report: Annotated[bool, Option("--report", help="Execute 1_complexity.ipynb too, for its figure.")] = False,
-) -> None:
-    """Parameters and FLOPs of the paper's 34 rows, computed from our networks, against the print. Trains nothing."""
-    import pandas as pd
-
-    from ablation.results import audits
-    from gamlib.paper.audit import COLUMNS
-    from gamlib.paper.audit import audit as counted
-
-    rows = counted()
-    if json_:
-        print(pd.DataFrame(rows)[list(COLUMNS)].to_json(orient="records", indent=2))
-    else:
-        console.print_frame(audits.for_reading(rows))
-        for number, note in enumerate(audits.notes(rows), 1):
-            print(f"[{number}] {note}")
-        print(audits.verdict(rows))
-    if and_report:
-        from ablation.results.report import complexity_report
-
-        for path in complexity_report():
-            print(os.path.relpath(path), file=sys.stderr)
-    if audits.differences(rows):
-        raise typer.Exit(console.FAILED)
-
-
-@app.command()
 def doctor(json_: console.AsJson = False) -> None:
     """Whether this machine has what a study needs, and what to do about what it lacks; trains nothing."""
     from ablation import doctor
@@ -294,6 +242,8 @@ def bench(arguments: Annotated[list[str] | None, Argument(metavar="[OPTIONS]..."
     script = require(ROOT / "benchmarks" / "gam.py", "gamlib bench needs gamlib's repository, see its README")
     os.execv(sys.executable, [sys.executable, str(script), *(arguments or ())])
 
+
+app.add_typer(cli_results.commands)
 
 if __name__ == "__main__":
     app()

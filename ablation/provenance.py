@@ -8,7 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ablation.paths import ROOT
 from gamlib.files import CLONE
 
 SOURCE = "GAM_SOURCE"  # in a job's environment: the hash of the code that submitted it
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "submitit")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "papermill", "submitit", "timm")  # the last if it is there
 
 
 @cache
@@ -46,7 +46,7 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "clean": clean,
         "source": source_hash(),
         "submitted_source": os.environ.get(SOURCE) or source_hash(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), **_versions()},
         "device": device,
         "threads": threads,
         "cores": os.cpu_count(),
@@ -54,6 +54,14 @@ def provenance(device: str, threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "interpreter": sys.executable,
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def processor() -> str:

@@ -136,6 +136,16 @@ def image_count(config: RunConfig) -> int:
     return len(_images(config.dataset, config.train_fraction, config.evaluate_on)[0].test)
 
 
+def normalisation(config: RunConfig) -> tuple[Tensor, Tensor]:
+    """The mean and the deviation that normalise a run's images, [3, 1, 1], in units of 0 to 255.
+
+    Raises:
+        DatasetError: its images are not there.
+    """
+    _, mean, std = _images(config.dataset, config.train_fraction, config.evaluate_on)
+    return mean, std
+
+
 @lru_cache(maxsize=2)
 def _images(dataset: str, train_fraction: float, evaluate_on: str) -> tuple[data.Images | data.Files, Tensor, Tensor]:
     """The images of runs, and the mean and deviation that normalise them, [3, 1, 1] in units of 0 to 255."""
