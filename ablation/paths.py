@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ablation.errors import ConfigError
+from gamlib.files import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -20,6 +21,14 @@ def runs_root() -> Path:
 def figures_root() -> Path:
     """Folder of the figures: $GAM_FIGURES, by default `figures/` of the repository."""
     return Path(os.environ.get("GAM_FIGURES") or ROOT / "figures").absolute()
+
+
+def write_changed(path: Path, data: str | bytes) -> Path:
+    """Write a file whole, and leave one untouched that has these bytes already; its path."""
+    data = data.encode() if isinstance(data, str) else data
+    if not path.is_file() or path.read_bytes() != data:
+        write_whole(path, data)
+    return path
 
 
 def require(path: Path) -> Path:
