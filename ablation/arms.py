@@ -1,16 +1,20 @@
-"""Arms: what one configuration of an ablation is called, and the width at which two have equally many parameters."""
+"""Arms: what one configuration of an ablation is called, grids of them, and the width that makes two equally large."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Mapping
+from itertools import product
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from ablation.config import RunConfig, translated
-from ablation.errors import Checked, ConfigError
+from ablation.errors import Checked, ConfigError, unknown_name
 
 WIDTHS = [thousandths / 1000 for thousandths in range(1, 16_001)]  # about as many different networks as a ResNet has
 Values = Annotated[dict[str, Any], AfterValidator(translated)]  # of RunConfig
+AT_A_POINT = ("label", "parameters_of")  # fields of an arm that say other things at each point of a grid
+Text = Annotated[str, BeforeValidator(lambda text: None if text is None else str(text))] | None  # YAML has numbers too
 
 
 class PaperRow(Checked):
@@ -24,12 +28,14 @@ class PaperRow(Checked):
 class Arm(Checked):
     """One configuration of an ablation, all seeds of it.
 
-    In a study it may be given by its values alone, beside which `paper` and `parameters_of` may stand.
+    In a study it may be given by its values alone, beside which the other fields may stand.
     """
 
     values: Values = Field({}, description="values of RunConfig that make this arm")
     paper: PaperRow | None = Field(None, description="the row of the paper: table, attention, variant")
     parameters_of: str | None = Field(None, description="an arm: `width` is then as many parameters ask for")
+    label: Text = Field(None, description="what figures and tables call it", exclude_if=lambda label: label is None)
+    colour: Text = Field(None, description="its colour in figures", exclude_if=lambda colour: colour is None)
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +44,69 @@ class Arm(Checked):
             return given
         own = {key: given[key] for key in cls.model_fields if key in given}
         return own | {"values": {key: value for key, value in given.items() if key not in own}}
+
+
+def check_looks(arms: Mapping[str, Arm]) -> None:
+    """Refuse two arms with one label, and a colour that matplotlib does not know.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    for label, number in Counter(arm.label or name for name, arm in arms.items()).items():
+        if number > 1:
+            raise ValueError(f"label={label!r}: figures would call {number} arms so; allowed: another for each")
+    for name, colour in ((name, arm.colour) for name, arm in arms.items() if arm.colour is not None):
+        from matplotlib.colors import is_color_like  # late: most studies have no colours
+
+        if not is_color_like(colour):
+            allowed = "a colour that matplotlib knows, such as tab:blue or, in quotes, '#0072B2'"
+            raise ValueError(f"arm {name!r}: colour={colour!r}: allowed: {allowed}")
+
+
+def crossed(arms: Mapping[str, Any], compare: Any, grid: Any) -> tuple[Mapping[str, Any], Any]:
+    """Every arm at every point of a grid, "ch, lr=0.05", and the comparisons of two arms at each of these points.
+
+    Args:
+        arms: of a study, by name; without any there is one arm for each point, "lr=0.05".
+        compare: pairs of names; None stays None, and a pair of other names stays as it is.
+        grid: values of RunConfig by name, each with a list of what it takes.
+
+    Raises:
+        ValueError: the grid is none, an arm sets one of its values, or two arms would have one name.
+    """
+    if not isinstance(grid, Mapping) or not grid:
+        raise ValueError(f"grid={grid!r}: allowed: names of values, each with a list, such as lr: [0.05, 0.1]")
+    try:
+        every = TypeAdapter(dict[str, Arm]).validate_python(arms or {"": {}})
+    except ValidationError:
+        return arms, compare  # the study refuses them
+    for key, values in grid.items():
+        if key not in RunConfig.model_fields:
+            raise ValueError(f"grid: {unknown_name(str(key), RunConfig.model_fields)}")
+        if not isinstance(values, list | tuple) or not values:
+            raise ValueError(f"grid: {key}={values!r}: allowed: a list of at least one value")
+        for name, arm in every.items():
+            if key in arm.values:
+                raise ValueError(f"grid: {key}={values!r}: arm {name!r} sets {key} itself")
+    points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    texts = [", ".join(f"{key}={value}" for key, value in point.items()) for point in points]
+    found: dict[str, Arm] = {}
+    for (name, arm), (text, point) in product(every.items(), zip(texts, points, strict=True)):
+        if (own := _joined(name, text)) in found:
+            raise ValueError(f"grid: two arms would be called {own!r}; allowed: every value once")
+        names = {key: value and _joined(value, text) for key in AT_A_POINT for value in [getattr(arm, key)]}
+        found[own] = arm.model_copy(update={"values": {**arm.values, **point}, **names})
+    if not isinstance(compare, list | tuple):
+        return found, compare
+    pairs: list[Any] = []
+    for pair in compare:
+        of_arms = isinstance(pair, list | tuple) and every.keys() >= set(map(str, pair))
+        pairs += [[_joined(str(name), text) for name in pair] for text in texts] if of_arms else [pair]
+    return found, pairs
+
+
+def _joined(name: str, text: str) -> str:
+    return ", ".join(filter(None, (name, text)))
 
 
 def widened(config: RunConfig, reference: RunConfig) -> RunConfig:

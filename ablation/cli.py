@@ -205,16 +205,21 @@ def report(
     dataset: console.LastDataset = None,
     force: Annotated[bool, Option("--force", help="Has no effect any more: every report is made anew.")] = False,
     published: Annotated[bool, Option("--published", help="Of the runs in figures/data, by default of all.")] = False,
+    formats: Annotated[str | None, Option("--format", help="Of figures: pdf, png, svg; by default pdf,png.")] = None,
+    width: Annotated[float | None, Option(help="Inches of a figure; by default a paper's column or two.")] = None,
+    out: Annotated[str | None, Option(help="A folder; by default figures/, of your own studies figures/NAME/.")] = None,
 ) -> None:
-    """Execute the notebook of a study, which writes its figures and tables to figures/. Nothing is trained.
+    """Execute the notebook of a study, which writes its figures and tables. Nothing is trained.
 
     With [bold]--published[/bold] from figures/data: neither runs nor images are needed.
     """
     from ablation.errors import ConfigError
     from ablation.results import publication
+    from ablation.results.report import Output
     from ablation.studies import Plan
     from ablation.study_files import study_name
 
+    output = Output(formats=formats, width=width, out=out)
     if not studies and not published:
         raise ConfigError("STUDY: allowed: names of studies that were submitted, or --published")
     if published:
@@ -222,7 +227,7 @@ def report(
     else:
         plans = [Plan.load(study_name(name), dataset) for name in studies or ()]
     for plan in plans:
-        console.report_study(plan, publication.data_folder() if published else None)
+        console.report_study(plan, publication.data_folder() if published else None, output=output)
 
 
 @app.command()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ablation.execution.progress import Progress
+    from ablation.results.report import Output
     from ablation.runs import Run
     from ablation.studies import Plan
 
@@ -261,19 +262,19 @@ def _statuses(rows: Sequence[dict[str, Any]], left: str) -> Group:
     return Group(table, ", ".join(f"{number} {state}" for state, number in counts.items() if number) + left + more)
 
 
-def report_study(plan: "Plan", folder: Path | None = None, anew: bool = True) -> None:
+def report_study(plan: "Plan", folder: Path | None = None, anew: bool = True, output: "Output | None" = None) -> None:
     """Execute the notebook of a study; then show its tables, their note, what was damaged, and what was written.
 
-    `folder` is of published results; for it and `anew` see `results.report.report`. Errors are of that, and of
-    `results.load`.
+    `folder` is of published results; for it, `anew` and `output` see `results.report.report`. Errors are of that, and
+    of `results.load`.
     """
     from ablation import results
     from ablation.results import tables, typeset
-    from ablation.results.report import report
+    from ablation.results.report import USUAL, report, said_of_changes
 
     published = results.load(plan, folder) if folder else None  # found whole before its notebook starts
-    paths = report(plan, folder, anew)
-    found = published or results.load(plan)
+    paths = report(plan, folder, anew, output or USUAL)
+    found = (published or results.load(plan)).labelled()
     typer.secho(f"\n{plan.name}: {plan.study.question}", bold=True)
     if any(path.name == f"{plan.name}.csv" for path in paths):  # a notebook may export figures alone
         print_frame(typeset.for_reading(tables.summary(found)))
@@ -286,3 +287,5 @@ def report_study(plan: "Plan", folder: Path | None = None, anew: bool = True) ->
     for problem in found.problems:
         complain(problem)
     show_paths(paths)
+    if said := said_of_changes(paths):
+        print(said)

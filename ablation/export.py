@@ -103,13 +103,12 @@ def _card(run: Run, result: Result, classes: int, misses: int, images: int, own:
     from scipy.stats import binomtest
 
     config = run.config
-    interval = binomtest(misses, images).proportion_ci(method="wilson")
+    low, high = (100 * end for end in binomtest(misses, images).proportion_ci(method="wilson"))
     rows = {
         "network": f"{config.backbone} at width {config.width:g}, {result.parameters:,} parameters",
         "attention": without_folder(config.attention) + "".join(f", {k}={v}" for k, v in _options(config).items()),
         "data": f"{title(config.dataset)}, {images} {config.evaluate_on} images",
-        "top-1 error": f"{result.top1_error:.2f} % ({100 * interval.low:.2f} to {100 * interval.high:.2f} %: Wilson's 95 % "
-        "interval over these images)",
+        "top-1 error": f"{result.top1_error:.2f} % ({low:.2f} to {high:.2f} %: Wilson's 95 % interval over images)",
         "top-5 error": f"{result.top5_error:.2f} %",
         "training": f"seed {config.seed}, {config.epochs} epochs, {result.seconds:.0f} s",
     }

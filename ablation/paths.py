@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 
 from ablation.errors import ConfigError
-from gamlib.files import CLONE, folder_of
+from gamlib.files import CLONE, folder_of, write_whole
 from gamlib.files import ROOT as ROOT  # for whoever needs the repository
 
-_SHIPPED = (
-    ROOT if CLONE else Path(__file__).resolve().parent / "shipped"
-)  # pyproject.toml has them travel inside the package
+# pyproject.toml has notebooks and studies travel inside the package
+_SHIPPED = ROOT if CLONE else Path(__file__).resolve().parent / "shipped"
 NOTEBOOKS, STUDIES = _SHIPPED / "notebooks", _SHIPPED / "studies"
 
 
@@ -23,6 +22,14 @@ def runs_root() -> Path:
 def figures_root() -> Path:
     """Folder of the figures: $GAM_FIGURES, by default `figures/` of the repository or, without a clone, from here."""
     return folder_of("figures")
+
+
+def write_changed(path: Path, data: str | bytes) -> Path:
+    """Write a file whole, and leave one untouched that has these bytes already; its path."""
+    data = data.encode() if isinstance(data, str) else data
+    if not path.is_file() or path.read_bytes() != data:
+        write_whole(path, data)
+    return path
 
 
 def folders() -> dict[str, str]:

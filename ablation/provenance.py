@@ -6,6 +6,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +37,13 @@ def commit() -> tuple[str | None, bool | None]:
         return None, None  # a repository around an installed package is another's
     changed = _git("status", "--porcelain", "--", "gamlib", "notebooks")
     return _git("rev-parse", "HEAD"), None if changed is None else not changed
+
+
+def changed(paths: Sequence[Path]) -> list[str]:
+    """Those of some files in one folder that are committed and differ from that; none outside a git checkout."""
+    names = [path.name for path in paths]
+    found = _git("diff", "--name-only", "HEAD", "--", *names, folder=paths[0].parent) if names else None
+    return (found or "").splitlines()
 
 
 def provenance(device: str, threads: int) -> dict[str, Any]:
@@ -71,8 +79,8 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _git(*arguments: str) -> str | None:
+def _git(*arguments: str, folder: Path = ROOT) -> str | None:
     with suppress(OSError, subprocess.SubprocessError):
-        command = ["git", "-C", str(ROOT), *arguments]
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=30).strip()
     return None

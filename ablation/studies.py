@@ -10,8 +10,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
-from ablation.arms import Arm, Values, widened
-from ablation.config import RunConfig, translated
+from ablation.arms import Arm, Values, check_looks, crossed, widened
+from ablation.config import RunConfig, title, translated
 from ablation.errors import Checked, ConfigError, unknown_name
 from ablation.mechanisms import fields_of
 from ablation.parameters import parse_seeds
@@ -35,7 +35,8 @@ class Study(Checked):
     base: Values = Field({}, description="values of RunConfig that hold for every arm")
     compare: list[tuple[str, str]] = Field([], description="pairs of an arm and its reference; by default the first")
     notebook: str = Field("", description="the file name of a notebook in notebooks/")
-    dataset: str = Field("digits", description="where it runs unless another is asked for")
+    dataset: str = Field("digits", description="where it runs unless another is asked for, or {path: ..., name: ...}")
+    dataset_title: str = Field("", description="what figures and tables call it", exclude_if=lambda title: not title)
     seeds: str = Field("0-2", description="seeds unless others are asked for, such as 0-4 or 0,3,7")
 
     def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
@@ -44,12 +45,24 @@ class Study(Checked):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Labels are texts, an arm may have no values, and by default every arm is compared with the first."""
-        if not isinstance(given.get("arms"), Mapping):
+        """Names are texts, an arm may have no values, and by default every arm is compared with the first.
+
+        A grid makes arms, and a data set may be given by its path and its name.
+        """
+        given = dict(given)
+        if isinstance(dataset := given.get("dataset"), Mapping):
+            if {*dataset} != {"path", "name"}:
+                raise ValueError(f"dataset={dataset!r}: allowed: a name, or {{path: imagefolder:cells, name: Cells}}")
+            given |= {"dataset": dataset["path"], "dataset_title": str(dataset["name"])}
+        grid = given.pop("grid", None)
+        if not isinstance(given.get("arms", {}), Mapping) or (grid is None and "arms" not in given):
             return given
-        arms = {str(label): {} if arm is None else arm for label, arm in given["arms"].items()}
+        named = given.get("arms", {}).items()
+        arms: Mapping[str, Any] = {str(name): {} if arm is None else arm for name, arm in named}
         compare = given.get("compare")
-        every = [(label, next(iter(arms))) for label in list(arms)[1:]]
+        if grid is not None:
+            arms, compare = crossed(arms, compare, grid)
+        every = [(name, next(iter(arms))) for name in list(arms)[1:]]
         return {**given, "arms": arms, "compare": every if compare is None else compare}
 
     @model_validator(mode="after")
@@ -68,6 +81,7 @@ class Study(Checked):
                 raise ValueError(f"arm {label!r}: parameters_of={arm.parameters_of!r}: allowed: {allowed}")
             if arm.parameters_of is not None and "width" in arm.values:
                 raise ValueError(f"arm {label!r}: width={arm.values['width']!r}: parameters_of decides it")
+        check_looks(self.arms)
         return self
 
     def as_yaml(self) -> str:
@@ -161,6 +175,12 @@ class Plan(BaseModel):
         return f"{self.study.name}-{self.configs[0].dataset_name}"
 
     @property
+    def dataset_title(self) -> str:
+        """The data set as figures and tables call it."""
+        own = self.study.dataset_title if self.dataset == self.study.dataset else ""
+        return own or title(self.dataset)
+
+    @property
     def compare(self) -> list[tuple[str, str]]:
         """The comparisons of the study of which both sides are among the plan's arms."""
         return [pair for pair in self.study.compare if self.arms.keys() >= set(pair)]
@@ -169,6 +189,15 @@ class Plan(BaseModel):
     def configs(self) -> list[RunConfig]:
         """All runs, seed by seed, so that a study that is stopped half-way has whole seeds."""
         return [configs[index] for index in range(len(self.seeds)) for configs in self.arms.values()]
+
+    def labelled(self) -> "Plan":
+        """The plan whose arms are called by their labels, for figures and tables; it is not one to be saved."""
+        names = {name: arm.label or name for name, arm in self.study.arms.items()}
+        arms = {names[name]: arm for name, arm in self.study.arms.items()}
+        pairs = [(names[arm], names[reference]) for arm, reference in self.study.compare]
+        study = self.study.model_copy(update={"arms": arms, "compare": pairs})
+        of_labels = {names[name]: configs for name, configs in self.arms.items()}
+        return self.model_copy(update={"study": study, "arms": of_labels})
 
     def values(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """The values, seeds aside, that all runs share, and by arm those that make it."""

@@ -9,7 +9,13 @@ from ablation.studies import Plan, Study
 from gamlib.sources import own_file
 
 FOLDER = STUDIES
+KEYS = (*Study.model_fields, "grid", "extends")
 PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known by their names
+OF_THE_PROJECT = {  # the names of all studies there, which share the folder of committed figures
+    *PAPER_STUDIES,
+    *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu"),
+    *("submodules-gpu", "max_pooling-gpu", "resnet50-gpu"),
+}
 
 
 def find_studies(name: str) -> list[Study]:
@@ -77,7 +83,7 @@ def _contents(path: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     for content in contents:
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(Study.model_fields)}, extends")
+            raise ConfigError(f"{path} is not a study: allowed: the keys {', '.join(KEYS)}")
     return contents
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,19 @@ class Results:
     def done(self) -> pd.DataFrame:
         """The rows of the finished runs."""
         return self.runs[self.runs["state"] == "done"]
+
+    def labelled(self) -> "Results":
+        """The same results, each arm called by its label: what figures and tables show."""
+        plan = self.plan.labelled()
+        names = dict(zip(self.plan.study.arms, plan.study.arms, strict=True))
+        if all(name == label for name, label in names.items()):
+            return self
+        runs, epochs, origins = (
+            frame.assign(arm=frame["arm"].map(names)) for frame in (self.runs, self.epochs, self.origins)
+        )
+        of_runs = product(self.plan.arms, plan.seeds)
+        columns = {predicted_by(arm, seed): predicted_by(names[arm], seed) for arm, seed in of_runs}
+        return Results(plan, runs, epochs, origins, self.predictions.rename(columns=columns), self.problems)
 
 
 def predicted_by(arm: str, seed: int) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
 
-from ablation.config import title
 from ablation.provenance import commit, source_hash
 from ablation.results.frames import KEY, SPEEDS, Results, predicted_by
 from ablation.results.statistics import ALPHA, ci95, compare
@@ -130,7 +129,7 @@ def note(results: Results) -> str:
     partly = f"; {missing(results)} runs are done ({how})" if how else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     said = [
-        f"{title(plan.dataset)}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
+        f"{plan.dataset_title}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
         f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
         f"gamlib at commit {_commits(results)}, code {code}."
     ]
@@ -187,6 +186,6 @@ def about(results: Results) -> str:
     """What stands under the axis of a figure: data set and part, number of seeds, overrides, and what is missing."""
     plan = results.plan
     images = next(iter(plan.arms.values()))[0].evaluate_on
-    said = [title(plan.dataset), f"{images} images", f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"]
+    said = [plan.dataset_title, f"{images} images", f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"]
     said += [f"{key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on"]
     return ", ".join(said + [f"{part} runs" for part in [missing(results)] if part])

@@ -85,6 +85,7 @@ def _interval(mean: float, half: float, sign: str = "") -> str:
 
 def styled(results: Results) -> Styler:
     """The table of a study for a notebook; under it what made it, and the files that it could not use."""
+    results = results.labelled()
     texts = for_reading(tables.summary(results), tables.differences(results))
     lines = [tables.note(results), tables.outdated(results), *(f"Not used: {line}." for line in results.problems)]
     return shown(texts, *filter(None, lines)).hide(axis="index").apply(lambda _: _bold(texts), axis=None)
@@ -113,6 +114,7 @@ def _bold(texts: pd.DataFrame) -> pd.DataFrame:
 
 def latex(results: Results) -> str:
     """A study's tables as one of LaTeX, the note below it; bold is what `for_reading` calls better."""
+    results = results.labelled()
     texts = for_reading(tables.summary(results), tables.differences(results))
     return to_latex(texts, results.plan.study.question, results.plan.name, note=tables.note(results))
 

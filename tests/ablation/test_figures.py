@@ -10,12 +10,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from cells import code, drawn
+from cells import code, drawn, outside
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from ablation import results
@@ -244,45 +243,47 @@ def test_arms_differ_in_grey_and_keep_their_looks_when_others_are_missing() -> N
     assert len({markers[arm] for arm in arms[:8]}) == len({dashes[arm] for arm in arms[:8]}) == 8
 
 
-def outside(figure: Figure) -> list[str]:
-    """The texts of a figure that do not lie inside it whole."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    edge = figure.bbox.padded(0.5)
-    axis_of_ticks = [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]
-    hidden = [
-        tick.label1
-        for axis in axis_of_ticks
-        for tick in axis.get_major_ticks()
-        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
-    ]
-    found = []
-    for text in figure.findobj(Text):
-        assert isinstance(text, Text)
-        box = text.get_window_extent(renderer)
-        if (
-            text not in hidden
-            and text.get_visible()
-            and text.get_text()
-            and not (edge.contains(*box.min) and edge.contains(*box.max))
-        ):
-            found.append(text.get_text())
-    return found
+def test_figures_say_labels_and_the_name_of_the_data_set_and_have_the_colours_of_arms(
+    finish_all: FinishAll, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = {"a": {"label": "Plain"}, "b": {"reduction": 8, "label": "GAM, r = 8", "colour": "tab:red"}}
+    plan = Study(name="own", arms=arms, dataset={"path": "digits", "name": "Digits 32"}).plan(seeds="0-1")
+    finish_all(plan, {"a": [6.0, 7.0], "b": [4.0, 4.5]})
+    finish_all(other := plan.study.plan("cifar10", "0-1", epochs=2, width=0.25), {"a": [30.0, 31.0], "b": [20.0, 22.0]})
+    other.save()
+    costing(monkeypatch, parameters=[1e6, 2e6])
+    found = drawn(plan, 3.5)
+    assert legend(found["-curves"]) == legend(found["-frontier"]) == ["Plain", "GAM, r = 8"]
+    assert [text.get_text() for text in found["-differences"].axes[0].get_yticklabels()] == ["GAM, r = 8"]
+    assert "minus that of Plain" in found["-differences"].get_supxlabel().replace("\n", " ")
+    assert all("Digits 32, test images" in found[name].get_supxlabel() for name in ("", "-curves", "-frontier"))
+    assert [axes.get_title() for axes in found["-datasets"].axes] == ["cifar10", "Digits 32"]
+    colours = [to_hex(line.get_color()) for line in found["-curves"].axes[0].get_lines()[:2]]
+    assert colours == [to_hex("black"), to_hex("tab:red")]
+    assert {name: outside(figure) for name, figure in found.items()} == {name: [] for name in found}
 
 
-@pytest.mark.parametrize("number", [2, 20])
-@pytest.mark.parametrize("name", ["a{}", "an arm of twenty-five {}"])
-@pytest.mark.parametrize("overrides", [{}, {"epochs": 2, "train_fraction": 0.25, "label_smoothing": 0.1}])
+NAMES, LONG = ("a{}", "an arm of twenty-five {}"), {"epochs": 2, "train_fraction": 0.25, "label_smoothing": 0.1}
+USUAL_WIDTHS = itertools.product([None], [2, 20], NAMES, [{}, LONG])
+ASKED_FOR = [(3.0, 20, NAMES[1], LONG), (3.5, 2, NAMES[0], {}), (3.5, 20, NAMES[1], LONG), (7.0, 20, NAMES[1], LONG)]
+
+
+@pytest.mark.parametrize(("width", "number", "name", "overrides"), [*USUAL_WIDTHS, *ASKED_FOR])
 def test_every_text_of_a_figure_lies_inside_it(
-    number: int, name: str, overrides: dict[str, Any], finish_all: FinishAll, monkeypatch: pytest.MonkeyPatch
+    width: float | None,
+    number: int,
+    name: str,
+    overrides: dict[str, Any],
+    finish_all: FinishAll,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = Study(name="own", arms={name.format(index): {"lr": 0.01 + 0.01 * index} for index in range(number)})
     plan = study.plan(seeds="0-2", **overrides)
     finish_all(plan, {arm: [6.0 + index, 7.0, 8.0] for index, arm in enumerate(plan.arms)})
     costing(monkeypatch, parameters=[1e6 * index for index in range(2, number + 2)])
-    found = drawn(plan)
+    found = drawn(plan, width)
     assert found.keys() == {"", "-differences", "-curves", "-frontier"}
+    assert width is None or {figure.get_figwidth() for figure in found.values()} == {width}
     assert {name: outside(figure) for name, figure in found.items()} == {name: [] for name in found}
 
 

@@ -15,15 +15,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cells import outside
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from PIL import Image
 
 from ablation.config import RunConfig
+from ablation.errors import ConfigError
 from ablation.execution.train import kept_epochs, train
 from ablation.gates.reading import Gates, grad_cam, read_gates
 from ablation.gates.runs import Sample, epochs_of, image_count, load_network, load_sample, runs_by_arm
 from ablation.paths import NOTEBOOKS, ROOT
+from ablation.results.report import Output
 from ablation.runs import Run, RunFailed
 from ablation.studies import Study
 from ablation.study_files import PAPER_STUDIES, find_study
@@ -211,11 +214,11 @@ def test_the_runs_of_the_study_are_runs_of_the_papers_studies() -> None:
 
 @pytest.fixture(scope="module")
 def notebook(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What the cells of the notebook leave for a study of one's own, with its figures in `folder`."""
+    """What the cells of the notebook leave for a study of one's own, with its figures in `given_folder`."""
     folder = tmp_path_factory.mktemp("notebook")
     (folder / "two.yaml").write_text(yaml.safe_dump({"base": SMALL, "arms": ARMS}, sort_keys=False))
     given = {"study": str(folder / "two.yaml"), "seeds": "0", "image": 2, "cluster": None}
-    left: dict[str, Any] = {"In": [], "folder": folder}
+    left: dict[str, Any] = {"In": [], "given_folder": folder}
     with pytest.MonkeyPatch.context() as patch, plt.rc_context():
         patch.setenv("GAM_RUNS", str(trained_once))
         patch.setenv("GAM_FIGURES", str(folder))
@@ -242,7 +245,7 @@ def test_the_figures_have_two_columns_width_and_the_same_bytes(notebook: dict[st
     assert [path.name for path in paths] == [
         f"attention_maps-two-digits{part}.{kind}" for part in ("", "-training") for kind in ("pdf", "png")
     ]
-    assert {path.parent for path in paths} == {notebook["folder"]}
+    assert {path.parent for path in paths} == {notebook["given_folder"] / "two"}
     first = [path.read_bytes() for path in paths]
     compare, follow, export = notebook["compare"], notebook["follow"], notebook["figures"].export
     again = export(compare(notebook["explanations"]), "maps")
@@ -250,6 +253,17 @@ def test_the_figures_have_two_columns_width_and_the_same_bytes(notebook: dict[st
     assert [path.read_bytes() for path in again] == first
     assert all(imread(path).shape[1] == 2070 for path in paths[1::2])  # 175 mm at 300 dots an inch
     assert all(b"FontFile2" in content for content in first[::2])
+
+
+def test_the_figures_have_the_width_that_is_asked_for_unless_that_is_too_narrow(
+    notebook: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(notebook, "output", Output(width=6))
+    drawn = notebook["compare"](notebook["explanations"]), notebook["follow"](notebook["histories"], notebook["sample"])
+    assert [(figure.get_figwidth(), outside(figure)) for figure in drawn] == [(6, [])] * 2
+    (head,) = (cell.source for cell in CELLS if "report.Output(" in cell.source)
+    with pytest.raises(ConfigError, match=r"width=3.5: allowed for maps, .* from 6 inches"):
+        exec(head, {"In": ["# parameters"], "formats": None, "width": 3.5, "out": None})
 
 
 def test_an_explanation_is_of_the_known_class_or_else_of_the_predicted_one(notebook: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,21 @@ def test_failed_and_partial_runs_stay_out(plan: Plan, finish_all: FinishAll) -> 
 
 
 @pytest.mark.slow
-def test_the_same_data_give_the_same_bytes(plan: Plan, finish_all: FinishAll) -> None:
+def test_the_same_data_give_the_same_bytes_and_leave_files_untouched(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, ERRORS)
     finish_all(other := elsewhere(plan), ERRORS)
     other.save()
-    paths = written(plan)
-    first = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in written(plan)] == first
+    paths = written(plan, formats="pdf,png,svg")
+    first = [(path.read_bytes(), path.stat().st_mtime_ns) for path in paths]
+    svg = [path.rename(path.with_suffix(".first")) for path in paths if path.suffix == ".svg"]  # to be drawn anew
+    again = written(plan, formats=["pdf", "png", "svg"])
+    assert [path.read_bytes() for path in again] == [data for data, _ in first]
+    kept = [(path.suffix, path.stat().st_mtime_ns == at) for path, (_, at) in zip(again, first, strict=True)]
+    assert len(svg) == 5 and all(same == (suffix != ".svg") for suffix, same in kept)
     pictures = ["", "-differences", "-curves", "-frontier"]
     assert [path.name for path in paths] == [
-        *(f"submodules-digits{part}.{kind}" for part in pictures for kind in ("pdf", "png")),
-        *("submodules-datasets.pdf", "submodules-datasets.png"),
+        *(f"submodules-digits{part}.{kind}" for part in pictures for kind in ("pdf", "png", "svg")),
+        *("submodules-datasets.pdf", "submodules-datasets.png", "submodules-datasets.svg"),
         *("submodules-digits.csv", "submodules-digits.tex", "submodules-digits-differences.csv"),
     ]
 
@@ -283,10 +288,19 @@ def test_a_study_without_a_notebook_is_reported_by_the_one_of_any_study(finish_a
         ["0.10", "2"],
         ["0.10", "16"],
     ]
-    names = {path.name for path in (places / "figures").iterdir()}
+    assert [path.name for path in (places / "figures").iterdir()] == ["own"]
+    names = {path.name for path in (places / "figures" / "own").iterdir()}
     assert names >= {"own-digits.png", "own-digits-curves.pdf", "own-digits.tex"}
     assert all(name in output for name in names)
     assert "arms:" in (places / "runs" / "studies" / "own-digits.ipynb").read_text()
+    output = gamlib("report", "own", "--format", "svg", "--width", "3.5", "--out", str(places / "paper"))
+    written = {path.name for path in (places / "paper").iterdir()}
+    assert written == {
+        Path(name).with_suffix(".svg").name if Path(name).suffix in (".pdf", ".png") else name for name in names
+    }
+    assert all(name in output for name in written) and "own-digits.png" not in output
+    assert 'width="252pt"' in (places / "paper" / "own-digits.svg").read_text()
+    assert {path.name for path in (places / "figures" / "own").iterdir()} == names, "what was there stays"
 
 
 def test_numbers_that_other_code_made_are_said_to_be_and_from_which_commit(plan: Plan, finish_all: FinishAll) -> None:
@@ -327,3 +341,44 @@ def test_a_report_stands_until_a_run_the_code_or_what_is_asked_for_changes(
     os.utime(ROOT / "ablation" / "results" / "tables.py")
     assert [again(), again()] == [1, 0]
     assert len(report.report(plan)) == 1 and again() == 0 and len(executed) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "pdf,gif"], "formats='gif': allowed: pdf, png, svg"),
+        (["--width", "1"], "width=1.0: allowed: inches from 3 to 20"),
+        (["--out", __file__], f"out='{__file__}': allowed: a folder"),
+    ],
+)
+def test_what_no_figure_can_have_is_refused_in_one_line(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["report", "own", *options])
+    assert (result.exit_code, result.output) == (2, f"{message}\n")
+
+
+@pytest.mark.slow
+def test_an_export_takes_away_its_own_files_and_no_others(plan: Plan, finish_all: FinishAll, places: Path) -> None:
+    finish_all(plan, ERRORS)
+    written(plan)
+    elsewhere = {path.name for path in written(plan, formats="svg", out=str(places / "paper"))}
+    assert not any(name.endswith((".pdf", ".png")) for name in elsewhere)
+    for config in plan.configs:
+        (Run(config).folder / "result.json").unlink()
+    assert written(plan) == [] and not list((places / "figures").iterdir())
+    assert {path.name for path in (places / "paper").iterdir()} == elsewhere
+
+
+def test_committed_files_that_differ_now_are_said_to(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.png", "b.png", "own.png")]
+    assert report.said_of_changes(paths) == ""
+    for path in paths:
+        path.write_text("as it is committed")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "a.png", "b.png"], ["commit", "-qm", "figures"]):
+        subprocess.run([*git, *words], check=True)
+    paths[2].write_text("not committed")
+    assert report.said_of_changes(paths) == "" == report.said_of_changes([])
+    paths[0].write_text("of another processor")
+    said = report.said_of_changes(paths)
+    assert said.startswith("1 of these files differs from the committed one: another processor rounds otherwise")
+    assert "\n" not in said and report.said_of_changes(paths[1:]) == ""

@@ -1,3 +1,4 @@
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ablation import paths as places
+from ablation import study_files
 from ablation.cli import app
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
@@ -132,6 +134,17 @@ def test_a_yaml_file_may_extend_studies_of_the_project_and_say_where_they_run(tm
         ("arms: {x: {}, y: {parameters_of: x}, z: {parameters_of: y}}", "arm 'z': parameters_of='y': allowed: x"),
         ("arms: {y: {parameters_of: y}}", "arm 'y': parameters_of='y': allowed: an arm without parameters_of"),
         ("arms: {x: {}, y: {width: 2, parameters_of: x}}", "arm 'y': width=2: parameters_of decides it"),
+        ("grid: {lr: []}", "grid: lr=[]: allowed: a list of at least one value"),
+        ("grid: {lr: 0.1}", "grid: lr=0.1: allowed: a list of at least one value"),
+        ("grid: [lr]\narms: {x: {}}", "grid=['lr']: allowed: names of values"),
+        ("grid: {lrr: [1]}", "grid: lrr is not a parameter: did you mean lr?"),
+        ("grid: {lr: [0.1]}\narms: {x: {lr: 1}}", "grid: lr=[0.1]: arm 'x' sets lr itself"),
+        ("grid: {lr: [0.1, '0.1']}", "grid: two arms would be called 'lr=0.1'"),
+        ("grid: {seed: [0, 1]}", "seed=0: a study gets it when it is run"),
+        ("grid: {lr: [0.1]}\narms: {x: 3}", "arms=3: allowed: at least one arm"),
+        ("arms: {x: {label: y}, y: {}}", "label='y': figures would call 2 arms so"),
+        ("arms: {x: {colour: rde}}", "arm 'x': colour='rde': allowed: a colour that matplotlib knows"),
+        ("arms: {x: {}}\ndataset: {path: digits}", "dataset={'path': 'digits'}: allowed: a name, or {path: "),
         ("name: submodules\narms: {x: {}}", "name='submodules': that is a study of this project"),
     ],
 )
@@ -151,7 +164,7 @@ def test_without_the_repository_the_papers_studies_are_refused_in_one_line(
     for name in ("submodules", str(path)):
         done = CliRunner().invoke(app, ["study", name, "--dry-run"])
         assert (done.exit_code, done.output.count("\n")) == (2, 1), done.output
-        assert "this needs the studies of gamlib's repository: install it from a clone" in done.output
+        assert "not there; it comes with gamlib: install that again" in done.output
 
 
 def test_the_papers_studies_are_files_that_go_by_their_names_too() -> None:
@@ -163,6 +176,58 @@ def test_a_study_is_the_one_that_its_yaml_says(tmp_path: Path) -> None:
     for name in PAPER_STUDIES:
         (path := tmp_path / "mine.yaml").write_text(find_study(name).as_yaml().replace(f"name: {name}", "name: mine"))
         assert find_study(str(path)) == find_study(name).model_copy(update={"name": "mine"})
+
+
+def test_a_grid_makes_arms_with_readable_names() -> None:
+    study = Study(name="own", grid={"lr": [0.05, 0.1], "reduction": [8, 16]})
+    assert list(study.arms) == [f"lr={lr}, reduction={ratio}" for lr in (0.05, 0.1) for ratio in (8, 16)]
+    assert study.plan(seeds=0).arms["lr=0.1, reduction=8"] == [RunConfig(lr=0.1, reduction=8)]
+    assert study.compare == [(name, "lr=0.05, reduction=8") for name in list(study.arms)[1:]]
+    assert Study(**study.model_dump()) == study
+
+
+def test_every_arm_is_crossed_with_a_grid_and_compared_at_each_of_its_points(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: submodules\ngrid: {lr: [0.05, 0.1]}\n")
+    study, paper = find_study(str(path)), find_study("submodules")
+    assert list(study.arms) == [f"{name}, lr={lr}" for name in paper.arms for lr in (0.05, 0.1)]
+    at_once = [(f"{arm}, lr={lr}", f"{reference}, lr={lr}") for arm, reference in paper.compare for lr in (0.05, 0.1)]
+    assert study.compare == at_once and study.arms["wider, lr=0.1"].parameters_of == "ch+sp, lr=0.1"
+    assert study.plan(seeds=0).arms["ch, lr=0.1"] == paper.plan(seeds=0, lr=0.1).arms["ch"]
+    named = Study(name="own", arms={"a": {"label": "Plain"}}, grid={"lr": [1, 2]})
+    assert [arm.label for arm in named.arms.values()] == ["Plain, lr=1", "Plain, lr=2"]
+
+
+def test_the_grid_of_the_documentation_is_sound(tmp_path: Path, committed: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (committed / "docs" / "runs.md").read_text(), re.S)
+    (path := tmp_path / "mine.yaml").write_text(block)
+    plan = find_study(str(path)).plan()
+    assert (
+        len(plan.arms) == 8 and "ch, lr=0.05, reduction=8" in plan.arms and plan.dataset_title == "Handwritten digits"
+    )
+
+
+def test_labels_colours_and_a_data_sets_name_change_no_run_and_no_file() -> None:
+    plain = Study(name="own", arms={"a": {}, "b": {"reduction": 8}}).plan(seeds=0)
+    looks = {"a": {"label": 16, "colour": "tab:red"}, "b": {"reduction": 8, "label": "a"}}
+    with pytest.raises(ConfigError, match="label='16'"):
+        Study(name="own", arms=looks | {"16": {}})
+    plan = Study(name="own", arms=looks, dataset={"path": "digits", "name": "Digits"}).plan(seeds=0)
+    assert (plan.name, plan.arms, plan.dataset_title) == (plain.name, plain.arms, "Digits")
+    assert plan.study.plan("cifar10", seeds=0).dataset_title == "cifar10"
+    plan.save()
+    assert Plan.load("own").study == plan.study
+    assert not {"label", "colour", "dataset_title"} & {
+        *plain.study.model_dump(),
+        *plain.study.model_dump()["arms"]["a"],
+    }
+
+
+def test_the_projects_studies_are_those_whose_figures_are_committed(committed: Path) -> None:
+    files = sorted((committed / "studies").glob("*.yaml"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_files, "FOLDER", committed / "studies")
+        assert {study.name for path in files for study in study_files.read_studies(path)} == study_files.OF_THE_PROJECT
 
 
 def test_an_unknown_study_lists_the_known(tmp_path: Path) -> None:

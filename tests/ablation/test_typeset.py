@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from cells import code
 
-from ablation.results import load, tables, typeset
+from ablation.results import load, report, tables, typeset
 from ablation.results.report import ANY_STUDY
 from ablation.runs import Run
 from ablation.studies import Plan, Study
@@ -149,3 +149,16 @@ def test_the_table_on_the_screen_names_what_it_could_not_use(plan: Plan, finish_
     (Run(plan.arms["sp"][0]).folder / "result.json").write_text("{")
     html = typeset.styled(load(plan)).to_html()
     assert "11 of 12 runs are done" in html and "Not used: digits/resnet18-gam-sp-s0" in html
+
+
+def test_tables_say_labels_and_csv_files_the_names_of_arms(finish_all: FinishAll) -> None:
+    arms = {"a": {"label": "b"}, "b": {"reduction": 8, "label": "GAM, r = 8"}}
+    plan = Study(name="own", arms=arms, dataset={"path": "digits", "name": "Digits 32"}).plan(seeds="0-1")
+    finish_all(plan, {"a": [6.0, 7.0], "b": [4.0, 4.5]})
+    found = load(plan)
+    assert tables.by_image(found.labelled())["arm"].tolist() == ["GAM, r = 8"] * 2
+    for text in (tex(plan), typeset.styled(found).to_html()):
+        assert "GAM, r = 8" in text and "minus that of b in points" in text and "Digits 32, resnet18" in text
+    paths = {path.name: path.read_text() for path in report.export_tables(found)}
+    assert [line.split(",")[0] for line in paths["own-digits.csv"].splitlines()] == ["arm", "a", "b"]
+    assert paths["own-digits-differences.csv"].splitlines()[1].startswith("b,a,")
