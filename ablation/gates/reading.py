@@ -73,6 +73,14 @@ def _abn(outputs: Outputs) -> Gates:
     return Gates(None, spatial, 1 + spatial)
 
 
+def _told(channel: Tensor | None, spatial: Tensor | None) -> Gates:
+    gates = [None if gate is None else gate[0] for gate in (channel, spatial)]
+    factor = torch.stack(torch.broadcast_tensors(*(gate for gate in gates if gate is not None))).prod(0)
+    return Gates(
+        gates[0].flatten() if gates[0] is not None and gates[0].shape[1:] == (1, 1) else gates[0], gates[1], factor
+    )
+
+
 READERS: dict[type[nn.Module], Callable[[Outputs], Gates]] = {
     GAM: _gam,
     SE: _se,
@@ -87,22 +95,31 @@ READERS: dict[type[nn.Module], Callable[[Outputs], Gates]] = {
 def blocks(network: nn.Module) -> dict[str, nn.Module]:
     """The attention blocks of a network by their names, as `named_modules` has them.
 
+    A class of one's own is among them if it has a method `gates`: x [N, C, H, W] -> the channel gate, [N, C, 1, 1] or
+    [N, C, H, W], and the spatial one, [N, 1, H, W] or [N, C, H, W]; one of them may be None.
+
     Raises:
         ValueError: there is none, or one of a mechanism that no reader is written for.
     """
     kinds = (*READERS, *MECHANISMS.values())
-    found = {name: module for name, module in network.named_modules() if isinstance(module, kinds)}
+    modules = network.named_modules()
+    found = {name: module for name, module in modules if isinstance(module, kinds) or _tells(module)}
     for name, block in found.items():
         if isinstance(block, UngatedGAM):
             raise ValueError(f"{name} is an UngatedGAM: it has branches where GAM has gates")
-        if not isinstance(block, tuple(READERS)):
+        if not isinstance(block, tuple(READERS)) and not _tells(block):
             raise ValueError(
                 f"{name} is a {type(block).__name__}, whose gates cannot be read: READERS in "
                 f"ablation/gates/reading.py has {', '.join(kind.__name__ for kind in READERS)}"
             )
     if not found:
-        raise ValueError(f"this {type(network).__name__} has no attention block, so there are no gates to look at")
+        raise ValueError(f"this {type(network).__name__} has no attention block with gates to look at")
     return found
+
+
+def _tells(module: nn.Module) -> bool:
+    """Whether it is a block of one's own that tells its gates."""
+    return not isinstance(module, Attended) and callable(getattr(module, "gates", None))
 
 
 @torch.no_grad()
@@ -121,8 +138,12 @@ def read_gates(network: nn.Module, image: Tensor) -> dict[str, Gates]:
     shapes: dict[str, torch.Size] = {}
     outputs: dict[str, defaultdict[str, list[Tensor]]] = {}
 
-    def begin(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    told: dict[str, Gates] = {}
+
+    def begin(name: str, block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         shapes[name], outputs[name] = inputs[0].shape[1:], defaultdict(list)
+        if _tells(block):
+            told[name] = _told(*block.gates(inputs[0]))  # type: ignore[operator]
 
     def keep(name: str, child: str, _: nn.Module, __: Any, output: Tensor) -> None:
         outputs[name][child].append(output[0])
@@ -135,7 +156,8 @@ def read_gates(network: nn.Module, image: Tensor) -> dict[str, Gates]:
         network(batch)
     found = {}
     for name in (name for name in known if name in outputs):
-        gates = next(read for kind, read in READERS.items() if isinstance(known[name], kind))(outputs[name])
+        readers = (read for kind, read in READERS.items() if isinstance(known[name], kind))
+        gates = told[name] if name in told else next(readers)(outputs[name])
         found[name] = replace(gates, factor=gates.factor.expand(shapes[name]))
     return found
 

@@ -1,8 +1,8 @@
 """Runs as data to publish: the four frames of a study as small text files in `figures/data/`, and runs made of these.
 
 Of a study these are `<name>-runs.csv`, `-epochs.csv`, `-origins.csv`, `-predictions.csv`, and `<name>.json` with the
-study, every run's configuration, and the hashes of the four. `frames.load` reads them from there, so that every table
-and figure is made again from them. Weights are not among them.
+study, every run's configuration, and the hashes of the four; and the files of mechanisms of one's own. `frames.load`
+reads them from there, so that every table and figure is made again from them. Weights are not among them.
 """
 
 import hashlib
@@ -16,12 +16,14 @@ import pandas as pd
 from filelock import Timeout
 
 from ablation.errors import ConfigError
+from ablation.named_files import copied
 from ablation.paths import figures_root
 from ablation.results.frames import COLUMNS, KEY, LOSSES, Results, load, predicted_by
 from ablation.runs import Run, RunFailed
 from ablation.status import UNDER_WAY, Result, Status
 from ablation.studies import Plan
 from gamlib.files import write_whole
+from gamlib.sources import own_file, split_hash
 
 
 def data_folder() -> Path:
@@ -50,11 +52,23 @@ def publish(plan: Plan) -> list[Path]:
     definition = plan.model_dump(exclude={"cluster", "slurm", "submitted"})
     definition["sha256"] = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()}
     texts = {data_folder() / f"{plan.name}-{name}.csv": text for name, text in tables.items()}
+    definition_text = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
+    for run in (Run(config) for configs in plan.arms.values() for config in configs):
+        if (file := own_file(run.config.attention)) is not None:
+            code = next(path for path in (run.folder / file.name, file) if path.is_file())
+            texts[_code(run)] = code.read_text()
+            definition_text = definition_text.replace(json.dumps(f"{file.parent}/")[1:-1], "")
     # last: until it is there, the tables are those of nothing
-    texts[data_folder() / f"{plan.name}.json"] = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
+    texts[data_folder() / f"{plan.name}.json"] = definition_text
     for path, text in texts.items():
         write_whole(path, text)
     return sorted(texts)
+
+
+def _code(run: Run) -> Path:
+    """Where the file of a mechanism of one's own is published, one for each content."""
+    text, content_hash = split_hash(run.config.attention)
+    return data_folder() / f"{Path(text.rpartition(':')[0]).stem}-{content_hash}.py"
 
 
 def published(names: Collection[str] = (), dataset: str | None = None, folder: Path | str | None = None) -> list[Plan]:
@@ -149,6 +163,7 @@ def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> N
         run.write("provenance.json", json.dumps({**origins[-1], "earlier": origins[:-1]}, indent=2))
         run.write_predictions(predicted.to_numpy(), label.to_numpy())
         run.write("result.json", result.model_dump_json(indent=2))
+    copied(run.config.attention, run.folder, _code(run))
     run.write_config()
     status = Status.model_validate({**outcome, "heartbeat": outcome["ended"]})
     run.write("status.json", status.model_dump_json(indent=2))

@@ -18,7 +18,7 @@ from gamlib.attention.checks import one_of, whole, yes_or_no
 from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
 from gamlib.backbones.networks import NETWORKS
-from gamlib.backbones.slots import attach
+from gamlib.backbones.slots import HINT, attach
 from gamlib.backbones.weights import initialise, load_blocks, load_weights
 from gamlib.names import OPTIONS, STEMS
 
@@ -106,7 +106,10 @@ class _BuildModel:
             return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
         usual = {key: value for key, value in given.items() if key in known and value is not None}
-        attach(model, attention, options={**(usual if attention in MECHANISMS else {}), **(options or {})})
+        try:
+            attach(model, attention, options={**(usual if attention in MECHANISMS else {}), **(options or {})})
+        except ValueError as error:
+            raise ValueError(str(error).removesuffix(HINT)) from None
         if blocks:
             load_blocks(model, blocks)
         return model

@@ -52,6 +52,8 @@ BEHIND = {
 }
 FAMILIES = "ResNet, MobileNetV2, ConvNeXt, EfficientNet, RegNet or DenseNet, or timm's ResNet"
 
+HINT = "; any with round_reduction=True"
+
 
 def attach(
     model: nn.Module,
@@ -113,7 +115,7 @@ def attach(
         except ValueError as error:
             if not re.match(r"reduction=\d+ does not divide", str(error)):
                 raise
-            raise ValueError(f"{error}; any with round_reduction=True of attach") from None
+            raise ValueError(f"{error}{HINT}") from None
     followed = {module: _followed(module, block, model, initial) for module, block in blocks.items()}
     for name, module in reversed(modules.items()):  # what lies in a module first: wrapping it changes the names
         model.set_submodule(name, followed[module])
