@@ -89,6 +89,7 @@ class Study(Checked):
         import yaml
 
         values = {"compare": [], **self.model_dump(mode="json", exclude_defaults=True)}  # none is not the default
+        values["arms"] = {name: arm.pop("values", {}) | arm for name, arm in values["arms"].items()}
         return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
 
     def labels(self, arms: Iterable[str] | str = ()) -> list[str]:

@@ -1,5 +1,6 @@
 """Every notebook runs top to bottom, and refuses a parameter that does not exist."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from started import server
 from ablation.config import RunConfig
 from ablation.paths import NOTEBOOKS, ROOT
 from ablation.results import report
-from ablation.runs import Run, RunFailed
-from ablation.study_files import PAPER_STUDIES, find_study
+from ablation.runs import Run, RunFailed, all_runs
+from ablation.study_files import PAPER_STUDIES, find_study, read_studies
 
 pytestmark = pytest.mark.slow
 
@@ -131,6 +132,25 @@ def test_the_notebook_of_maps_trains_what_is_missing_and_exports_its_panel(place
     layer = "layer2.0.bn2.attention"
     execute("5_attention_maps.ipynb", places, **values, cluster=None, image=str(own), layer=layer)
     assert panel.read_bytes() != first
+
+
+def test_a_block_of_ones_own_goes_from_its_file_to_a_fine_tuned_network(places: Path) -> None:
+    overrides: dict[str, Any] = {"epochs": 1, "width": 0.25, "train_fraction": 0.2}
+    text = execute("6_your_own.ipynb", places, seeds="4", overrides=overrides, fine_tuning={"lr": 0.005})
+    (difference,) = re.findall(r"22 blocks; the outputs differ by at most (\S+)", text)
+    assert float(difference) <= 1e-5 and text.count("image/png") == 2
+    assert (places / "figures" / "my_eca" / "my_eca-digits.pdf").exists()
+    (study,) = read_studies(places / "runs" / "own" / "my_eca.yaml")  # what the notebook leaves for the command
+    before = {arm: Run(config) for arm, (config,) in study.plan(seeds=4, **overrides).arms.items()}
+    assert all(run.result() for run in before.values()) and len(before) == 4
+    (tuned,) = {run.folder for run in all_runs()[0]} - {run.folder for run in before.values()}
+    assert str(before["ECA"].folder) in (tuned / "config.json").read_text() and (tuned / "result.json").exists()
+    file = places / "runs" / "own" / "my_eca.py"
+    assert (before["ECA"].folder / file.name).read_bytes() == file.read_bytes()
+    file.write_text(file.read_text().replace(".sigmoid()", ".tanh()"))  # a changed line
+    after = {arm: Run(config) for arm, (config,) in study.plan(seeds=4, **overrides).arms.items()}
+    assert [arm for arm, run in after.items() if run.result()] == ["baseline", "GAM"]
+    assert not {path.name for path in NOTEBOOKS.iterdir()} & {file.name, "my_eca.yaml"}
 
 
 @pytest.mark.long
