@@ -13,7 +13,7 @@ from PIL import Image
 from started import server
 
 from ablation.config import RunConfig
-from ablation.paths import NOTEBOOKS, ROOT
+from ablation.paths import NOTEBOOKS
 from ablation.results import report
 from ablation.runs import Run, RunFailed, all_runs
 from ablation.study_files import PAPER_STUDIES, find_study, read_studies
@@ -166,19 +166,3 @@ def test_many_kernels_that_start_at_once_do_not_collide(places: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", program, str(places), name]) for name in names]
     assert [process.wait(timeout=300) for process in processes] == [0] * 8
     assert all(f"from {sys.executable}" in (places / name).read_text() for name in names)
-
-
-@pytest.mark.long
-def test_the_study_of_ones_own_in_the_readme_runs(places: Path) -> None:
-    text = (ROOT / "README.md").read_text()
-    (block,) = (part.partition("```")[0] for part in text.split("```python\n") if "studies.Study(" in part)
-    for usual, small in (('seeds="0-2", epochs=20', 'seeds="0", epochs=1, width=0.25, train_fraction=0.2'),):
-        assert block.count(usual) == 1
-        block = block.replace(usual, small)
-    lines = block.strip().splitlines()
-    lines[-2:] = [f"table = {lines[-2]}", f"figure = {lines[-1]}"]
-    found: dict[str, Any] = {}
-    exec("\n".join(lines), found)
-    assert "r = 16" in found["table"].to_html() and "1 of 1" in found["table"].to_html()
-    assert len(found["figure"].get_xticklabels()) == 2
-    assert len(list((places / "runs" / "studies").glob("reductions-digits.*.json"))) == 1

@@ -147,7 +147,7 @@ def test_looking_changes_nothing() -> None:
 
 
 def test_what_has_no_gates_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="this ResNet has no attention block"):
+    with pytest.raises(ValueError, match="this ResNet has no attention block with gates"):
         read_gates(network_of("none"), image())
     with pytest.raises(ValueError, match=r"image of shape \[1, 3, 32, 32\]: allowed: \[3, H, W\]"):
         read_gates(network_of("se"), image()[None])
@@ -218,3 +218,30 @@ def test_a_block_with_a_share_is_read_and_seen_as_part_of_what_it_follows() -> N
 def test_every_mechanism_has_a_reader() -> None:
     for name, kind in MECHANISMS.items():
         assert issubclass(kind, tuple(READERS)), name
+
+
+@pytest.mark.parametrize("which", ["channel", "spatial", "both"])
+def test_a_block_of_ones_own_tells_its_gates_by_a_method(which: str) -> None:
+    class Own(nn.Module):
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.rand(channels, 1, 1))
+
+        def gates(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            channel, spatial = (self.scale * x.mean((2, 3), keepdim=True)).sigmoid(), x.mean(1, keepdim=True).sigmoid()
+            return (None if which == "spatial" else channel), (None if which == "channel" else spatial)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for gate in self.gates(x):
+                x = x if gate is None else x * gate
+            return x
+
+    model = attach(build_model("resnet18", "none", num_classes=10, stem="cifar", width=0.25), Own)
+    seen, through = read_gates(model, image()), passed(model)
+    assert len(seen) == 8
+    for name, gates in seen.items():
+        x, y = through[name]
+        torch.testing.assert_close(gates.factor * x, y)
+        assert (gates.channel is None) == (which == "spatial") and (gates.spatial is None) == (which == "channel")
+        assert gates.channel is None or gates.channel.shape == (len(x),)
+        assert gates.spatial is None or gates.spatial.shape == (1, *x.shape[1:])

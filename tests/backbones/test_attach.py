@@ -177,7 +177,6 @@ def test_what_is_suggested_can_be_asked_for() -> None:
 
 def test_the_examples_of_the_readme_run_and_give_what_they_say() -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    blocks = [block for block in blocks if "studies.Study(" not in block]  # it trains: tests/test_notebooks.py
     assert sum("attach(" in block for block in blocks) == 1
     said = 0
     for block in blocks:

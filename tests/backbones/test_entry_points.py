@@ -95,6 +95,6 @@ def test_the_page_says_what_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/networks.md").read_text(), re.S)
     torch.save(CopiedGAM(64).state_dict(), tmp_path / "gam_attention.pt")
     monkeypatch.chdir(tmp_path)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
-        exec(block.replace('folder = "."', f"folder = {str(ROOT)!r}"), {})
+        exec(block.replace('folder = "."', f"folder = {str(ROOT)!r}").replace("examples/", f"{ROOT}/examples/"), {})
