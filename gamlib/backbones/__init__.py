@@ -19,7 +19,7 @@ from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
 from gamlib.backbones.networks import NETWORKS
 from gamlib.backbones.slots import HINT, attach
-from gamlib.backbones.weights import initialise, load_blocks, load_weights
+from gamlib.backbones.weights import BRANCH_SCORES, initialise, load_blocks, load_weights, read_weights
 from gamlib.names import OPTIONS, STEMS
 
 __all__ = ["attach", "build_model"]
@@ -98,7 +98,13 @@ class _BuildModel:
         model = NETWORKS[backbone](num_classes, stem, max_pool, width)
         initialise(model)
         nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
-        blocks = {} if weights is None else load_weights(model, backbone, weights)
+        found = None if weights is None else read_weights(backbone, weights)
+        problem = f"weights={str(weights)!r} do not fit this {backbone}"
+        if attention == "abn" and found is not None and BRANCH_SCORES in found:  # of a run
+            network = AttentionBranchNetwork(model, num_classes)
+            load_weights(network, found, f"{problem} with ABN")
+            return network
+        blocks = {} if found is None else load_weights(model, found, problem)
         if attention == "none":
             load_blocks(model, blocks)  # which says that they have no place
             return model

@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 
 from gamlib.backbones import build_model
-from gamlib.backbones.weights import EXPORTED, read_weights
+from gamlib.backbones.weights import BRANCH_SCORES, EXPORTED, read_weights
 from gamlib.names import OPTIONS
 from gamlib.sources import own_file, split_hash
 
 ARCHITECTURE = ("backbone", "attention", "stem", "max_pool", "width", "options", *OPTIONS)  # arguments of `build_model`
-SCORES = ("fc.weight", "classifier.1.weight", "attention_branch.scores.weight")  # [num_classes, …], of every network
+SCORES = ("fc.weight", "classifier.1.weight", BRANCH_SCORES)  # [num_classes, …], of every network
 
 
 def load(folder: str | os.PathLike[str]) -> nn.Module:

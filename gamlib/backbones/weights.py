@@ -14,6 +14,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torchvision.models import WeightsEnum, get_model_weights
 
 EXPORTED = "model.safetensors"  # what `gamlib export` writes beside config.json
+BRANCH_SCORES = "attention_branch.scores.weight"  # of ABN
 BLOCK = ".attention."  # in the names of an attention block's weights
 
 
@@ -35,17 +36,18 @@ def initialise(model: nn.Module) -> None:
             init_weights()
 
 
-def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> dict[str, Tensor]:
-    """Load pretrained weights into a backbone that has no attention yet, in place, as `build_model` describes it.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], problem: str) -> dict[str, Tensor]:
+    """Load weights into a backbone that has no attention yet, in place, as `build_model` describes it.
 
     Returns:
         What is left: the weights of attention blocks, by the names that they have in a network with attention.
 
     Raises:
-        ValueError: the file cannot be read or is of another network; the message names what does not fit.
+        ValueError: they are of another network; the message begins with the problem, and names what does not fit.
     """
     device, known = next(model.parameters()).device, model.state_dict()
-    found = {name: value.to(device) for name, value in read_weights(backbone, weights).items()}
+    classifier = f"{getattr(model, 'classifier_name', '')}."
+    found = {name: value.to(device) for name, value in weights.items()}
     blocks = {name: found.pop(name) for name in [*found] if name not in known and BLOCK in name}
     wrong = []
     for name, value in known.items():
@@ -53,7 +55,7 @@ def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | We
         if given.is_floating_point() != value.is_floating_point():  # torch would convert it
             wrong.append(f"{name} is of type {given.dtype}")
         other_classes = given.shape != value.shape and given.shape[1:] == value.shape[1:]
-        if other_classes and name.startswith(f"{model.classifier_name}."):
+        if other_classes and name.startswith(classifier):
             found[name] = value
     try:
         model.load_state_dict(found)
@@ -61,7 +63,7 @@ def load_weights(model: Any, backbone: str, weights: str | os.PathLike[str] | We
         wrong += [textwrap.shorten(line, 200, placeholder=" …") for line in str(error).splitlines()[1:]]
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"weights={str(weights)!r} do not fit this {backbone}: {'; '.join(wrong[:3])}{more}")
+        raise ValueError(f"{problem}: {'; '.join(wrong[:3])}{more}")
     return blocks
 
 

@@ -1,5 +1,7 @@
 """Pretrained weights of torchvision's plain backbones."""
 
+import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torchvision.models import ResNet18_Weights, get_model
 
-from gamlib import build_model
+from gamlib import build_model, load
 
 
 @pytest.fixture
@@ -151,3 +153,87 @@ def test_the_checkpoint_of_a_run_is_a_file_of_weights(pretrained: Any, tmp_path:
     torch.save({"identity": {"seed": 0}, "epoch": 1, "step": 0, "model": state}, tmp_path / "checkpoint.pt")
     model = build_model("resnet18", "gam", weights=tmp_path / "checkpoint.pt")
     assert torch.equal(model.state_dict()["fc.weight"], state["fc.weight"])
+
+
+def run_of(folder: Path, network: torch.nn.Module, inner: bool = False, **values: Any) -> Path:
+    """A folder as a finished run leaves it, with keys as those before 2026-11-28 have them if `inner`."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"stem": "cifar", "width": 0.25, "submodules": None, **values}))
+    (folder / "result.json").write_text("{}")
+    state = network.state_dict()
+    if inner:
+        blocks = {name.removesuffix(".attention") for name, _ in network.named_modules() if name.endswith(".attention")}
+        wrapped = [block for block in blocks if not isinstance(network.get_submodule(block), torch.nn.Sequential)]
+        assert wrapped
+        for name in [*state]:
+            block = next((block for block in wrapped if name.startswith(f"{block}.")), None)
+            if block and not name.startswith(f"{block}.attention."):
+                state[f"{block}.inner.{name.removeprefix(block)[1:]}"] = state.pop(name)
+    torch.save({"identity": {}, "epoch": 1, "step": 0, "model": state}, folder / "checkpoint.pt")
+    return folder
+
+
+def network_of(backbone: str, attention: str) -> torch.nn.Module:
+    torch.manual_seed(3)
+    network = build_model(backbone, attention, num_classes=7, stem="cifar", width=0.25)
+    for value in network.state_dict().values():
+        if value.is_floating_point():
+            torch.nn.init.uniform_(value, 0.1, 0.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("attention", ["none", "gam", "bam", "abn"])
+def test_the_network_of_a_run_is_loaded_and_gone_on_from(backbone: str, attention: str, tmp_path: Path) -> None:
+    network = network_of(backbone, attention)
+    folder = run_of(tmp_path / "run", network, backbone=backbone, attention=attention)
+    x = torch.randn(2, 3, 32, 32)
+    loaded = load(folder)
+    assert not loaded.training and torch.equal(loaded(x), network(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = build_model(backbone, attention, num_classes=7, stem="cifar", width=0.25, weights=folder)
+    assert torch.equal(same.eval()(x), network(x))
+
+
+def test_a_run_of_earlier_code_is_loaded_too(tmp_path: Path) -> None:
+    network = network_of("resnet18", "gam")
+    folder = run_of(tmp_path / "run", network, inner=True, backbone="resnet18", attention="gam")
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(folder)(x), network(x))
+    assert torch.equal(build_model("resnet18", "gam", 7, "cifar", width=0.25, weights=folder).eval()(x), network(x))
+
+
+def test_blocks_that_a_runs_weights_do_not_fit_are_listed(tmp_path: Path) -> None:
+    network = network_of("resnet18", "gam")
+    folder = run_of(tmp_path / "run", network, backbone="resnet18", attention="gam")
+    for attention, message in (
+        ("none", "behind layer1.0.bn2, layer1.1.bn2, layer2.0.bn2, layer2.1.bn2 and 4 more have no place"),
+        ("se", "behind layer1.0.bn2, layer1.1.bn2, layer2.0.bn2, layer2.1.bn2 and 4 more keep their initial weights"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            model = build_model("resnet18", attention, num_classes=10, stem="cifar", width=0.25, weights=folder)
+        assert torch.equal(model.state_dict()["layer1.0.bn2.weight"], network.state_dict()["layer1.0.bn2.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "is no run: config.json: No such file or directory"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no run: config.json: Expecting"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is no run: config.json: "),
+        (lambda folder: (folder / "result.json").unlink(), "the run is not done"),
+        (
+            lambda folder: (folder / "checkpoint.pt").unlink(),
+            r"its checkpoint.pt is not there; `gamlib gc",
+        ),
+        (lambda folder: (folder / "checkpoint.pt").write_bytes(b"x"), r"checkpoint.pt' cannot be read"),
+        (lambda folder: torch.save({"a": torch.ones(1)}, folder / "checkpoint.pt"), "does not fit its config.json"),
+    ],
+)
+def test_what_is_no_trained_network_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    folder = run_of(tmp_path / "run", network_of("resnet18", "se"), backbone="resnet18", attention="se")
+    change(folder)
+    with pytest.raises(ValueError, match=message) as refusal:
+        load(folder)
+    assert "\n" not in str(refusal.value)
