@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from ablation.config import RunConfig, translated
 from ablation.errors import Checked, ConfigError, unknown_name
+from gamlib.sources import without_folder
 
 WIDTHS = [thousandths / 1000 for thousandths in range(1, 16_001)]  # about as many different networks as a ResNet has
 Values = Annotated[dict[str, Any], AfterValidator(translated)]  # of RunConfig
@@ -89,13 +90,13 @@ def crossed(arms: Mapping[str, Any], compare: Any, grid: Any) -> tuple[Mapping[s
             if key in arm.values:
                 raise ValueError(f"grid: {key}={values!r}: arm {name!r} sets {key} itself")
     points = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    texts = [", ".join(f"{key}={value}" for key, value in point.items()) for point in points]
+    texts = [", ".join(f"{key}={without_folder(str(value))}" for key, value in point.items()) for point in points]
     found: dict[str, Arm] = {}
     for (name, arm), (text, point) in product(every.items(), zip(texts, points, strict=True)):
         if (own := _joined(name, text)) in found:
             raise ValueError(f"grid: two arms would be called {own!r}; allowed: every value once")
         names = {key: value and _joined(value, text) for key in AT_A_POINT for value in [getattr(arm, key)]}
-        found[own] = arm.model_copy(update={"values": {**arm.values, **point}, **names})
+        found[own] = arm.model_copy(update={"values": translated({**arm.values, **point}), **names})
     if not isinstance(compare, list | tuple):
         return found, compare
     pairs: list[Any] = []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -18,7 +19,7 @@ from ablation.parameter_counts import count
 from ablation.provenance import source_hash
 from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
 from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
-from gamlib.sources import split_hash, without_folder
+from gamlib.sources import placed, split_hash, without_folder
 from gamlib.training.recipes import OPTIMIZERS, RECIPES, SCHEDULES, TrainingConfig
 
 RESOLVED: Any = None  # the default of a field whose value the data set or the recipe prescribes
@@ -227,8 +228,10 @@ class RunConfig(Checked):
         usual |= {"pad": self.pad, "dataset_hash": self.dataset_hash} if self.dataset not in DATASETS else {}
         parts = [self.backbone, readable(self.attention)]
         elsewhere = {"dataset", "backbone", "attention", "options", "seed", *NO_PART_OF_IT}
-        for key, value in {**self.model_dump(exclude=elsewhere), **(self.options or {})}.items():
-            if value is not None and value != usual.get(key):
+        options = {key: re.sub(r"[^\w.+-]+", "_", str(value)) for key, value in (self.options or {}).items()}
+        parts += [f"{key}{value}" for key, value in options.items()]
+        for key, value in self.model_dump(exclude=elsewhere).items():
+            if value is not None and value != usual[key]:
                 key = OLD_NAMES.get(key, key)
                 value = Path(split_hash(value)[0]).stem if key == "weights" else value
                 value = "_".join([key, *map(str, value)]) if isinstance(value, list) else value
@@ -246,6 +249,8 @@ def title(dataset: str) -> str:
 def translated(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values by the names of the fields, also those that are given by a name of the first version.
 
+    A mechanism's file that is found from here gets its whole path, by which jobs find it, too.
+
     Raises:
         ConfigError: a value is given by both.
     """
@@ -255,7 +260,7 @@ def translated(values: Mapping[str, Any]) -> dict[str, Any]:
             if found.get(name) is not None:
                 raise ConfigError(f"{old}={value}: {name}={found[name]} is given too, which is the name of the same")
             found[name] = value
-    return found
+    return found if "attention" not in found else found | {"attention": placed(found["attention"])}
 
 
 def _prescribed(dataset: Dataset, backbone: str, recipe: Any = None) -> dict[str, Any]:

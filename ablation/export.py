@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from datetime import datetime
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ablation.results import frames, statistics
 from ablation.runs import Run, RunFailed
 from ablation.status import Result
 from ablation.studies import Plan
-from gamlib.data.datasets import DatasetError
+from gamlib.data.datasets import FOLDER, DatasetError
 from gamlib.files import replacing, write_whole
 from gamlib.sources import split_hash, without_folder
 
@@ -50,7 +51,9 @@ def find_run(name: str) -> Run:
     Raises:
         RunFailed: there is no such run, or there are several.
     """
-    folders = [Path(name)] if (Path(name) / "config.json").is_file() else sorted(runs_root().glob(f"*/{name}*/"))
+    folders = (
+        [Path(name)] if (Path(name) / "config.json").is_file() else sorted(runs_root().glob(f"*/{escape(name)}*/"))
+    )
     if len(folders) != 1:
         which = ", ".join(folder.name for folder in folders[:5]) or "`gamlib status` lists the runs"
         raise RunFailed(f"run {name!r}: {'several begin so' if folders else 'there is none of that name'}: {which}")
@@ -85,6 +88,7 @@ def export(run: Run, folder: Path) -> list[Path]:
         raise RunFailed(f"{run.folder.name} cannot be exported: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
     values = {**run.config.model_dump(), "attention": without_folder(run.config.attention), "signature": run.signature}
+    values["dataset"] = _dataset(run.config)
     if values["weights"]:
         values["weights"] = Path(split_hash(values["weights"])[0]).name
     written = [folder / "model.safetensors", folder / "config.json", folder / "README.md"]
@@ -107,7 +111,7 @@ def _card(run: Run, result: Result, classes: int, misses: int, images: int, own:
     rows = {
         "network": f"{config.backbone} at width {config.width:g}, {result.parameters:,} parameters",
         "attention": without_folder(config.attention) + "".join(f", {k}={v}" for k, v in _options(config).items()),
-        "data": f"{title(config.dataset)}, {images} {config.evaluate_on} images",
+        "data": f"{_dataset(config)}, {images} {config.evaluate_on} images",
         "top-1 error": f"{result.top1_error:.2f} % ({low:.2f} to {high:.2f} %: Wilson's 95 % interval over images)",
         "top-5 error": f"{result.top5_error:.2f} %",
         "training": f"seed {config.seed}, {config.epochs} epochs, {result.seconds:.0f} s",
@@ -130,9 +134,14 @@ def _card(run: Run, result: Result, classes: int, misses: int, images: int, own:
         classes=classes,
         normalised=normalised,
         code=code,
-        images=title(config.dataset),
+        images=_dataset(config),
         origin=_origin(run),
     )
+
+
+def _dataset(config: RunConfig) -> str:
+    """A data set as it is called, without the folder that it lies in."""
+    return Path(title(config.dataset)).name.removeprefix(FOLDER)
 
 
 def _options(config: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from inspect import Parameter
 from typing import Any
 
@@ -73,7 +74,7 @@ def chosen_options(attention: str, values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key}={value!r}: attention={split_hash(attention)[0]} has none, {own}")
         if key in ATTENTIONS.get(attention, {}):
             found[key] = value  # the field coerces it
-        elif (value := _coerced(attention, known[key], value)) != known[key].default:
+        elif (value := _coerced(attention, known[key], value)) != _plain(known[key].default):
             more[key] = value
     return found | {"options": more or None}
 
@@ -87,6 +88,11 @@ def _parameters(attention: str) -> dict[str, Parameter]:
     return {key: Parameter(key, Parameter.KEYWORD_ONLY, default=value) for key, value in known.items()}
 
 
+def _plain(value: Any) -> Any:
+    """A tuple as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
 def _coerced(attention: str, parameter: Parameter, value: Any) -> Any:
     """A value as its parameter's annotation, or the type of its default, has it."""
     kind = parameter.annotation
@@ -95,9 +101,9 @@ def _coerced(attention: str, parameter: Parameter, value: Any) -> Any:
     try:
         if isinstance(value, bool) and kind in (int, float):  # pydantic would count it
             raise ValueError
-        return TypeAdapter(kind).validate_python(value)
-    except PydanticSchemaGenerationError:
-        return value
-    except (ValidationError, ValueError):
+        with suppress(PydanticSchemaGenerationError):
+            value = TypeAdapter(kind).validate_python(value)
+        return json.loads(json.dumps(value))  # as it will be written: a tuple is a list there
+    except (ValidationError, ValueError, TypeError):
         allowed = getattr(kind, "__name__", str(kind))
         raise ValueError(f"{parameter.name}={value!r}: attention={split_hash(attention)[0]} takes: {allowed}") from None

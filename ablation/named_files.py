@@ -25,7 +25,7 @@ def with_hash(weights: Any, backbone: str) -> str:
 
 
 def copied(attention: str, folder: Path, other: Path | None = None) -> str:
-    """A mechanism whose file lies in a folder, into which it is copied if it is not there; others as they are.
+    """A mechanism whose file lies in a folder, into which it is copied unless it is there; others as they are.
 
     Args:
         attention: resolved, see `gamlib.sources`.
@@ -39,7 +39,7 @@ def copied(attention: str, folder: Path, other: Path | None = None) -> str:
         return attention
     place, expected = split_hash(attention)
     copy = folder / file.name
-    if not copy.exists():
+    if not copy.exists() or file_hash("the copy", copy) != expected:
         source = other or file
         try:
             file_hash(f"attention={place!r}", source, expected)

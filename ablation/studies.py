@@ -106,6 +106,17 @@ class Study(Checked):
             kept |= found
         return [label for label in self.arms if label in kept]
 
+    def as_submitted(
+        self, dataset: str | None, seeds: Iterable[int] | int | str | None, arms: Iterable[str] | str, **overrides: Any
+    ) -> "Plan":
+        """The plan that was last submitted, if it was of the same, whatever has changed since; else a new one."""
+        with suppress(ConfigError):
+            last, chosen = Plan.load(self.name, dataset or self.dataset), self.labels(arms)
+            asked = (parse_seeds(self.seeds if seeds is None else seeds), translated(overrides))
+            if (last.study, last.seeds, last.overrides) == (self, *asked) and {*chosen} <= last.arms.keys():
+                return last.model_copy(update={"arms": {label: last.arms[label] for label in chosen}})
+        return self.plan(dataset, seeds, arms, **overrides)
+
     def plan(
         self,
         dataset: str | None = None,

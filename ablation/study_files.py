@@ -63,8 +63,8 @@ def read_studies(path: Path) -> list[Study]:
     found: dict[str, Study] = {}
     for content in _contents(path):
         study = Study(**{"name": path.stem, **_extended(_from_beside(path, content))})
-        if study.name in PAPER_STUDIES and path.resolve() != FOLDER / f"{study.name}.yaml":
-            raise ConfigError(f"name={study.name!r}: that is a study of this project; give yours another name")
+        if study.name in {*OF_THE_PROJECT, "data"} and path.resolve().parent != FOLDER:
+            raise ConfigError(f"name={study.name!r}: that name is this project's own; give yours another")
         if study.name in found:
             raise ConfigError(f"name={study.name!r}: {path} has two studies of that name; give each its own")
         found[study.name] = study

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,15 @@ def own_file(attention: str) -> Path | None:
     return Path(place) if place.endswith(".py") else None
 
 
+def placed(attention: Any) -> Any:
+    """A mechanism whose file is there, by the file's whole path, so that it is found from everywhere; others as are."""
+    file = own_file(attention) if isinstance(attention, str) else None
+    there = file is not None and not file.is_absolute() and file.expanduser().is_file()
+    return (
+        attention.replace(str(file), str(file.expanduser().absolute()), 1) if file is not None and there else attention
+    )
+
+
 def without_folder(attention: str) -> str:
     """A mechanism's name without the folder that its file lies in: what it is does not depend on that."""
     return attention.removeprefix(f"{file.parent}/") if (file := own_file(attention)) is not None else attention
@@ -81,13 +91,13 @@ def resolve(attention: str) -> str:
     if place.endswith(".py"):
         file = Path(place).expanduser().absolute()
         return f"{file}:{name}#{file_hash(f'attention={text!r}', file, expected)}"
-    try:
-        spec = find_spec(place)
-    except (ImportError, ValueError):  # of a parent package; "", or a relative name
-        spec = None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise ValueError(f"attention={attention!r}: there is no module {place} to import")
-    return f"{place}:{name}#{file_hash(f'attention={attention!r}', Path(spec.origin), expected)}"
+    made = _found(text, _imported(text, place), name)
+    home = getattr(
+        sys.modules.get(getattr(made, "__module__", "")), "__file__", None
+    )  # a package may have it from there
+    if home is None:
+        raise ValueError(f"attention={text!r} lies in no file")
+    return f"{place}:{name}#{file_hash(f'attention={text!r}', Path(home), expected)}"
 
 
 def load_class(attention: str) -> Callable[..., Any]:
@@ -96,21 +106,39 @@ def load_class(attention: str) -> Callable[..., Any]:
     Raises:
         ValueError: as `resolve`, or the code cannot be executed or has no such class.
     """
-    given, (text, found) = split_hash(attention)[0], split_hash(resolve(attention))
-    place, _, name = text.rpartition(":")
+    text, content_hash = split_hash(resolve(attention))
+    given, (place, _, name) = split_hash(str(attention))[0], text.rpartition(":")
+    return _found(given, _imported(given, place, content_hash), name)
+
+
+def _imported(given: str, place: str, content_hash: str = "") -> Any:
+    """The module of a mechanism, or what has timm's by their names; errors are those of `load_class`."""
     try:
         if place == "timm":
             from timm.layers.create_attn import get_attn
 
-            return get_attn(name)
-        module = _execute(Path(place), found) if place.endswith(".py") else __import__(place, fromlist=[name])
-    except Exception as error:
+            return get_attn
+        return _execute(Path(place), content_hash) if place.endswith(".py") else import_module(place)
+    except (Exception, SystemExit) as error:
         what = str(error).strip().partition("\n")[0]
-        hint = "; a file stands by itself, without others beside it" * isinstance(error, ModuleNotFoundError)
+        hint = "; a file stands by itself, without others beside it" * place.endswith(".py")
+        hint *= isinstance(error, ModuleNotFoundError)
         raise ValueError(f"attention={given!r}: {type(error).__name__}: {what}{hint}") from error
-    if not callable(made := getattr(module, name, None)):
+
+
+def _found(given: str, module: Any, name: str) -> Any:
+    """What a module calls by a name, or timm by its own."""
+    if callable(module):
+        try:
+            made = module(name or "none")
+        except AssertionError as error:
+            raise ValueError(f"attention={given!r}: timm: {error}") from None
+    else:
+        made = getattr(module, name, None)
+    if not callable(made):
         classes = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        raise ValueError(f"attention={given!r}: {place} has no class {name}; it has {', '.join(classes) or 'none'}")
+        where = getattr(module, "__file__", "timm")
+        raise ValueError(f"attention={given!r}: {where} has no class {name}; it has {', '.join(classes[:9]) or 'none'}")
     return made
 
 

@@ -74,7 +74,7 @@ def parameters(attention: str | Callable[..., nn.Module]) -> dict[str, inspect.P
     made = mechanism(attention)
     try:
         signature = inspect.signature(made, eval_str=True)
-    except NameError:  # an annotation that is imported for type checkers only
+    except Exception:  # an annotation that is no expression, or is imported for type checkers only
         signature = inspect.signature(made)
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {one.name: one for one in list(signature.parameters.values())[1:] if one.kind in named}
@@ -112,34 +112,32 @@ def build_attention(attention: str | Callable[..., nn.Module], channels: int, /,
         [f"attention={_named(attention)}, channels={channels}", *(f"{k}={v!r}" for k, v in chosen.items())]
     )
     try:
-        block = made(channels, **chosen)
-        if not isinstance(block, nn.Module):
-            raise TypeError(f"it makes a {type(block).__name__}, allowed: torch.nn.Module")
-        try:
-            shape = _shape_of(block, channels)
-        except Exception:
-            if all(value.device.type != "meta" for value in chain(block.parameters(), block.buffers())):
-                raise
-            with torch.device("cpu"):  # not all that a CPU computes can be computed without values
-                shape = _shape_of(made(channels, **chosen), channels)
+        block = _tried(made, channels, chosen)
     except Exception as error:
-        what = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{asked}: {type(error).__name__}: {what}") from error
-    if shape != (2, channels, 8, 8):
-        raise ValueError(f"{asked}: a map [2, {channels}, 8, 8] becomes {list(shape)}; allowed: the shape it had")
+        if torch.get_default_device().type != "meta":
+            raise ValueError(f"{asked}: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+        with torch.device("cpu"):  # not all that a CPU computes can be computed without values
+            return build_attention(attention, channels, **chosen).to("meta")
     return block
+
+
+@torch.no_grad()
+def _tried(made: Callable[..., nn.Module], channels: int, chosen: dict[str, Any]) -> nn.Module:
+    """A block that leaves the shape and type of two maps as they are; its statistics and its mode stay as they were."""
+    block = made(channels, **chosen)
+    if not isinstance(block, nn.Module):
+        raise TypeError(f"it makes a {type(block).__name__}, allowed: torch.nn.Module")
+    like, mode = next(chain(block.parameters(), block.buffers()), torch.empty(0)), block.training
+    block.eval()
+    with torch.random.fork_rng(devices=[]):
+        for size in ((8, 8), (6, 10)):
+            x = torch.zeros(2, channels, *size, device=like.device)
+            y = block(x)
+            if not isinstance(y, Tensor) or (y.shape, y.dtype) != (x.shape, x.dtype):
+                found = f"{list(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+                raise ValueError(f"a map {list(x.shape)} of {x.dtype} becomes {found}; allowed: what it was")
+    return block.train(mode)
 
 
 def _named(attention: str | Callable[..., nn.Module]) -> str:
     return split_hash(attention)[0] if isinstance(attention, str) else getattr(attention, "__name__", repr(attention))
-
-
-@torch.no_grad()
-def _shape_of(block: nn.Module, channels: int) -> tuple[int, ...]:
-    """The shape of what a block makes of a map [2, C, 8, 8]; its statistics and its mode stay as they are."""
-    like = next(chain(block.parameters(), block.buffers()), torch.empty(0))
-    mode = block.training
-    with torch.random.fork_rng(devices=[]):
-        found: Tensor = block.eval()(torch.zeros(2, channels, 8, 8, device=like.device))
-    block.train(mode)
-    return tuple(found.shape)

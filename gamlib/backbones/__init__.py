@@ -25,6 +25,9 @@ from gamlib.names import OPTIONS, STEMS
 __all__ = ["attach", "build_model"]
 
 
+USUAL = {"submodules": "ch+sp", "reduction": None, "groups": 1, "gate_max_pool": None}  # of `build_model`
+
+
 class _BuildModel:
     """The type of `build_model`: a function that can also list what its names may be."""
 
@@ -105,15 +108,20 @@ class _BuildModel:
             load_weights(network, found, f"{problem} with ABN")
             return network
         blocks = {} if found is None else load_weights(model, found, problem)
-        if attention == "none":
+        if attention in ("none", "abn"):
             load_blocks(model, blocks)  # which says that they have no place
+        if attention == "none":
             return model
         if attention == "abn":
             return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
         given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
-        usual = {key: value for key, value in given.items() if key in known and value is not None}
+        given = {key: value for key, value in given.items() if value is not None}
+        if attention in MECHANISMS:
+            given = {key: value for key, value in given.items() if key in known}
+        else:  # of one's own: what is not asked for is its own default
+            given = {key: value for key, value in given.items() if value != USUAL[key]}
         try:
-            attach(model, attention, options={**(usual if attention in MECHANISMS else {}), **(options or {})})
+            attach(model, attention, options={**given, **(options or {})})
         except ValueError as error:
             raise ValueError(str(error).removesuffix(HINT)) from None
         if blocks:

@@ -100,6 +100,7 @@ def attach(
     """
     known, chosen = mechanisms.options(attention), {**(options or {}), **chosen}
     slot = getattr(mechanisms.mechanism(attention), "slot", "block")
+    one_of("slot", slot, ("block", "stage"))
     one_of("initial", initial, ("own", "identity"))
     yes_or_no("round_reduction", round_reduction)
     patterns = [after] if isinstance(after, str) else list(after)

@@ -115,7 +115,13 @@ def read_weights(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -
     """
     found = dict(_read(backbone, weights))
     consume_prefix_in_state_dict_if_present(found, "module.")  # as DataParallel saves it
-    return {name.replace(".inner.", "."): value for name, value in found.items()}  # as runs before 2026-11-28 have it
+    return {_without_inner(name): value for name, value in found.items()}
+
+
+def _without_inner(name: str) -> str:
+    """A name as it is now; runs before 2026-11-28 have `inner` in those of what is not an attention block."""
+    place, block, rest = name.partition(BLOCK)
+    return place.replace(".inner", "") + block + rest
 
 
 def _read(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Mapping[str, Tensor]:

@@ -17,6 +17,7 @@ from ablation.cli import app
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.execution.train import train
+from ablation.named_files import copied
 from ablation.paths import ROOT
 from ablation.results import publication
 from ablation.runs import Run
@@ -52,11 +53,19 @@ def test_the_example_is_run_and_reported_and_a_changed_line_is_another_run(
     assert "ECA-7" in output and (places / "figures" / "eca" / "eca-digits.pdf").exists()
     runs = {arm: Run(configs[0]) for arm, configs in Plan.load("eca").arms.items()}
     assert (runs["ECA-7"].folder / "eca.py").read_bytes() == (folder / "eca.py").read_bytes()
-    assert runs["ECA-7"].folder.name.startswith("resnet18-ECA-width0.25-") and runs["ch"].config.options is None
+    assert (
+        runs["ECA-7"].folder.name.startswith("resnet18-ECA-kernel_size7-width0.25-")
+        and runs["ch"].config.options is None
+    )
 
     done = Command(*command, "--dry-run")
     assert done.communicate(timeout=60)[0].count("seed 0: done") == 4
     change(folder)
+    drawn = {path.name: path.read_bytes() for path in (places / "figures" / "eca").iterdir()}
+    output, _ = (again := Command("report", "eca")).communicate(timeout=120)  # of what was submitted
+    assert again.returncode == 0 and drawn == {
+        path.name: path.read_bytes() for path in (places / "figures" / "eca").iterdir()
+    }, output
     output, _ = Command(*command, "--dry-run").communicate(timeout=60)
     assert (output.count("seed 0: done"), output.count("would run (is missing)")) == (2, 2), output
 
@@ -106,7 +115,7 @@ def _weights(config: RunConfig) -> dict[str, torch.Tensor]:
         ({"attention": "games"}, "attention='games': allowed: none, se, "),
         ({"attention": "FOLDER/no.py:ECA"}, "no.py:ECA' cannot be read: No such file or directory"),
         ({"attention": "FOLDER/eca.py:EAC"}, "eca.py has no class EAC; it has ECA"),
-        ({"attention": "timm:none"}, "attention='timm:none': AssertionError: Invalid attn module"),
+        ({"attention": "timm:none"}, "attention='timm:none': timm: Invalid attn module"),
         ({"attention": "FOLDER/eca.py:ECA", "options": {"kernel_size": 4}}, "kernel_size=4: RuntimeError: The size"),
         ({"attention": "FOLDER/eca.py:ECA", "options": {"kernel_size": "x"}}, "eca.py:ECA takes: int"),
         ({"attention": "FOLDER/eca.py:ECA", "options": {"kernel_size": True}}, "kernel_size=True: attention="),
@@ -166,6 +175,43 @@ def test_a_run_that_was_submitted_keeps_the_code_it_was_submitted_with(folder: P
     shutil.rmtree(run.folder)
     with pytest.raises(ConfigError, match=r"eca\.py:ECA' cannot be read: No such file or directory"):
         run.queue()
+
+
+def test_a_file_that_is_found_from_here_is_found_from_everywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    study = Study(name="own", arms={"own": {"attention": "eca.py:ECA"}}, base={"attention": "eca.py:ECA"})
+    plan = Study(name="more", arms={"all": {}}).plan(seeds="0", attention="eca.py:ECA")
+    crossed = Study(name="grid", grid={"attention": ["none", "eca.py:ECA"]})
+    whole = f"{folder}/eca.py:ECA"
+    assert study.arms["own"].values["attention"] == study.base["attention"] == plan.overrides["attention"] == whole
+    assert [arm.values["attention"] for arm in crossed.arms.values()] == ["none", whole]
+    assert [*crossed.arms] == ["attention=none", "attention=eca.py:ECA"]
+
+
+def test_a_text_in_options_stays_within_its_folder(folder: Path) -> None:
+    code = (folder / "eca.py").read_text().replace("kernel_size: int = 3", "mode='a', size=(3, 5)")
+    (folder / "texts.py").write_text(code.replace("kernel_size, padding=kernel_size // 2", "3, padding=1"))
+    run = Run(RunConfig(attention=f"{folder}/texts.py:ECA", options={"mode": "../../b c"}))
+    assert run.folder.parent == Run(RunConfig()).folder.parent and "mode.._.._b_c" in run.folder.name
+    same = RunConfig(attention=f"{folder}/texts.py:ECA", options={"size": [3, 5]})
+    assert same.options is None, "a tuple, as JSON has it"
+
+
+def test_what_cannot_be_written_down_is_no_option(folder: Path) -> None:
+    code = (folder / "eca.py").read_text().replace("kernel_size: int = 3", "kernel_size: set[int] = {3}")
+    (folder / "sets.py").write_text(code.replace("kernel_size, padding=kernel_size // 2", "3, padding=1"))
+    with pytest.raises(ConfigError, match=r"kernel_size=.*5.*: attention=.* takes: set"):
+        RunConfig(attention=f"{folder}/sets.py:ECA", options={"kernel_size": [5]})
+
+
+def test_two_networks_exported_into_one_folder_leave_the_second(folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    old = RunConfig(attention=f"{folder}/eca.py:ECA")
+    copied(old.attention, first)
+    change(folder)
+    new = RunConfig(attention=f"{folder}/eca.py:ECA")
+    copied(new.attention, second)
+    assert RunConfig(attention=copied(new.attention, first)).signature == new.signature != old.signature
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ def test_a_yaml_file_may_extend_studies_of_the_project_and_say_where_they_run(tm
         ("arms: {x: {label: y}, y: {}}", "label='y': figures would call 2 arms so"),
         ("arms: {x: {colour: rde}}", "arm 'x': colour='rde': allowed: a colour that matplotlib knows"),
         ("arms: {x: {}}\ndataset: {path: digits}", "dataset={'path': 'digits'}: allowed: a name, or {path: "),
-        ("name: submodules\narms: {x: {}}", "name='submodules': that is a study of this project"),
+        ("name: submodules\narms: {x: {}}", "name='submodules': that name is this project's own"),
     ],
 )
 def test_a_bad_yaml_file_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:

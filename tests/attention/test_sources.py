@@ -4,13 +4,14 @@ import re
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gamlib import attach, build_model, sources
-from gamlib.attention import build_attention, options
+from gamlib.attention import GAM, build_attention, options
 
 ECA = """
 from torch import nn
@@ -37,6 +38,22 @@ class Counting(nn.Module):
 
     def forward(self, x):
         return x * float(self.weight)
+
+
+class Squared(nn.AdaptiveAvgPool2d):
+    def __init__(self, channels):
+        super().__init__(8)
+
+
+class Doubling(nn.Identity):
+    def forward(self, x):
+        return x.double()
+
+
+class Reading(nn.Identity):
+    def __init__(self, channels: "their number"):
+        super().__init__()
+        self.share = float(__import__("torch").ones(()))
 
 
 def nothing(channels):
@@ -74,6 +91,34 @@ def test_a_class_works_where_a_name_does() -> None:
     assert sum(isinstance(module, Scale) for module in build_model("resnet18", Scale, width=0.25).modules()) == 8
 
 
+def test_a_class_has_the_options_that_are_given_beside_it() -> None:
+    own: dict[str, Any] = {"num_classes": 10, "width": 0.25}
+    by_class = build_model("resnet18", GAM, submodules="ch", reduction=8, **own)
+    by_name = build_model("resnet18", "gam", submodules="ch", reduction=8, **own)
+    assert [*by_class.state_dict()] == [*by_name.state_dict()]
+    assert sum(p.numel() for p in by_class.parameters()) == sum(p.numel() for p in by_name.parameters())
+    with pytest.raises(ValueError, match="reduction=8: attention=Scale has none"):
+        build_model("resnet18", Scale, reduction=8, **own)
+
+
+def test_of_a_package_the_module_counts_that_has_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "__init__.py").write_text("from .blocks import ECA\n")
+    (tmp_path / "packed" / "blocks.py").write_text(ECA)
+    resolved = sources.resolve("packed:ECA")
+    (tmp_path / "packed" / "blocks.py").write_text(ECA.replace("= 3", "= 5"))
+    assert sources.resolve("packed:ECA") != resolved
+
+
+def test_a_slot_that_there_is_not_is_refused() -> None:
+    class Misspelt(Scale):
+        slot = "blocks"
+
+    with pytest.raises(ValueError, match="slot='blocks': allowed: block, stage"):
+        build_model("resnet18", Misspelt)
+
+
 def test_a_module_and_timm_and_an_entry_point_are_found(
     eca: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +149,8 @@ def test_a_file_leaves_no_compiled_code_beside_it(eca: str) -> None:
 
 def test_what_a_block_computes_by_values_is_tried_with_values(eca: str) -> None:
     with torch.device("meta"):
-        build_attention(eca.replace(":ECA", ":Counting"), 8)
+        assert build_attention(eca.replace(":ECA", ":Counting"), 8).weight.device.type == "meta"
+        build_attention(eca.replace(":ECA", ":Reading"), 8)
 
 
 @pytest.mark.parametrize(
@@ -113,15 +159,19 @@ def test_what_a_block_computes_by_values_is_tried_with_values(eca: str) -> None:
         ("games", {}, "attention='games': allowed: none, se, "),
         ("none", {}, "attention='none' is no block: allowed: se, "),
         ("missing.py:ECA", {}, "attention='missing.py:ECA' cannot be read: No such file or directory"),
-        ("eca.py:EAC", {}, "has no class EAC; it has ECA, Halving, Counting, nothing"),
-        ("no.such:Thing", {}, "attention='no.such:Thing': there is no module no.such to import"),
-        ("os:Thing", {}, "there is no module os to import"),
-        (":Thing", {}, "there is no module  to import"),
-        ("timm:none_such", {}, "attention='timm:none_such': AssertionError: Invalid attn module"),
+        ("eca.py:EAC", {}, "has no class EAC; it has ECA, Halving, Counting, Squared, Doubling, Reading, nothing"),
+        ("no.such:Thing", {}, "attention='no.such:Thing': ModuleNotFoundError: No module named 'no'"),
+        ("os:Thing", {}, "os.py has no class Thing; it has "),
+        (":Thing", {}, "attention=':Thing': ValueError: Empty module name"),
+        ("timm:none_such", {}, "attention='timm:none_such': timm: Invalid attn module"),
         ("eca.py:ECA", {"kernel": 3}, "kernel=3: attention=eca.py:ECA has none; its options are kernel_size"),
         ("eca.py:ECA", {"kernel_size": 4}, "channels=8, kernel_size=4: RuntimeError: The size of tensor"),
         ("eca.py:ECA", {"kernel_size": "x"}, "attention=eca.py:ECA, channels=8, kernel_size='x': TypeError"),
-        ("eca.py:Halving", {}, "a map [2, 8, 8, 8] becomes [2, 8, 4, 4]; allowed: the shape it had"),
+        ("eca.py:Halving", {}, "a map [2, 8, 8, 8] of torch.float32 becomes [2, 8, 4, 4] of torch.float32"),
+        ("eca.py:Squared", {}, "a map [2, 8, 6, 10] of torch.float32 becomes [2, 8, 8, 8] of torch.float32"),
+        ("eca.py:Doubling", {}, "a map [2, 8, 8, 8] of torch.float32 becomes [2, 8, 8, 8] of torch.float64"),
+        ("ending.py:ECA", {}, "attention='ending.py:ECA': SystemExit: 0"),
+        ("timm:", {}, "attention='timm:': timm: Invalid attn module"),
         ("eca.py:nothing", {}, "it makes a NoneType, allowed: torch.nn.Module"),
         (
             "broken.py:ECA",
@@ -135,6 +185,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken.py").write_text("import beside")
+    Path("ending.py").write_text("raise SystemExit(0)")
     for device in ("cpu", "meta"):
         with pytest.raises(ValueError, match=re.escape(message)) as refusal, torch.device(device):
             build_attention(attention, 8, **chosen)
