@@ -3,8 +3,12 @@
 import json
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
 from ablation.paths import runs_root
+
+NAME = ".parameters.txt"
+_unwritten: dict[Path, str] = {}  # lines of files whose folder is not there yet
 
 
 @lru_cache(maxsize=1024)
@@ -13,7 +17,7 @@ def count(question: str) -> int:
 
     It is kept in the folder of runs, if that is there: who asks again with the same code need not wait for torch.
     """
-    known = runs_root() / ".parameters.txt"
+    known = runs_root() / NAME
     for line in known.read_text(errors="replace").splitlines() if known.is_file() else ():
         found, _, asked = line.partition(" ")  # in this order, a line that was cut short answers nothing
         if asked == question:
@@ -24,7 +28,14 @@ def count(question: str) -> int:
 
     with torch.device("meta"):
         number = sum(value.numel() for value in build_model(**json.loads(question)[1]).parameters())
+    _unwritten[known] = f"{_unwritten.get(known, '')}\n{number} {question}"  # which ends a line that was cut short
     if known.parent.is_dir():
-        with suppress(OSError), known.open("a") as file:
-            file.write(f"\n{number} {question}")  # which ends a line that was cut short
+        remember()
     return number
+
+
+def remember() -> None:
+    """Write down what was counted before there was a folder of runs."""
+    known = runs_root() / NAME
+    with suppress(OSError), known.open("a") as file:
+        file.write(_unwritten.pop(known, ""))

@@ -14,6 +14,7 @@ from ablation.arms import Arm, Values, check_looks, crossed, widened
 from ablation.config import RunConfig, title, translated
 from ablation.errors import Checked, ConfigError, unknown_name
 from ablation.mechanisms import fields_of
+from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
@@ -227,6 +228,7 @@ class Plan(BaseModel):
         """
         folder, plan = runs_root() / "studies", self
         folder.mkdir(parents=True, exist_ok=True)
+        remember()
         with locked(folder / ".lock"):
             there = _read_all()
             before = next((of for of in there.values() if of.name == self.name), self)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from ablation import parameter_counts, study_files
 from ablation import paths as places
-from ablation import study_files
 from ablation.cli import app
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
@@ -478,3 +478,12 @@ def test_a_study_is_found_by_its_file_and_by_its_name(tmp_path: Path, finish_all
             done = CliRunner().invoke(app, [command, name])
             assert done.exit_code == 0, done.output
     assert find_study("mine") == plan.study
+
+
+def test_what_was_counted_before_there_was_a_folder_is_written_down_with_the_plan() -> None:
+    parameter_counts.count.cache_clear()
+    plan = Study(name="own", arms={"all": {}}).plan(seeds="0", epochs=2)
+    assert not places.runs_root().exists()
+    plan.save()
+    number = plan.configs[0].parameters()
+    assert f"\n{number} " in (places.runs_root() / parameter_counts.NAME).read_text()
