@@ -141,7 +141,11 @@ def test_a_wheel_with_them_works_in_any_folder_and_leaves_all_of_it_there(instal
         assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"own.yaml", "runs", "figures"}
     assert len(list(tmp_path.glob("runs/digits/*/result.json"))) == 2  # the arm `gam` is the run before
-    assert {path.name for path in tmp_path.glob("figures/*")} >= {"own-digits.png", "own-digits.csv", "own-digits.tex"}
+    assert {path.name for path in tmp_path.glob("figures/own/*")} >= {
+        "own-digits.png",
+        "own-digits.csv",
+        "own-digits.tex",
+    }
     assert before == {path: path.stat().st_mtime_ns for path in installed.parent.rglob("*")}
     done = work(tmp_path, installed / "gamlib", "report", "--published")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "lies in its repository" in done.stderr

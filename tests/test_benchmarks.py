@@ -310,9 +310,9 @@ def test_the_parts_of_a_step_and_of_a_run_are_all_of_it(tmp_path: Path, monkeypa
 @pytest.mark.long
 def test_a_change_is_told_from_none_by_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another rule of the optimiser changes the weights; the same again, and memory that nobody reads, nothing."""
-    monkeypatch.setitem(changes.CHANGES, "nesterov", changes._optimiser(nesterov=True))
+    monkeypatch.setitem(changes.CHANGES, "dampened", changes._optimiser(dampening=True))
     (config,) = find_study("submodules").plan(seeds="0", arms="baseline", epochs=3, width=0.125).arms["baseline"]
-    names = ["present", "again", "new memory filled with NaN", "nesterov"]
+    names = ["present", "again", "new memory filled with NaN", "dampened"]
     found = {row["change"]: row["other bits"] for row in changes.compare(config, names, 1)}
     assert found["again"] == found["new memory filled with NaN"] == found["present"] == "none"
-    assert "weights" in found["nesterov"]
+    assert "weights" in found["dampened"]
