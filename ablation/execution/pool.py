@@ -197,7 +197,8 @@ def _reason(run: Run, process: Job, stopping_by: str, job: SlurmJob | None) -> s
     if stopping_by or error.startswith(BY_SIGNAL):
         state = "preempted"
     still_waits = status.state == "queued" and (stopping_by or (job and state == "preempted"))
-    if status.state in ("queued", "lost") and not still_waits:  # and not running: as another's
+    owned = status.state == "running" and status.mine(process.pid)  # it may not be gone from the system's table yet
+    if (status.state in ("queued", "lost") or owned) and not still_waits:  # and not running as another's
         with suppress(OSError):
             run.write_status(state=state, error=error)
     return error

@@ -377,6 +377,17 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called
 
 
+def test_a_run_has_failed_whose_job_has_ended_and_is_still_in_the_systems_table() -> None:
+    def start(_: object, run: Run, *__: object) -> Mock:
+        run.write_status(
+            state="running", **this_process()
+        )  # as alive as a process that was killed may look for a moment
+        return Mock(pid=os.getpid(), error=None, ended=lambda _=0: True)
+
+    pool.execute_all([run := Run(RunConfig())], [{}], Mock(), Mock(start=start))
+    assert run.status().state == "failed" and "its process ended without a word" in run.status().error
+
+
 @pytest.mark.parametrize(
     ("error", "state", "stays"),
     [("stopped by SIGUSR2 before it began", "queued", True), ("ValueError: no", "failed", False)],
