@@ -4,6 +4,7 @@ A network maps [N, 3, H, W] to scores [N, num_classes]. In training mode it may 
 first predict, and the loss is the sum of the losses of all.
 """
 
+import inspect
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -23,9 +24,6 @@ from gamlib.backbones.weights import BRANCH_SCORES, initialise, load_blocks, loa
 from gamlib.names import OPTIONS, STEMS
 
 __all__ = ["attach", "build_model"]
-
-
-USUAL = {"submodules": "ch+sp", "reduction": None, "groups": 1, "gate_max_pool": None}  # of `build_model`
 
 
 class _BuildModel:
@@ -104,29 +102,27 @@ class _BuildModel:
         found = None if weights is None else read_weights(backbone, weights)
         problem = f"weights={str(weights)!r} do not fit this {backbone}"
         if attention == "abn" and found is not None and BRANCH_SCORES in found:  # of a run
-            network = AttentionBranchNetwork(model, num_classes)
-            load_weights(network, found, f"{problem} with ABN")
-            return network
+            trained = AttentionBranchNetwork(model, num_classes)
+            load_weights(trained, found, f"{problem} with ABN")
+            return trained
         blocks = {} if found is None else load_weights(model, found, problem)
-        if attention in ("none", "abn"):
-            load_blocks(model, blocks)  # which says that they have no place
-        if attention == "none":
-            return model
+        network: nn.Module = model
         if attention == "abn":
-            return AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
-        given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
-        given = {key: value for key, value in given.items() if value is not None}
-        if attention in MECHANISMS:
-            given = {key: value for key, value in given.items() if key in known}
-        else:  # of one's own: what is not asked for is its own default
-            given = {key: value for key, value in given.items() if value != USUAL[key]}
-        try:
-            attach(model, attention, options={**given, **(options or {})})
-        except ValueError as error:
-            raise ValueError(str(error).removesuffix(HINT)) from None
+            network = AttentionBranchNetwork(model, num_classes, pretrained=weights is not None)
+        elif attention != "none":
+            given: dict[str, Any] = dict(zip(OPTIONS, (submodules, reduction, groups, gate_max_pool), strict=True))
+            if attention in MECHANISMS:
+                given = {key: value for key, value in given.items() if key in known and value is not None}
+            else:  # of one's own: what is not asked for is its own default
+                usual = inspect.signature(self).parameters
+                given = {key: value for key, value in given.items() if value != usual[key].default}
+            try:
+                attach(network, attention, options={**given, **(options or {})})
+            except ValueError as error:
+                raise ValueError(str(error).removesuffix(HINT)) from None
         if blocks:
-            load_blocks(model, blocks)
-        return model
+            load_blocks(network, blocks)
+        return network
 
 
 build_model = _BuildModel()
