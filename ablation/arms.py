@@ -64,6 +64,31 @@ def check_looks(arms: Mapping[str, Arm]) -> None:
             raise ValueError(f"arm {name!r}: colour={colour!r}: allowed: {allowed}")
 
 
+def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of a study, in full: names are texts, and by default every arm is compared with the first.
+
+    An arm may have no values, a grid makes arms, and a data set may be given by its path and its name.
+
+    Raises:
+        ValueError: a data set or a grid that is neither.
+    """
+    found = dict(given)
+    if isinstance(dataset := found.get("dataset"), Mapping):
+        if {*dataset} != {"path", "name"}:
+            raise ValueError(f"dataset={dataset!r}: allowed: a name, or {{path: imagefolder:cells, name: Cells}}")
+        found |= {"dataset": dataset["path"], "dataset_title": str(dataset["name"])}
+    grid = found.pop("grid", None)
+    if not isinstance(found.get("arms", {}), Mapping) or (grid is None and "arms" not in found):
+        return found
+    named = found.get("arms", {}).items()
+    arms: Mapping[str, Any] = {str(name): {} if arm is None else arm for name, arm in named}
+    compare = found.get("compare")
+    if grid is not None:
+        arms, compare = crossed(arms, compare, grid)
+    every = [(name, next(iter(arms))) for name in list(arms)[1:]]
+    return {**found, "arms": arms, "compare": every if compare is None else compare}
+
+
 def crossed(arms: Mapping[str, Any], compare: Any, grid: Any) -> tuple[Mapping[str, Any], Any]:
     """Every arm at every point of a grid, "ch, lr=0.05", and the comparisons of two arms at each of these points.
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
-from ablation.arms import Arm, Values, check_looks, crossed, widened
+from ablation.arms import Arm, Values, check_looks, resolved, widened
 from ablation.config import RunConfig, title, translated
 from ablation.errors import Checked, ConfigError, unknown_name
 from ablation.mechanisms import fields_of
@@ -46,25 +46,7 @@ class Study(Checked):
     @model_validator(mode="before")
     @classmethod
     def _named(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Names are texts, an arm may have no values, and by default every arm is compared with the first.
-
-        A grid makes arms, and a data set may be given by its path and its name.
-        """
-        given = dict(given)
-        if isinstance(dataset := given.get("dataset"), Mapping):
-            if {*dataset} != {"path", "name"}:
-                raise ValueError(f"dataset={dataset!r}: allowed: a name, or {{path: imagefolder:cells, name: Cells}}")
-            given |= {"dataset": dataset["path"], "dataset_title": str(dataset["name"])}
-        grid = given.pop("grid", None)
-        if not isinstance(given.get("arms", {}), Mapping) or (grid is None and "arms" not in given):
-            return given
-        named = given.get("arms", {}).items()
-        arms: Mapping[str, Any] = {str(name): {} if arm is None else arm for name, arm in named}
-        compare = given.get("compare")
-        if grid is not None:
-            arms, compare = crossed(arms, compare, grid)
-        every = [(name, next(iter(arms))) for name in list(arms)[1:]]
-        return {**given, "arms": arms, "compare": every if compare is None else compare}
+        return resolved(given)
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
