@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any
 
@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, Valida
 
 from ablation.config import RunConfig, translated
 from ablation.errors import Checked, ConfigError, unknown_name
+from ablation.mechanisms import fields_of
+from gamlib.names import OPTIONS
 from gamlib.sources import without_folder
 
 WIDTHS = [thousandths / 1000 for thousandths in range(1, 16_001)]  # about as many different networks as a ResNet has
@@ -84,6 +86,8 @@ def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
     arms: Mapping[str, Any] = {str(name): {} if arm is None else arm for name, arm in named}
     compare = found.get("compare")
     if grid is not None:
+        if "equivalence" in found:
+            found["equivalence"] = crossed(arms, found["equivalence"], grid)[1]
         arms, compare = crossed(arms, compare, grid)
     every = [(name, next(iter(arms))) for name in list(arms)[1:]]
     return {**found, "arms": arms, "compare": every if compare is None else compare}
@@ -133,6 +137,42 @@ def crossed(arms: Mapping[str, Any], compare: Any, grid: Any) -> tuple[Mapping[s
 
 def _joined(name: str, text: str) -> str:
     return ", ".join(filter(None, (name, text)))
+
+
+def configurations(
+    arms: Mapping[str, Arm], chosen: Sequence[str], shared: Mapping[str, Any], seeds: Sequence[int]
+) -> tuple[dict[str, list[RunConfig]], set[str]]:
+    """The runs of some arms of a study by arm, a seed each, those first that others take their parameters from.
+
+    Args:
+        arms: all of the study, by name.
+        chosen: those to resolve; what they take their parameters from is resolved along.
+        shared: values that hold for every arm; an arm's own come before them, and of options of mechanisms only those
+            are taken that its mechanism has.
+        seeds: of the runs.
+
+    Returns:
+        the runs, and the names of the values that any arm has taken.
+
+    Raises:
+        ConfigError: a value is refused, or no width has as many parameters as an arm asks for.
+    """
+    references = [label for label in arms if label in {arms[other].parameters_of for other in chosen}]
+    taken, runs = set[str](), dict[str, list[RunConfig]]()
+    for label in dict.fromkeys([*references, *chosen]):
+        arm = arms[label]
+        values = {**shared, **arm.values}
+        lacking = {*OPTIONS} - {*fields_of(str(values.get("attention", "gam"))), *arm.values}
+        fitting = {key: value for key, value in values.items() if key not in lacking}
+        taken |= fitting.keys()
+        runs[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in seeds]
+        if arm.parameters_of is not None:
+            try:
+                runs[label] = [widened(config, runs[arm.parameters_of][0]) for config in runs[label]]
+            except ValueError as error:
+                which = f"arm {label!r}, parameters_of={arm.parameters_of!r}"
+                raise ConfigError(f"{which}: {error}; --arms can leave it out") from None
+    return runs, taken
 
 
 def widened(config: RunConfig, reference: RunConfig) -> RunConfig:

@@ -4,37 +4,37 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
-from ablation.arms import Arm, Values, check_looks, resolved, widened
+from ablation.arms import Arm, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
-from ablation.errors import Checked, ConfigError, unknown_name
-from ablation.mechanisms import fields_of
+from ablation.errors import ConfigError, unknown_name
+from ablation.hypotheses import Declared, Hypotheses
 from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
 from ablation.runs import Run
 from gamlib.files import locked, write_whole
-from gamlib.names import OPTIONS
 
 ASKED = {"study", "dataset", "seeds", "overrides"}  # by a plan, its arms aside
 Recorded = Annotated[RunConfig, WrapValidator(lambda run, _: RunConfig.recorded(dict(run)))]
 
 
-class Study(Checked):
-    """Arms that answer one question, by name."""
+class Study(Hypotheses):
+    """Arms that answer one question, by name, and what is tested of them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", description="letters, digits, - and _")
     question: str = Field("", description="a sentence")
     note: str = Field("", description="a sentence that stands under its tables")
     arms: dict[str, Arm] = Field(min_length=1, description="at least one arm: a name and its values")
     base: Values = Field({}, description="values of RunConfig that hold for every arm")
-    compare: list[tuple[str, str]] = Field([], description="pairs of an arm and its reference; by default the first")
     notebook: str = Field("", description="the file name of a notebook in notebooks/")
     dataset: str = Field("digits", description="where it runs unless another is asked for, or {path: ..., name: ...}")
     dataset_title: str = Field("", description="what figures and tables call it", exclude_if=lambda title: not title)
@@ -71,7 +71,9 @@ class Study(Checked):
         """As a YAML file would say it, without what is at its default."""
         import yaml
 
-        values = {"compare": [], **self.model_dump(mode="json", exclude_defaults=True)}  # none is not the default
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        tested = {key: values.pop(key) for key in Hypotheses.model_fields if key in values}
+        values |= {"compare": [], "test": self.test, **tested}  # no comparison is not the default; the test is shown
         values["arms"] = {name: arm.pop("values", {}) | arm for name, arm in values["arms"].items()}
         return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120))
 
@@ -128,21 +130,8 @@ class Study(Checked):
                 raise ConfigError(unknown_name(key, RunConfig.model_fields))
             if any(key in self.arms[label].values for label in chosen):
                 raise ConfigError(f"{key}={value}: the arms of {self.name} set {key} themselves")
-        references = [label for label in self.arms if label in {self.arms[other].parameters_of for other in chosen}]
-        taken, runs = set[str](), dict[str, list[RunConfig]]()
-        for label in dict.fromkeys([*references, *chosen]):
-            arm = self.arms[label]
-            values = {**self.base, **overrides, "dataset": dataset, **arm.values}
-            lacking = {*OPTIONS} - {*fields_of(str(values.get("attention", "gam"))), *arm.values}
-            fitting = {key: value for key, value in values.items() if key not in lacking}
-            taken |= fitting.keys()
-            runs[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in numbers]
-            if arm.parameters_of is not None:
-                try:
-                    runs[label] = [widened(config, runs[arm.parameters_of][0]) for config in runs[label]]
-                except ValueError as error:
-                    which = f"arm {label!r}, parameters_of={arm.parameters_of!r}"
-                    raise ConfigError(f"{which}: {error}; --arms can leave it out") from None
+        values = {**self.base, **overrides, "dataset": dataset}
+        runs, taken = configurations(self.arms, chosen, values, numbers)
         for key in overrides.keys() - taken:
             raise ConfigError(f"{key}={overrides[key]}: no arm of {self.name} has {key}")
         of_arms = {label: runs[label] for label in chosen}
@@ -163,6 +152,14 @@ class Plan(BaseModel):
     cluster: str = "local"  # where it was submitted to last
     slurm: dict[str, Any] = {}  # options of its jobs there
     submitted: int = 0  # when it was first, in nanoseconds since 1970
+    declared: Declared | None = None  # its hypotheses; None: of a plan from before they were declared
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_its_test(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """A plan that was written before tests were declared has the one that there was."""
+        study = given.get("study")
+        return {**given, "study": {"test": "paired", **study}} if isinstance(study, dict) else given
 
     @property
     def name(self) -> str:
@@ -182,15 +179,18 @@ class Plan(BaseModel):
 
     @property
     def configs(self) -> list[RunConfig]:
-        """All runs, seed by seed, so that a study that is stopped half-way has whole seeds."""
-        return [configs[index] for index in range(len(self.seeds)) for configs in self.arms.values()]
+        """All runs, seed by seed, so that a study that is stopped half-way has whole seeds.
+
+        An arm of a study that goes on until it is decided may have fewer of them than another.
+        """
+        by_seed = zip_longest(*self.arms.values())
+        return [config for configs in by_seed for config in configs if config is not None]
 
     def labelled(self) -> "Plan":
         """The plan whose arms are called by their labels, for figures and tables; it is not one to be saved."""
         names = {name: arm.label or name for name, arm in self.study.arms.items()}
         arms = {names[name]: arm for name, arm in self.study.arms.items()}
-        pairs = [(names[arm], names[reference]) for arm, reference in self.study.compare]
-        study = self.study.model_copy(update={"arms": arms, "compare": pairs})
+        study = self.study.model_copy(update={"arms": arms, **self.study.renamed(names)})
         of_labels = {names[name]: configs for name, configs in self.arms.items()}
         return self.model_copy(update={"study": study, "arms": of_labels})
 
@@ -200,6 +200,17 @@ class Plan(BaseModel):
         first = next(iter(of_arms.values()))
         shared = {key: value for key, value in first.items() if all(of[key] == value for of in of_arms.values())}
         return shared, {arm: {key: of[key] for key in of if key not in shared} for arm, of in of_arms.items()}
+
+    def declaring(self, before: "Plan") -> "Plan":
+        """The plan with its declaration: that of an earlier one with the same hypotheses, or one of this moment."""
+        same = before.study.hypotheses() == self.study.hypotheses()
+        if (known := self.declared or (before.declared if same else None)) is not None:
+            return self.model_copy(update={"declared": known})
+        earlier = before.declared.before if before.declared else []
+        if not same and _begun(before.configs):
+            earlier = [*earlier, before.study.hypotheses()]
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return self.model_copy(update={"declared": Declared(at=now, begun=_begun(self.configs), before=earlier)})
 
     def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
         """Remember what was submitted, in a file of its own in `runs/studies/`: a definition, not a state.
@@ -218,6 +229,7 @@ class Plan(BaseModel):
             if not self.submitted and same and before.arms.keys() - self.arms.keys():
                 with suppress(ConfigError):  # refused by now: they are no part of it any more
                     plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
+            plan = plan.declaring(before)
             at = self.submitted or max([time.time_ns(), *(1 + of.submitted for of in there.values())])
             own = (path for path, of in there.items() if (of.submitted, of.arms) == (at, self.arms))
             path = next(own, folder / f"{self.name}.{at}.json")
@@ -250,6 +262,12 @@ class Plan(BaseModel):
         names = ", ".join(f"{plan.study.name} on {plan.dataset}" for plan in plans)
         there = f"submitted were {names}" if names else "none was submitted yet, see `gamlib study --help`"
         raise ConfigError(f"study {study!r}{f' on {dataset}' * bool(dataset)}: {there}")
+
+
+def _begun(configs: Iterable[RunConfig]) -> int:
+    """How many runs are done, or have been under way."""
+    statuses = [Run(config).status() for config in configs]
+    return sum(status.state == "done" or status.attempts > 0 for status in statuses)
 
 
 def submitted(study: str, dataset: str | None = None) -> list[tuple[Run, str, Plan]]:

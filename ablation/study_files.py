@@ -13,7 +13,7 @@ KEYS = (*Study.model_fields, "grid", "extends")
 PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known by their names
 OF_THE_PROJECT = {  # the names of all studies there, which share the folder of committed figures
     *PAPER_STUDIES,
-    *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu"),
+    *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu", "benchmark-cpu"),
     *("submodules-gpu", "max_pooling-gpu", "resnet50-gpu"),
 }
 
@@ -106,6 +106,8 @@ def _extended(content: dict[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"extends={name!r}: allowed: {', '.join(PAPER_STUDIES)}")
     (extended,) = _contents(_paper_file(name))
     given = {**extended, "notebook": "", **content}
+    if "test" not in content:
+        given.pop("test", None)  # that of a study whose runs have been seen is not one to choose again
     del given["extends"]
     if isinstance(given.get("base"), dict):
         given["base"] = {**extended.get("base", {}), **given["base"]}
