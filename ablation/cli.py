@@ -69,6 +69,7 @@ def study(
     dry_run: console.DryRun = False,
     and_report: Annotated[bool, Option("--report", help="Report the studies when their runs are done.")] = False,
     rerun_stale: Annotated[bool, Option("--rerun-stale", help="Do again what other code has done.")] = False,
+    until_decided: Annotated[bool, Option("--until-decided", help="Look by look, as the study declares.")] = False,
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
     from ablation.parameters import key_values
@@ -80,33 +81,44 @@ def study(
     dataset = overrides.pop("dataset", dataset)
     found = [study for name in dict.fromkeys(studies) for study in find_studies(name)]
     plans = [study.plan(dataset, seeds, arms or (), **overrides) for study in found]
+    if until_decided:
+        from ablation.until_decided import check, run_until_decided
+
+        for plan in plans:
+            check(plan)
     if dry_run:
         for plan in plans:
             console.show_plan(plan)
         return
     from ablation.execution.dispatch import dispatch
+    from ablation.execution.progress import Progress
 
-    def save() -> None:
-        for plan in plans:
-            plan.save(cluster, slurm)
+    def run_all(*plans: Plan) -> Progress:
+        def save() -> None:
+            for plan in plans:
+                plan.save(cluster, slurm)
 
-    configs = [config for plan in plans for config in plan.configs]
-    progress = dispatch(configs, cluster, workers, not no_wait, slurm, save, rerun_stale)
+        configs = [config for plan in plans for config in plan.configs]
+        return dispatch(configs, cluster, workers, not no_wait, slurm, save, rerun_stale)
+
+    each = [run_until_decided(plan, run_all, not no_wait) for plan in plans] if until_decided else [run_all(*plans)]
     names = " ".join(plan.study.name for plan in plans)
     if no_wait:
         print(f"submitted; watch with `gamlib status {names}`")
         return
-    runs = len(progress.runs)
-    print(f"{runs - len(progress.failed)} of {runs} runs done, {progress.done_before} of them before")
+    runs, failed, before = (
+        sum(numbers) for numbers in zip(*((len(of.runs), len(of.failed), of.done_before) for of in each))
+    )
+    print(f"{runs - failed} of {runs} runs done, {before} of them before")
     if not and_report:
         print(f"see `gamlib report {names}`")
     for plan in plans if and_report else ():
         try:
             plan = Plan.load(plan.study.name, plan.dataset)  # with the arms that were asked for before
-            console.report_study(plan, anew=progress.done > 0)
+            console.report_study(plan, anew=any(of.done for of in each))
         except RunFailed as error:  # the other studies are reported all the same
             console.complain(str(error))
-    console.exit_if_failed(progress)
+    console.exit_if_failed(*each)
 
 
 @app.command()

@@ -14,6 +14,32 @@ commands = typer.Typer()
 
 
 @commands.command()
+def plan(
+    study: Annotated[str, Argument(metavar="STUDY", help="A study of the paper's, or a YAML file.")],
+    dataset: Annotated[str | None, Option(help="By default the study's own.")] = None,
+    seeds: Annotated[str | None, Option(help="0-4 or 0,3,7; by default the study's own.")] = None,
+    arms: Annotated[list[str] | None, Option(help="Such as 'ResNet-18*'; may be given many times.")] = None,
+    parameter: console.Parameters = None,
+    effect: Annotated[float | None, Option(help="A difference in points; by default what other seeds show.")] = None,
+    sd: Annotated[float | None, Option(help="Spread over seeds in points; by default that of finished runs.")] = None,
+) -> None:
+    """What the seeds of a study can decide before they run, how many an effect needs, and what they cost.
+
+    Power is simulated, with the test, the correction and the looks that the study declares.
+    """
+    from ablation.parameters import key_values
+    from ablation.results import power
+    from ablation.study_files import find_study
+
+    overrides = key_values(parameter or [])
+    dataset = overrides.pop("dataset", dataset)
+    found, lines = power.power_of_plan(find_study(study).plan(dataset, seeds, arms or (), **overrides), effect, sd)
+    console.print_frame(power.for_reading(found))
+    for line in lines:
+        print(line)
+
+
+@commands.command()
 def publish(studies: console.Names, dataset: console.LastDataset = None) -> None:
     """Write the data behind the report of a study to figures/data: configurations, epochs, predictions, origins."""
     from ablation.results import publication

@@ -24,6 +24,9 @@ class Hypotheses(Checked):
     equivalence: Pairs | None = Field(None, description="pairs of compare that margin is for; by default all")
     looks: list[int] = Field([], description="ascending numbers of seeds from 2, such as [4, 8, 12]")
 
+    def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
+        super().__init__(**values)
+
     @model_validator(mode="after")
     def _is_decidable(self) -> Self:
         if any(first >= second for first, second in zip([1, *self.looks], self.looks, strict=False)):

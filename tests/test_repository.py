@@ -29,7 +29,7 @@ FLOORS = {
     "ablation": [
         *("errors", "paths", "provenance", "named_files", "mechanisms", "parameter_counts", "config", "parameters"),
         *("status", "runs", "arms", "studies", "study_files", "execution", "results", "gates", "export"),
-        *("doctor", "console", "cli_results", "cli"),
+        *("until_decided", "doctor", "console", "cli_results", "cli"),
     ],
 }
 PAGES = sorted(

@@ -119,6 +119,7 @@ def load(plan: Plan, folder: Path | str | None = None) -> Results:
 
 
 def _of_runs(plan: Plan) -> Results:
+    plan = plan.declaring(next((saved for saved in Plan.saved() if saved.name == plan.name), plan))
     rows: dict[str, list[dict[str, Any]]] = {"runs": [], "epochs": [], "origins": []}
     predictions: dict[str, Any] = {}
     problems: list[str] = []

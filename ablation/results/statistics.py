@@ -1,34 +1,47 @@
-"""What so many seeds can say: means with intervals, differences paired by seed, and a reading in words.
+"""What so many seeds can say: means with intervals, differences tested as the study declares, a reading in words.
 
 Comparisons are a frame, a row each, of these columns:
-    arm, reference: the two that are compared, on the seeds that both have finished
-    gaps: top-1 error of the arm minus that of its reference, in points, seed by seed: below 0 the arm is better
-    seeds, difference: the number of gaps, and their mean
-    low, high: the 95 % interval of the difference by Student's t, of this comparison by itself
-    p, p_corrected: of the two-sided paired t-test, see `paired_p`, and corrected by Holm for all comparisons
+    arm, reference: the two that are compared
+    gaps: top-1 error of the arm minus that of its reference, in points, on each seed that both have finished
+    seeds, difference: of the arm that has finished the fewer seeds their number; the difference of the means in points:
+        below 0 the arm is better
+    low, high: its 95 % interval by Student's t, of this comparison by itself
+    probability_better: that a run of the arm errs less than one of its reference, see `probability_better`
+    p, p_corrected: that the two do not differ, two-sided, and corrected for all that the study tests, see `holm`
+    p_equal, p_equal_corrected: that they differ by the margin or more, where the study declares one
     smallest: the minimum detectable effect of so many seeds, in points
-    verdict: "better" or "worse" if the corrected p is below 5 %, otherwise why nothing is said
-A number is NaN where there are too few seeds for it.
+    verdict: "better" or "worse", or "equal within" the margin, if a corrected p is below the study's alpha; otherwise
+        why nothing is said
+A number is NaN where there are too few seeds for it. The test is the one of `Hypotheses.test`: of two means with a
+variance each (Welch), or of differences paired by seed. docs/statistics.md says why, and what each choice costs.
 
-Sources: Student, "The probable error of a mean" (1908); Holm, "A simple sequentially rejective multiple test procedure"
-(1979).
+Sources: Student, "The probable error of a mean" (1908); Welch, "The generalization of 'Student's' problem when several
+different population variances are involved" (1947); Holm, "A simple sequentially rejective multiple test procedure"
+(1979); Shaffer, "Modified sequentially rejective multiple test procedures" (1986); Schuirmann, "A comparison of the two
+one-sided tests procedure and the power approach" (1987); Mann and Whitney (1947) for the probability.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from functools import cache, partial
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
-ALPHA = 0.05
+from ablation.hypotheses import Hypotheses
+from ablation.results.sequential import overall_p
+
 POWER = 0.8
-COLUMNS = ["arm", "reference", "gaps", "seeds", "difference", "low", "high", "p", "p_corrected", "smallest", "verdict"]
+EQUAL = 1e-9  # points: what differs by less is equal but for rounding
+COLUMNS = ["arm", "reference", "gaps", "seeds", "difference", "low", "high", "probability_better", "p", "p_corrected"]
+COLUMNS += ["p_equal", "p_equal_corrected", "smallest", "verdict"]
+NUMBERS = [*COLUMNS[4:-1], "overall", "overall_equal"]
+PAIRED = Hypotheses(test="paired")
 
 
 def ci95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
@@ -37,85 +50,197 @@ def ci95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
     seaborn takes it as an `errorbar`.
     """
     known = pd.Series(values, dtype=float).dropna()
-    low, high = DescrStatsW(known).tconfint_mean(ALPHA) if len(known) > 1 else (math.nan, math.nan)
+    low, high = DescrStatsW(known).tconfint_mean(0.05) if len(known) > 1 else (math.nan, math.nan)
     return float(low), float(high)
 
 
-def compare(runs: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Compare the arms of a study, each on the seeds that both arms of a pair have finished.
+class Estimate(NamedTuple):
+    """A difference of means with its standard error, in points, and that one's degrees of freedom; or arrays."""
+
+    difference: Any
+    error: Any
+    df: Any
+
+    def interval(self) -> tuple[Any, Any]:
+        """The 95 % interval."""
+        half = stats.t.ppf(0.975, self.df) * self.error
+        return self.difference - half, self.difference + half
+
+    def p(self) -> Any:
+        """Of the two-sided test that there is no difference; without any spread 1 if there is none, else NaN.
+
+        Errors go in steps of one test image, so that seeds may well differ by the same, and the test, for which a
+        spread of 0 is certainty, would take that for proof.
+        """
+        return self._where_spread(2 * stats.t.sf(np.abs(self._ratio()), self.df), 0.0)
+
+    def p_equal(self, margin: float) -> Any:
+        """Of the two one-sided tests that the difference is as large as the margin: that of the larger p."""
+        low, high = (
+            (self.difference + sign * margin) / np.where(self.error > EQUAL, self.error, 1) for sign in (1, -1)
+        )
+        return self._where_spread(np.maximum(stats.t.sf(low, self.df), stats.t.cdf(high, self.df)), math.nan)
+
+    def smallest(self) -> Any:
+        """The smallest true difference, in points, that a test with so many seeds finds in 80 % of studies.
+
+        For one two-sided test at 5 %, without the correction for several and for looks, which ask for more. It takes
+        the spread that was seen for the true one, and with three seeds the true one may be half of it or six times as
+        much. NaN without any spread.
+        """
+        return self._where_spread(self.error * _detectable(float(self.df)), math.nan)
+
+    def _ratio(self) -> Any:
+        return self.difference / np.where(self.error > EQUAL, self.error, 1)
+
+    def _where_spread(self, value: Any, if_none: float) -> Any:
+        none = math.nan if math.isnan(if_none) else np.where(np.abs(self.difference) < EQUAL, 1.0, math.nan)
+        return np.where(self.error > EQUAL, value, none)
+
+
+def estimate(test: str, arm: NDArray[Any], reference: NDArray[Any]) -> Estimate:
+    """The difference of two arms by the declared test.
 
     Args:
-        runs: of `frames.Results`; an arm that it lacks is not measured.
-        comparisons: all (arm, reference) pairs of the study, since Holm's correction is for their number, whether all
-            of them are measured yet or not.
+        test: "welch", or "paired", for which both have the same seeds in the same order.
+        arm, reference: errors [..., seeds] in percent, of at least two seeds.
+    """
+    if test == "paired":
+        gaps = arm - reference
+        number = gaps.shape[-1]
+        return Estimate(gaps.mean(-1), gaps.std(-1, ddof=1) / math.sqrt(number), number - 1)
+    first, second = (values.var(-1, ddof=1) / values.shape[-1] for values in (arm, reference))
+    both, parts = first + second, first**2 / (arm.shape[-1] - 1) + second**2 / (reference.shape[-1] - 1)
+    df = both**2 / np.where(parts > 0, parts, 1)  # Welch and Satterthwaite
+    return Estimate(arm.mean(-1) - reference.mean(-1), np.sqrt(both), np.where(parts > 0, df, 1))
+
+
+def probability_better(test: str, arm: NDArray[Any], reference: NDArray[Any]) -> float:
+    """The share of pairs of runs of which that of the arm errs less; ties count half.
+
+    Of all pairs, the statistic of Mann and Whitney; paired, of those of one seed. NaN without a pair.
+    """
+    gaps = arm - reference if test == "paired" else np.subtract.outer(arm, reference)
+    return float(np.mean(np.where(np.abs(gaps) < EQUAL, 0.5, gaps < 0))) if gaps.size else math.nan
+
+
+def compare(runs: pd.DataFrame, hypotheses: Hypotheses) -> pd.DataFrame:
+    """Compare the arms of a study by the test that it declares.
+
+    Where it declares looks, a comparison is of the seeds of the last look that both of its arms have come to.
+
+    Args:
+        runs: of `frames.Results`, its seeds in the order of the plan; an arm that it lacks is not measured.
+        hypotheses: of the study. The correction is for all of its comparisons, whether they are measured yet or not.
     """
     errors = runs.pivot(index="seed", columns="arm", values="top1_error").astype(float)
-    errors = errors.reindex(columns=list(dict.fromkeys(arm for pair in comparisons for arm in pair)))
-    return judge(comparisons, [(errors[arm] - errors[reference]).dropna() for arm, reference in comparisons])
+    errors = errors.reindex(runs["seed"].unique()).reindex(columns=list(dict.fromkeys(sum(hypotheses.compare, ()))))
+    arrays = {arm: errors[arm].to_numpy() for arm in errors}
+    return _compared([(arrays[arm], arrays[reference]) for arm, reference in hypotheses.compare], hypotheses)
 
 
 def judge(comparisons: Iterable[tuple[str, str]], gaps: Iterable[Any]) -> pd.DataFrame:
-    """`compare` on differences [seeds] in points, one array a comparison; equal to 1e-9 points is equal."""
+    """`compare` by the paired test on differences [seeds] in points, one array a comparison."""
+    pairs = [(np.array(gap, dtype=float), np.zeros(len(gap))) for gap in gaps]
+    return _compared(pairs, PAIRED.model_copy(update={"compare": list(comparisons)}))
+
+
+def _compared(errors: Sequence[tuple[NDArray[Any], NDArray[Any]]], of: Hypotheses) -> pd.DataFrame:
     rows = []
-    for (arm, reference), gap in zip(comparisons, gaps, strict=True):
-        rounded = tuple(np.round(gap, 9).tolist())
-        mean = float(np.mean(rounded)) if rounded else math.nan
-        row = {"arm": arm, "reference": reference, "gaps": rounded, "seeds": len(rounded), "difference": mean}
-        row |= dict(zip(("low", "high"), ci95(rounded), strict=True))
-        rows.append(row | {"p": paired_p(rounded), "smallest": minimum_detectable_effect(rounded)})
-    found = pd.DataFrame(rows, columns=COLUMNS)
-    found["p_corrected"] = holm(found["p"])
-    found["verdict"] = [_verdict(row) for row in found.itertuples()]
-    return found
+    for pair, (arm, reference) in zip(of.compare, errors, strict=True):
+        rows.append({"arm": pair[0], "reference": pair[1], **_tested(arm, reference, of, of.margin_of(pair))})
+    found = pd.DataFrame(rows, columns=[*COLUMNS, "overall", "overall_equal"])
+    found = found.astype(dict.fromkeys(NUMBERS, float))
+    equality = [number for number, pair in enumerate(of.compare) if of.margin_of(pair) is not None]
+    ps = [*found["overall"], *found["overall_equal"].iloc[equality]]
+    corrected = holm(ps, [*range(len(found)), *equality])
+    found["p_corrected"] = corrected[: len(found)]
+    found.loc[equality, "p_equal_corrected"] = corrected[len(found) :]
+    found["verdict"] = [_verdict(row, of) for row in found.itertuples()]
+    return found[COLUMNS]
 
 
-def paired_p(gaps: Sequence[float]) -> float:
-    """p of the two-sided paired t-test of differences, NaN below two of them; 1 if they are all 0.
+def _tested(arm: NDArray[Any], reference: NDArray[Any], of: Hypotheses, margin: float | None) -> dict[str, Any]:
+    """A comparison, but for what is corrected; `overall` and `overall_equal` are its p values for the whole study."""
+    both = ~np.isnan(arm) & ~np.isnan(reference)
+    looks = [number for number in of.looks if both[:number].sum() == number]
+    if looks:
+        arm, reference, both = (values[: looks[-1]] for values in (arm, reference, both))
+    row: dict[str, Any] = dict.fromkeys(COLUMNS[4:-1], math.nan)
+    row |= {
+        "gaps": tuple(np.round((arm - reference)[both], 9).tolist()),
+        "overall": math.nan,
+        "overall_equal": math.nan,
+    }
+    arm, reference = (values[both if of.test == "paired" else ~np.isnan(values)] for values in (arm, reference))
+    row["seeds"] = min(len(arm), len(reference))
+    if row["seeds"]:
+        row["difference"] = float(np.round(arm.mean() - reference.mean(), 9))
+        row["probability_better"] = probability_better(of.test, arm, reference)
+    if row["seeds"] < 2:
+        return row
+    found = estimate(of.test, arm, reference)
+    row |= dict(zip(("low", "high"), found.interval(), strict=True)) | {"smallest": found.smallest(), "p": found.p()}
+    row |= {} if margin is None else {"p_equal": found.p_equal(margin)}
+    return row | dict(zip(("overall", "overall_equal"), overall_ps(of, arm, reference, margin), strict=True))
 
-    NaN too where they are equal otherwise. Errors go in steps of one test image, so that two seeds may well differ by
-    the same, and the test, for which a spread of 0 is certainty, would take that for proof.
+
+def overall_ps(of: Hypotheses, arm: NDArray[Any], reference: NDArray[Any], margin: float | None) -> tuple[Any, Any]:
+    """p of no difference and of one as large as the margin, both for the study as a whole, whatever looks it declares.
+
+    Args:
+        arm, reference: errors [..., seeds] in percent, at least two; where there are looks, as many of both.
     """
-    if len(gaps) < 2:
-        return math.nan
-    if len(set(gaps)) == 1:
-        return math.nan if gaps[0] else 1.0
-    return float(stats.ttest_1samp(gaps, 0).pvalue)
+    if not of.looks:
+        found = estimate(of.test, arm, reference)
+        return found.p(), math.nan if margin is None else found.p_equal(margin)
+    p, p_equal = math.nan, math.nan
+    for look, number in enumerate(number for number in of.looks if number <= arm.shape[-1]):
+        found = estimate(of.test, arm[..., :number], reference[..., :number])
+        p = np.fmin(p, np.minimum(1, 2 * overall_p(found.p() / 2, look, of.looks)))
+        if margin is not None:
+            p_equal = np.fmin(p_equal, overall_p(found.p_equal(margin), look, of.looks))
+    return p, p_equal
 
 
-def holm(ps: "Sequence[float] | pd.Series[float]") -> list[float]:
-    """Holm's adjusted p values, in the order given; NaN stays NaN, and counts as a test that is still to come."""
-    values = np.array(ps, dtype=float)
-    if not len(values):
-        return []
-    adjusted = multipletests(np.nan_to_num(values, nan=1.0), method="holm")[1]
-    return np.where(np.isnan(values), np.nan, adjusted).tolist()
+def holm(ps: Sequence[float], comparisons: Sequence[Hashable] = ()) -> list[float]:
+    """Holm's adjusted p values, in the order given; NaN stays NaN, and counts as a test that is still to come.
 
+    Where a comparison is tested for a difference and for equality, one of the two hypotheses is wrong whatever is true.
+    So the number of those that may be right, by which a p is multiplied, is that of the comparisons with a hypothesis
+    that is not rejected (Shaffer, 1986).
 
-def minimum_detectable_effect(gaps: Sequence[float]) -> float:
-    """The smallest true difference, in points, that a test with so many seeds finds in 80 % of studies.
-
-    For one two-sided test at 5 %, without Holm's correction, which asks for more. It takes the spread that was seen for
-    the true one, and with three seeds the true one may be half of it or six times as much. NaN below two seeds, and
-    where all differences are equal: then there is no spread to go by.
+    Args:
+        ps: of the hypotheses.
+        comparisons: which each is of; by default every one has its own, and the method is Holm's.
     """
-    return math.nan if len(set(gaps)) < 2 else float(_detectable(len(gaps)) * np.std(gaps, ddof=1))
+    of = list(comparisons) or list(range(len(ps)))
+    left, least, adjusted = Counter(of), 0.0, [math.nan] * len(ps)
+    for number in sorted(range(len(ps)), key=lambda number: math.inf if math.isnan(ps[number]) else ps[number]):
+        if not math.isnan(ps[number]):
+            adjusted[number] = least = max(least, min(1.0, len(left) * ps[number]))
+            left -= Counter([of[number]])
+    return adjusted
 
 
 @cache
-def _detectable(seeds: int) -> float:
-    """It in standard deviations, of the larger side alone: a test that finds the wrong sign has not found it."""
-    power = partial(TTestPower().power, nobs=seeds, alpha=ALPHA / 2, alternative="larger")
-    # statsmodels' solve_power is good to seven digits
-    return float(optimize.brentq(lambda effect: power(effect) - POWER, 0, 50))
+def _detectable(df: float) -> float:
+    """`Estimate.smallest` in standard errors, of the larger side alone: who finds the wrong sign has found nothing."""
+    critical = stats.t.ppf(0.975, df)
+    return float(optimize.brentq(lambda effect: stats.nct.sf(critical, df, effect) - POWER, 0, 100))
 
 
-def _verdict(of: Any) -> str:
+def _verdict(of: Any, hypotheses: Hypotheses) -> str:
     if of.seeds < 2:
         return "nothing can be said of one seed" if of.seeds else "not measured"
+    if of.p_corrected < hypotheses.alpha:
+        return "better" if of.difference < 0 else "worse"
+    if of.p_equal_corrected < hypotheses.alpha:
+        return f"equal within {hypotheses.margin:g} points"
+    if hypotheses.looks and of.seeds < hypotheses.looks[-1]:
+        return f"undecided by {of.seeds} of {hypotheses.looks[-1]} seeds"
     if math.isnan(of.p_corrected):
         return f"equal in all {of.seeds} seeds, not tested"
-    if of.p_corrected < ALPHA:
-        return "better" if of.difference < 0 else "worse"
     return f"not told apart by {of.seeds} seeds"
 
 
@@ -126,7 +251,8 @@ def _sentence(of: Any) -> str:
         parts = [f"{of.difference:+.2f} points"]
     if of.seeds > 1:
         tested = "" if math.isnan(of.p) else f", {_p(of.p)}, corrected {_p(of.p_corrected)}"
-        parts[0] += f" (95 % interval {of.low:+.2f} to {of.high:+.2f}{tested})"
+        chance = f", P(better) {of.probability_better:.2f}"
+        parts[0] += f" (95 % interval {of.low:+.2f} to {of.high:+.2f}{tested}{chance})"
     parts.append(of.verdict)
     if of.verdict.startswith("not told apart") and not math.isnan(of.smallest):
         parts.append(f"which uncorrected could have shown {of.smallest:.2f} points")

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
 
+from ablation.hypotheses import in_words
 from ablation.provenance import commit, source_hash
 from ablation.results.frames import KEY, SPEEDS, Results, predicted_by
-from ablation.results.statistics import ALPHA, ci95, compare
+from ablation.results.statistics import ci95, compare
 from ablation.studies import Plan
 from gamlib import paper
 
@@ -62,7 +63,7 @@ def costs(results: Results) -> pd.DataFrame:
 
 def differences(results: Results) -> pd.DataFrame:
     """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study."""
-    compared = compare(results.runs, results.plan.study.compare)
+    compared = compare(results.runs, results.plan.study)
     pairs = zip(compared["arm"], compared["reference"], strict=True)
     ours = [pair in results.plan.compare for pair in pairs]
     return compared.loc[ours].reset_index(drop=True)  # which keeps the columns where there is none
@@ -139,8 +140,7 @@ def note(results: Results) -> str:
         references = {reference for _, reference in plan.compare}
         said.append(
             f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
-            "points, paired by seed, ± its own 95 % interval; p of the paired t-test, corrected by Holm for all "
-            f"{len(plan.study.compare)} comparisons; what it calls better (below {ALPHA}) is bold."
+            f"points, ± its own 95 % interval; {in_words(plan.study, plan.declared)} What is called better is bold."
         )
     source, printed = _printed(plan)
     if printed:

@@ -14,8 +14,9 @@ from cells import code
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from ablation.hypotheses import Hypotheses
 from ablation.results import statistics
-from ablation.results.statistics import ALPHA, ci95, holm, judge, reading
+from ablation.results.statistics import ci95, holm, judge, reading
 
 # Hours of sleep gained by ten patients, one drug less the other: Student (1908), the data set `sleep` of R.
 SLEEP = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]
@@ -37,7 +38,11 @@ def rows(compared: pd.DataFrame) -> list[Any]:
 
 
 def compare(runs: pd.DataFrame, comparisons: Sequence[tuple[str, str]]) -> list[Any]:
-    return rows(statistics.compare(runs, comparisons))
+    return rows(statistics.compare(runs, paired(comparisons)))
+
+
+def paired(comparisons: Sequence[tuple[str, str]]) -> Hypotheses:
+    return Hypotheses(compare=list(comparisons), test="paired")
 
 
 def of(gaps: list[float] | NDArray[np.float64]) -> Any:
@@ -163,9 +168,11 @@ def test_equal_differences_are_said_to_be_what_they_are() -> None:
     less = compare(runs, [("arm", "base")])[0]
     assert less.verdict == "equal in all 3 seeds, not tested" and all(map(math.isnan, (less.p, less.smallest)))
     assert (less.low, less.high) == pytest.approx((-0.1, -0.1))
-    said = statistics.listed(statistics.compare(runs, [("arm", "base"), ("same", "base")]))
-    assert "-0.10 points (95 % interval -0.10 to -0.10), equal in all 3 seeds, not tested.\n" in said
-    assert said.endswith("(95 % interval +0.00 to +0.00, p = 1.000, corrected p = 1.000), not told apart by 3 seeds.")
+    said = statistics.listed(statistics.compare(runs, paired([("arm", "base"), ("same", "base")])))
+    assert "-0.10 points (95 % interval -0.10 to -0.10, P(better) 1.00), equal in all 3 seeds, not tested.\n" in said
+    assert said.endswith(
+        "(95 % interval +0.00 to +0.00, p = 1.000, corrected p = 1.000, P(better) 0.50), not told apart by 3 seeds."
+    )
 
 
 def test_students_interval_holds_the_true_difference_in_95_percent_of_studies() -> None:
@@ -182,7 +189,7 @@ def test_the_smallest_difference_is_found_in_80_percent_of_simulated_studies(see
     critical = stats.t.ppf(0.975, seeds - 1)
     assert smallest == pytest.approx(special.nctdtrinc(seeds - 1, 0.2, critical) * spread / math.sqrt(seeds), rel=1e-6)
     studies = generator.normal(smallest, spread, size=(2000, seeds))
-    worse = (paired_ps(studies) < ALPHA) & (studies.mean(axis=-1) > 0)
+    worse = (paired_ps(studies) < 0.05) & (studies.mean(axis=-1) > 0)
     assert np.mean(worse) == pytest.approx(0.8, abs=0.03)
 
 
@@ -197,7 +204,7 @@ def paired_ps(gaps: NDArray[Any]) -> NDArray[np.float64]:
 
 def claims(gaps: NDArray[Any]) -> NDArray[np.bool_]:
     """Which studies with such gaps [studies, comparisons, seeds] call any arm better or worse, as `judge` does."""
-    return np.array([any(p < ALPHA for p in holm(ps)) for ps in paired_ps(gaps)])
+    return np.array([any(p < 0.05 for p in holm(ps)) for ps in paired_ps(gaps)])
 
 
 def test_a_study_claims_what_its_verdicts_do() -> None:
@@ -208,7 +215,7 @@ def test_a_study_claims_what_its_verdicts_do() -> None:
     for studies in (clear, steps):
         verdicts = [judge([(arm, "base") for arm in "abcd"], study) for study in studies]
         for study, verdict in zip(studies, verdicts, strict=True):
-            np.testing.assert_allclose(paired_ps(study), verdict["p"], rtol=1e-9)
+            np.testing.assert_allclose(paired_ps(study), verdict["p"], rtol=1e-7)
         said = [bool(of_study["verdict"].isin(["better", "worse"]).any()) for of_study in verdicts]
         assert claims(studies).tolist() == said
     assert 5 < claims(clear).sum() < 35 and np.isnan(paired_ps(steps)).sum() > 20
@@ -231,19 +238,21 @@ def test_errors_that_go_in_steps_of_an_image_claim_no_more(seeds: int, images: i
 
 def test_the_reading_says_how_much_is_done() -> None:
     runs = frame(base=[6.0, 6.2, 6.1], arm=[4.0, math.nan, 4.2])
-    text = reading(runs, statistics.compare(runs, [("arm", "base")]))
+    text = reading(runs, statistics.compare(runs, paired([("arm", "base")])))
     assert text == (
         "5 of 6 runs are done. The lowest mean top-1 error is that of arm, 4.10 %.\n\n- arm against base: -1.95 points "
-        "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016), better."
+        "(95 % interval -2.59 to -1.31, p = 0.016, corrected p = 0.016, P(better) 1.00), better."
     )
-    assert reading(frame(base=[math.nan]), statistics.compare(runs, [])) == "0 of 1 runs are done."
+    assert reading(frame(base=[math.nan]), statistics.compare(runs, paired([]))) == "0 of 1 runs are done."
 
 
 def test_the_reading_gives_corrected_p_and_what_could_have_been_shown() -> None:
     runs = frame(base=[6.0, 6.1, 6.2], arm=[5.0, 7.0, 6.0], low=[4.0, 4.3, 4.0], one=[5.0])
-    compared = statistics.compare(runs, [("arm", "base"), ("low", "base"), ("one", "base")])
+    compared = statistics.compare(runs, paired([("arm", "base"), ("low", "base"), ("one", "base")]))
     text, (arm, low, _) = reading(runs, compared), rows(compared)
-    assert f", p = {arm.p:.3f}, corrected p = {arm.p_corrected:.3f}), not told apart by 3 seeds, " in text
+    assert (
+        f", p = {arm.p:.3f}, corrected p = {arm.p_corrected:.3f}, P(better) 0.67), not told apart by 3 seeds, " in text
+    )
     assert f"3 seeds, which uncorrected could have shown {arm.smallest:.2f} points." in text
-    assert f"p = {low.p:.3f}, corrected p = {low.p_corrected:.3f}), better." in text
+    assert f"p = {low.p:.3f}, corrected p = {low.p_corrected:.3f}, P(better) 1.00), better." in text
     assert "one against base: -1.00 points, nothing can be said of one seed." in text
