@@ -106,10 +106,8 @@ def study(
     if no_wait:
         print(f"submitted; watch with `gamlib status {names}`")
         return
-    runs, failed, before = (
-        sum(numbers) for numbers in zip(*((len(of.runs), len(of.failed), of.done_before) for of in each))
-    )
-    print(f"{runs - failed} of {runs} runs done, {before} of them before")
+    runs, failed = sum(len(of.runs) for of in each), sum(len(of.failed) for of in each)
+    print(f"{runs - failed} of {runs} runs done, {sum(of.done_before for of in each)} of them before")
     if not and_report:
         print(f"see `gamlib report {names}`")
     for plan in plans if and_report else ():
