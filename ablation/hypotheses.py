@@ -68,12 +68,21 @@ class Declared(BaseModel):
     before: list[dict[str, Any]] = []
 
 
+TESTS = {"welch": "Welch's t-test", "paired": "the paired t-test"}
+
+
+def in_short(of: Hypotheses) -> str:
+    """The test of a study in a line for a figure."""
+    number = len(of.compare)
+    test = TESTS[of.test].removeprefix("the ")
+    return f"Verdicts: {test}, corrected for {number} by Holm" if number > 1 else f"Verdict: {test}"
+
+
 def in_words(of: Hypotheses, declared: Declared | None) -> str:
     """The test of a study, and when it was declared, in one or two sentences."""
-    test = {"welch": "Welch's t-test", "paired": "the paired t-test"}[of.test]
     number = len(of.compare)
     whom = "its one comparison" if number == 1 else f"all {number} comparisons"
-    said = f"p of {test}, two-sided, corrected by Holm for {whom}"
+    said = f"p of {TESTS[of.test]}, two-sided, corrected by Holm for {whom}"
     if of.margin is not None:
         said += f"; equal: within {of.margin:g} points, by two one-sided tests, corrected along"
     if of.looks:

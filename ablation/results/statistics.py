@@ -41,6 +41,7 @@ EQUAL = 1e-9  # points: what differs by less is equal but for rounding
 COLUMNS = ["arm", "reference", "gaps", "seeds", "difference", "low", "high", "probability_better", "p", "p_corrected"]
 COLUMNS += ["p_equal", "p_equal_corrected", "smallest", "verdict"]
 NUMBERS = [*COLUMNS[4:-1], "overall", "overall_equal"]
+DECIDED = ("better", "worse", "equal within")  # how a verdict begins that a test has given
 PAIRED = Hypotheses(test="paired")
 
 

@@ -12,6 +12,7 @@ from ablation.hypotheses import in_words
 from ablation.provenance import commit, source_hash
 from ablation.results.frames import KEY, SPEEDS, Results, predicted_by
 from ablation.results.statistics import ci95, compare
+from ablation.results.two_way import halves
 from ablation.studies import Plan
 from gamlib import paper
 
@@ -62,11 +63,15 @@ def costs(results: Results) -> pd.DataFrame:
 
 
 def differences(results: Results) -> pd.DataFrame:
-    """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study."""
+    """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study.
+
+    And `two_way_half`: half of the interval over seeds and test images together, see `two_way`.
+    """
     compared = compare(results.runs, results.plan.study)
     pairs = zip(compared["arm"], compared["reference"], strict=True)
     ours = [pair in results.plan.compare for pair in pairs]
-    return compared.loc[ours].reset_index(drop=True)  # which keeps the columns where there is none
+    compared = compared.loc[ours].reset_index(drop=True)  # which keeps the columns where there is none
+    return compared.assign(two_way_half=halves(results, compared))
 
 
 def by_image(results: Results) -> pd.DataFrame:
@@ -136,11 +141,13 @@ def note(results: Results) -> str:
     ]
     if machines:
         said.append(f"Images/s and peak memory are those of training, medians over epochs, on {machines}.")
-    if (differences(results)["seeds"] > 1).any():
+    if (compare(results.runs, plan.study)["seeds"] > 1).any():
         references = {reference for _, reference in plan.compare}
         said.append(
             f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
-            f"points, ± its own 95 % interval; {in_words(plan.study, plan.declared)} What is called better is bold."
+            "points, ± its own 95 % interval over seeds; P(better): the share of pairs of runs in which the arm errs "
+            "less; "
+            f"{in_words(plan.study, plan.declared)} What is called better is bold."
         )
     source, printed = _printed(plan)
     if printed:

@@ -12,7 +12,8 @@ from ablation.results.frames import Results
 NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
 WORDS = ("Arm", "Reference", "Verdict", "State")  # columns set to the left
-COMPARED = ["Reference", "Difference", "p (Holm)", "Verdict"]
+COMPARED = ["Reference", "Difference", "P(better)", "p (Holm)", "Verdict"]
+TWO_WAY = "± seeds and images"
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
 # What TeX reads otherwise than people do, and what its fonts lack.
 _TEX = str.maketrans(
@@ -38,6 +39,7 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
         return list(map(_interval, table[f"{key}_error"], table[f"{key}_half"]))
 
     words = pd.DataFrame(columns=["Arm", *COMPARED]) if compared is None else comparisons(compared)
+    words = words[["Arm", *COMPARED]]
     words["Verdict"] = [VERDICTS.get(verdict, verdict.partition(" by ")[0]) for verdict in words["Verdict"]]
     if words["Reference"].nunique() == 1:
         words["Reference"] = NOTHING
@@ -63,11 +65,18 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
 
 
 def comparisons(compared: pd.DataFrame) -> pd.DataFrame:
-    """The comparisons of `tables.differences`, or its CSV, as texts: a row each."""
+    """The comparisons of `tables.differences`, or its CSV, as texts: a row each.
+
+    Behind the difference with its interval over seeds stands half of that over seeds and test images.
+    """
     halves = compared["high"] - compared["difference"]
-    differences = [_interval(*of, sign="+") for of in zip(compared["difference"], halves, strict=True)]
-    texts = [compared["reference"], differences, compared["p_corrected"].map(p_value), compared["verdict"]]
-    return pd.DataFrame({"Arm": compared["arm"], **dict(zip(COMPARED, texts, strict=True))})
+    texts = pd.DataFrame({"Arm": compared["arm"], "Reference": compared["reference"]})
+    texts["Difference"] = [_interval(*of, sign="+") for of in zip(compared["difference"], halves, strict=True)]
+    if "two_way_half" in compared:
+        texts[TWO_WAY] = compared["two_way_half"].map(lambda half: _number(half, 2))
+    texts["P(better)"] = compared["probability_better"].map(lambda chance: _number(chance, 2))
+    texts["p (Holm)"], texts["Verdict"] = compared["p_corrected"].map(p_value), compared["verdict"]
+    return texts
 
 
 def _number(value: float, digits: int, sign: str = "", letter: str = "") -> str:
