@@ -188,6 +188,23 @@ def test_a_grid_makes_arms_with_readable_names() -> None:
     assert Study(**study.model_dump()) == study
 
 
+def test_stages_are_values_of_arms_grids_and_overrides(tmp_path: Path) -> None:
+    (path := tmp_path / "mine.yaml").write_text("arms:\n  first: {stages: [1]}\n  ends: {stages: '4,1'}\n")
+    plan = find_study(str(path)).plan(seeds=0)
+    assert plan.arms == {"first": [RunConfig(stages=[1])], "ends": [RunConfig(stages=[1, 4])]}
+    study = Study(name="own", grid={"stages": [1, [1, 3]]})
+    assert study.plan(seeds=0).arms == {
+        "stages=1": [RunConfig(stages=[1])],
+        "stages=[1, 3]": [RunConfig(stages=[1, 3])],
+    }
+    everywhere = find_study("submodules").plan(seeds=0, stages="2", arms=["baseline", "ch"])  # where there are blocks
+    assert [configs[0].stages for configs in everywhere.arms.values()] == [None, [2]]
+    with pytest.raises(ConfigError, match=r"stages=\[5\]: allowed in resnet18"):
+        Study(name="own", arms={"good": {}, "bad": {"stages": 5}}).plan(seeds=0)
+    with pytest.raises(ConfigError, match=r"stages=2: no arm of own has stages"):
+        Study(name="own", arms={"plain": {"attention": "none"}}).plan(seeds=0, stages=2)
+
+
 def test_every_arm_is_crossed_with_a_grid_and_compared_at_each_of_its_points(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: submodules\ngrid: {lr: [0.05, 0.1]}\n")
