@@ -300,6 +300,22 @@ def test_the_controls_differ_from_the_others_in_nothing_else() -> None:
     assert arms["wider"] == arms["baseline"] | {"width": 0.589}
 
 
+def test_the_study_of_placement_has_blocks_in_one_stage_and_controls_of_its_size() -> None:
+    """On data that are there, of as many classes. Stage 1 is too small for a control: the nearest is the plain one."""
+    plan = find_study(str(places.ROOT / "studies" / "cifar10-cpu-placement.yaml")).plan("digits", seeds=0)
+    arms = {label: configs[0] for label, configs in plan.arms.items()}
+    assert len({config.signature for config in arms.values()}) == len(arms) == 9
+    for stage in (1, 2, 3, 4):
+        assert arms[f"stage {stage}"] == RunConfig(**plan.study.base, stages=[stage])
+        assert (f"stage {stage}", "plain") in plan.compare
+    for stage in (2, 3, 4):
+        placed, control = arms[f"stage {stage}"], arms[f"size of stage {stage}"]
+        assert control.attention == "none" and control.parameters() == pytest.approx(placed.parameters(), rel=0.005)
+        assert (f"stage {stage}", f"size of stage {stage}") in plan.compare
+    assert arms["plain"].parameters() == pytest.approx(arms["stage 1"].parameters(), rel=0.005)
+    assert arms["all stages"] == RunConfig(**plan.study.base)
+
+
 def test_an_arm_of_ones_own_can_have_anothers_parameters(tmp_path: Path) -> None:
     path = tmp_path / "size.yaml"
     text = "base: {{width: 0.25}}\narms:\n  wide: {0}\n  cbam: {{attention: cbam}}\n"
