@@ -162,7 +162,7 @@ def configurations(
     for label in dict.fromkeys([*references, *chosen]):
         arm = arms[label]
         values = {**shared, **arm.values}
-        lacking = {*OPTIONS} - {*fields_of(str(values.get("attention", "gam"))), *arm.values}
+        lacking = {*OPTIONS, "stages"} - {*fields_of(str(values.get("attention", "gam"))), *arm.values}
         fitting = {key: value for key, value in values.items() if key not in lacking}
         taken |= fitting.keys()
         runs[label] = [RunConfig(**{**fitting, "seed": seed}) for seed in seeds]

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ablation.errors import Checked, ConfigError
-from ablation.mechanisms import chosen_options, mechanism, readable
+from ablation.mechanisms import chosen_options, mechanism, readable, slot_of
 from ablation.named_files import with_hash
 from ablation.parameter_counts import count
 from ablation.provenance import source_hash
 from gamlib.data.datasets import DATASETS, FOLDER, NAMES, Dataset, describe
-from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, has_max_pool
+from gamlib.names import ATTENTIONS, BACKBONES, OPTIONS, chosen_stages, has_max_pool
 from gamlib.sources import placed, split_hash, without_folder
 from gamlib.training.recipes import OPTIMIZERS, RECIPES, SCHEDULES, TrainingConfig
 
@@ -28,7 +28,7 @@ DATASET_VALUES = ("stem", "width", "pad", "flip", "workers")
 # Fields as the first version named them; so they stay in signatures, checkpoints and the names of folders.
 OLD_NAMES = {"milestones": "drops", "gamma": "drop_factor"}
 # Fields that were added later: at their defaults they are left out of signatures, so that the runs there are stay.
-LATER = ("options", "schedule", "warmup", "optimizer", "nesterov", "mixup", "cutmix", "random_erasing", "ema")
+LATER = ("options", "stages", "schedule", "warmup", "optimizer", "nesterov", "mixup", "cutmix", "random_erasing", "ema")
 NO_PART_OF_IT = {"tensorboard"}  # fields that change no number: a run is the same run with and without
 # Image folders that are known by their name; lossy compression makes other images than CIFAR-10's, and other errors.
 TITLES = {"cifar10-jpeg": "CIFAR-10 (JPEG)"}
@@ -56,6 +56,7 @@ class RunConfig(Checked):
     reduction: int | None = Field(None, ge=1, description="a whole number that divides the channels")
     groups: int | None = Field(None, ge=1, description="a whole number that divides channels / reduction")
     gate_max_pool: bool | None = Field(None, description="true, false")
+    stages: list[int] | None = Field(None, description="numbers of stages from 1, such as 1 or 1,3")
     max_pool: bool = Field(True, description="true, false")
     stem: str = Field(RESOLVED, description="imagenet, cifar")
     width: float = Field(RESOLVED, gt=0, le=16, description="a number above 0, up to 16")
@@ -118,6 +119,8 @@ class RunConfig(Checked):
         if "weights" in values:
             values["weights"] = with_hash(values["weights"], backbone)
         values |= chosen_options(attention, values)
+        if "stages" in values:
+            values["stages"] = chosen_stages(_numbers(values["stages"]), backbone, attention, slot_of(attention))
         return _prescribed(dataset, backbone, values.get("recipe")) | ATTENTIONS.get(attention, {}) | values
 
     @field_validator("*", mode="before")
@@ -126,7 +129,7 @@ class RunConfig(Checked):
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation not in (bool, bool | None):
             raise ValueError("a bool is not a number or name")
         if isinstance(value, str) and info.field_name == "milestones":
-            return [part for part in value.strip("[]() ").split(",") if part.strip()]
+            return _parts(value)
         return value
 
     @model_validator(mode="after")
@@ -178,7 +181,7 @@ class RunConfig(Checked):
 
     def architecture(self) -> dict[str, Any]:
         """The arguments of `build_model`."""
-        keys = ("backbone", "attention", "stem", "max_pool", "width", *OPTIONS)
+        keys = ("backbone", "attention", "stages", "stem", "max_pool", "width", *OPTIONS)
         chosen = {key: value for key in keys if (value := getattr(self, key)) is not None}
         chosen |= {"options": self.options} if self.options else {}
         weights = self.weights and split_hash(self.weights)[0]
@@ -234,6 +237,7 @@ class RunConfig(Checked):
             if value is not None and value != usual[key]:
                 key = OLD_NAMES.get(key, key)
                 value = Path(split_hash(value)[0]).stem if key == "weights" else value
+                value = "stages" + "-".join(map(str, value)) if key == "stages" else value
                 value = "_".join([key, *map(str, value)]) if isinstance(value, list) else value
                 value = f"{key}_{value}" if key == "recipe" else value  # `cifar` is the name of a stem too
                 word = ("" if value else "no_") + key
@@ -275,3 +279,14 @@ def _known(key: str, value: Any, names: Iterable[str]) -> str:
     if value not in (names := list(names)):
         raise ValueError(f"{key}={value!r}: allowed: {', '.join(names)}")
     return str(value)
+
+
+def _parts(text: str) -> list[str]:
+    """The values of a list as a shell has it, "1,3" or "[1, 3]"."""
+    return [part for part in text.strip("[]() ").split(",") if part.strip()]
+
+
+def _numbers(value: Any) -> list[Any]:
+    """A text, a single value or a list as a list, in which texts of whole numbers are numbers."""
+    parts = _parts(value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    return [int(part) if isinstance(part, str) and part.strip().isdecimal() else part for part in parts]

@@ -145,7 +145,7 @@ def _dataset(config: RunConfig) -> str:
 
 
 def _options(config: RunConfig) -> dict[str, Any]:
-    fields = ("submodules", "reduction", "groups", "gate_max_pool")
+    fields = ("submodules", "reduction", "groups", "gate_max_pool", "stages")
     return {key: value for key in fields if (value := getattr(config, key)) is not None} | (config.options or {})
 
 

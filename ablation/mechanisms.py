@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 
 from ablation.errors import ConfigError
-from gamlib.names import ATTENTIONS, MORE_OPTIONS, OPTIONS
+from gamlib.names import ATTENTIONS, MORE_OPTIONS, OPTIONS, SLOTS, WITHOUT_BLOCKS
 from gamlib.sources import resolve, split_hash
 
 
@@ -29,14 +29,24 @@ def readable(attention: str) -> str:
     return f"timm_{name}" if place == "timm" else name
 
 
+def slot_of(attention: str) -> str:
+    """Where a mechanism goes, "block" or "stage"; errors are those of `gamlib.attention.slot_of`."""
+    if attention not in ATTENTIONS:
+        from gamlib.attention import slot_of as slot_of_class  # late: torch
+
+        return slot_of_class(attention)
+    return SLOTS.get(attention, "block")
+
+
 def fields_of(attention: str) -> tuple[str, ...]:
-    """Of the options that a configuration has fields for those that a mechanism takes.
+    """Of the options that a configuration has fields for those that a mechanism takes, and `stages` if it has blocks.
 
     Raises:
         ConfigError: there is no such mechanism.
     """
     try:
-        return tuple(key for key in OPTIONS if key in _parameters(attention))
+        placed = () if attention in WITHOUT_BLOCKS else ("stages",)
+        return (*placed, *(key for key in OPTIONS if key in _parameters(attention)))
     except ValueError as error:
         raise ConfigError(str(error)) from None
 

@@ -16,6 +16,7 @@ OF_THE_PROJECT = {  # the names of all studies there, which share the folder of 
     *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu", "benchmark-cpu"),
     "confirm-cpu",
     *("submodules-gpu", "max_pooling-gpu", "resnet50-gpu"),
+    "placement-cpu",
 }
 
 

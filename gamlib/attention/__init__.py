@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gamlib.attention.bam import BAM
 from gamlib.attention.cbam import CBAM
+from gamlib.attention.checks import one_of
 from gamlib.attention.gam import GAM
 from gamlib.attention.gam_copied import CopiedGAM
 from gamlib.attention.gam_variants import LowRankGAM, SeparableGAM, UngatedGAM
@@ -87,6 +88,17 @@ def options(attention: str | Callable[..., nn.Module]) -> dict[str, Any]:
         ValueError: an unknown mechanism; the message lists the known ones.
     """
     return {name: parameter.default for name, parameter in parameters(attention).items()}
+
+
+def slot_of(attention: str | Callable[..., nn.Module]) -> str:
+    """Where a mechanism goes: "block", into every block of the backbone, or "stage", behind its stages.
+
+    Raises:
+        ValueError: an unknown mechanism, or a class of one's own with another `slot`.
+    """
+    slot: str = getattr(mechanism(attention), "slot", "block")
+    one_of("slot", slot, ("block", "stage"))
+    return slot
 
 
 def build_attention(attention: str | Callable[..., nn.Module], channels: int, /, **chosen: Any) -> nn.Module:

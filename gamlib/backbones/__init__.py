@@ -7,7 +7,7 @@ first predict, and the loss is the sum of the losses of all.
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -19,9 +19,9 @@ from gamlib.attention.checks import one_of, whole, yes_or_no
 from gamlib.attention.gam import SUBMODULES
 from gamlib.backbones.attention_branch import AttentionBranchNetwork
 from gamlib.backbones.networks import NETWORKS
-from gamlib.backbones.slots import HINT, attach
+from gamlib.backbones.slots import HINT, attach, slots_in
 from gamlib.backbones.weights import BRANCH_SCORES, initialise, load_blocks, load_weights, read_weights
-from gamlib.names import OPTIONS, STEMS
+from gamlib.names import OPTIONS, STEMS, WITHOUT_BLOCKS, chosen_stages
 
 __all__ = ["attach", "build_model"]
 
@@ -51,6 +51,7 @@ class _BuildModel:
         gate_max_pool: bool | None = None,
         weights: str | os.PathLike[str] | WeightsEnum | None = None,
         options: Mapping[str, Any] | None = None,
+        stages: Sequence[int] | None = None,
     ) -> nn.Module:
         """A backbone with attention, initialised: [N, 3, H, W] -> [N, num_classes] scores.
 
@@ -77,6 +78,10 @@ class _BuildModel:
                 classifier keeps its initial weights where the number of classes differs. They load afterwards, too, by
                 `load_state_dict(weights, strict=False)`: their keys stay.
             options: of the mechanism, by name; for one of one's own there are no others.
+            stages: numbers of the stages that get attention, from 1, e.g. [1] or [1, 3]; None is all. A ResNet has
+                four, layer1 to layer4. MobileNetV2 has seven, the rows of inverted residuals in Table 2 of its paper:
+                1, 2, 3, 4, 3, 3 and 1 of them. "bam" goes behind a stage, in a ResNet not behind the fourth; "none"
+                and "abn" have no blocks, and take no stages.
 
         Raises:
             ValueError: an unknown name or a value that does not fit; the message names it and what is allowed.
@@ -91,11 +96,13 @@ class _BuildModel:
         yes_or_no("max_pool", max_pool)
         if not isinstance(width, int | float) or isinstance(width, bool) or not 0 < width < math.inf:
             raise ValueError(f"width={width!r}: allowed: numbers above 0")
-        known = {} if attention in ("none", "abn") else mechanisms.options(attention)
+        known = {} if attention in WITHOUT_BLOCKS else mechanisms.options(attention)
         if gate_max_pool is not None and "gate_max_pool" not in known:
             raise ValueError(f"gate_max_pool={gate_max_pool}: attention={attention} has none")
-        if options and attention in ("none", "abn"):
+        if options and attention in WITHOUT_BLOCKS:
             raise ValueError(f"options={options!r}: attention={attention} has none")
+        slot = "block" if attention in WITHOUT_BLOCKS else mechanisms.slot_of(attention)
+        chosen = None if stages is None else chosen_stages(stages, backbone, attention, slot)
         model = NETWORKS[backbone](num_classes, stem, max_pool, width)
         initialise(model)
         nn.init.kaiming_normal_(model.get_submodule(model.classifier_name).weight)
@@ -116,8 +123,9 @@ class _BuildModel:
             else:  # of one's own: what is not asked for is its own default
                 usual = inspect.signature(self).parameters
                 given = {key: value for key, value in given.items() if value != usual[key].default}
+            after = [] if chosen is None else slots_in(model, slot, chosen)
             try:
-                attach(network, attention, options={**given, **(options or {})})
+                attach(network, attention, after, options={**given, **(options or {})})
             except ValueError as error:
                 raise ValueError(str(error).removesuffix(HINT)) from None
         if blocks:

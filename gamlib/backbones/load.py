@@ -12,7 +12,7 @@ from gamlib.backbones.weights import BRANCH_SCORES, EXPORTED, read_weights
 from gamlib.names import OPTIONS
 from gamlib.sources import own_file, split_hash
 
-ARCHITECTURE = ("backbone", "attention", "stem", "max_pool", "width", "options", *OPTIONS)  # arguments of `build_model`
+ARCHITECTURE = ("backbone", "attention", "stem", "max_pool", "width", "options", "stages", *OPTIONS)  # of `build_model`
 SCORES = ("fc.weight", "classifier.1.weight", BRANCH_SCORES)  # [num_classes, …], of every network
 
 

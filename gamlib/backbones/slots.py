@@ -6,8 +6,9 @@ every stage of a network but the last, and behind each of the seven of a MobileN
 """
 
 import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from fnmatch import filter as matching
 from itertools import accumulate, chain
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from gamlib.attention import MECHANISMS, build_attention
 from gamlib.attention.checks import one_of, whole, yes_or_no
 from gamlib.backbones.attached import Attended, ReZero
 from gamlib.backbones.channels import TELLING, found_channels, plain_sequential, told_channels
-from gamlib.backbones.networks import STAGES
+from gamlib.backbones.networks import STAGES, MobileNetV2, ResNet
 from gamlib.backbones.weights import initialise
 
 T = TypeVar("T")
@@ -99,8 +100,7 @@ def attach(
             that matches no module, a module of unknown channels or not of [N, C, H, W], or a slot that is filled.
     """
     known, chosen = mechanisms.options(attention), {**(options or {}), **chosen}
-    slot = getattr(mechanisms.mechanism(attention), "slot", "block")
-    one_of("slot", slot, ("block", "stage"))
+    slot = mechanisms.slot_of(attention)
     one_of("initial", initial, ("own", "identity"))
     yes_or_no("round_reduction", round_reduction)
     patterns = [after] if isinstance(after, str) else list(after)
@@ -141,6 +141,17 @@ def _class_of(module: nn.Module, table: Mapping[str, T]) -> T | None:
     """What a table says of the class of a module, or of one that it is derived from."""
     names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(module).__mro__)
     return next((table[name] for name in names if name in table), None)
+
+
+def slots_in(model: ResNet | MobileNetV2, slot: str, stages: Container[int]) -> list[str]:
+    """The names of the modules that a block follows by default, of some stages of a network of `build_model`'s."""
+    return [name for name in _usual(model, slot) if _stage(name) in stages]
+
+
+def _stage(name: str) -> int:
+    """The stage, from 1, of a module: 2 of "layer2.0.bn2" in a ResNet, and of "features.3.conv" in a MobileNetV2."""
+    _, number = re.findall(r"^(layer|features\.)(\d+)", name)[0]
+    return int(number) if name.startswith("layer") else 1 + bisect_left(ENDS, int(number))
 
 
 def _usual(model: nn.Module, slot: str) -> dict[str, nn.Module]:

@@ -68,7 +68,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], problem: str) 
 
 
 def load_blocks(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights of attention blocks that fit, in place; a warning lists the blocks that do not, or have none."""
+    """Load the weights of attention blocks that fit, in place; warnings list those that do not, or have none."""
     there = {name: value for name, value in model.state_dict().items() if BLOCK in name}
     shapes: dict[str, list[dict[str, torch.Size]]] = {}
     for number, state in enumerate((there, weights)):
@@ -77,10 +77,10 @@ def load_blocks(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             shapes.setdefault(block, [{}, {}])[number][rest] = value.shape
     fitting = {block for block, (own, given) in shapes.items() if own == given}
     model.load_state_dict({name: v for name, v in weights.items() if name.partition(BLOCK)[0] in fitting}, strict=False)
-    if others := [block for block in shapes if block not in fitting]:
-        listed = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-        what = "keep their initial weights" if there else "have no place in this network"
-        warnings.warn(f"weights: the attention blocks behind {listed} {what}", stacklevel=3)
+    for what, missing in (("keep their initial weights", False), ("have no place in this network", True)):
+        if others := [block for block, (own, _) in shapes.items() if block not in fitting and (not own) is missing]:
+            listed = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+            warnings.warn(f"weights: the attention blocks behind {listed} {what}", stacklevel=3)
 
 
 def locate(backbone: str, weights: str | os.PathLike[str] | WeightsEnum) -> Path | WeightsEnum:

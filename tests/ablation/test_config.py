@@ -30,7 +30,7 @@ from gamlib.names import ATTENTIONS, OPTIONS
 def test_everything_is_resolved_and_survives_json() -> None:
     config = RunConfig(attention="gam")
     values = config.model_dump()
-    assert [key for key, value in values.items() if value is None] == ["dataset_hash", "options", "weights"]
+    assert [key for key, value in values.items() if value is None] == ["dataset_hash", "options", "stages", "weights"]
     again = RunConfig(**json.loads(json.dumps(values)))
     assert again == config and again.signature == config.signature
 
@@ -46,6 +46,9 @@ def test_everything_is_resolved_and_survives_json() -> None:
         ("milestones", "[0.25,0.5]", [0.25, 0.5]),
         ("flip", "true", True),
         ("devices", "2", 2),
+        ("stages", "2", [2]),
+        ("stages", "1,3", [1, 3]),
+        ("stages", "[1, 3]", [1, 3]),
     ],
 )
 def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str, value: Any) -> None:
@@ -110,6 +113,16 @@ def test_values_mean_the_same_from_a_shell_yaml_and_python(field: str, text: str
         ({"attention": "abn", "reduction": 8}, "reduction=8: attention=abn has none, only se, bam, cbam, gam"),
         ({"attention": "se", "gate_max_pool": True}, "gate_max_pool=True: attention=se has none, only cbam, gam"),
         ({"gate_max_pool": 3}, "gate_max_pool=3: allowed: true, false"),
+        ({"stages": "0"}, "stages=[0]: allowed in resnet18: a list of some or all of 1, 2, 3, 4, each once"),
+        ({"stages": 5}, "stages=[5]: allowed in resnet18: a list of some or all of 1, 2, 3, 4"),
+        ({"stages": []}, "stages=[]: allowed in resnet18"),
+        ({"stages": "[]"}, "stages=[]: allowed in resnet18"),
+        ({"stages": "1,1"}, "stages=[1, 1]: allowed in resnet18"),
+        ({"stages": "1-3"}, "stages=['1-3']: allowed in resnet18"),
+        ({"stages": True}, "stages=[True]: allowed in resnet18"),
+        ({"stages": 4, "attention": "bam"}, "stages=[4]: allowed in resnet18 with attention=bam: a list of some or"),
+        ({"stages": 1, "attention": "none"}, "stages=[1]: attention=none has no blocks to place in stages"),
+        ({"stages": "1,2,3,4", "attention": "abn"}, "stages=[1, 2, 3, 4]: attention=abn has no blocks"),
         ({"stem": "cifar", "max_pool": False}, "max_pool=False: resnet18 with stem=cifar has no max-pooling"),
         ({"backbone": "mobilenet_v2", "max_pool": "no"}, "max_pool=False: mobilenet_v2 with stem=imagenet has no"),
         (
@@ -155,7 +168,7 @@ def test_every_field_that_has_a_second_value_changes_the_signature_and_the_name(
         "evaluate_on": "validation", "backbone": "resnet34", "gate_max_pool": True, "weights": str(weights),
         "recipe": "cifar", "milestones": [0.4], "gamma": 0.5, "pad": 1, "flip": True, "deterministic": True,
         "devices": 2, "schedule": "cosine", "warmup": 1, "optimizer": "adamw", "nesterov": True, "mixup": 0.2,
-        "cutmix": 1, "random_erasing": 0.25, "ema": 0.999,
+        "cutmix": 1, "random_erasing": 0.25, "ema": 0.999, "stages": [1],
     }  # fmt: skip
     tested_elsewhere = {"dataset", "dataset_hash", "workers", "cuda_graphs", "options", "tensorboard"}
     assert other.keys() | tested_elsewhere == RunConfig.model_fields.keys()
@@ -256,6 +269,21 @@ def test_weights_are_known_by_what_is_in_the_file(tmp_path: Path, monkeypatch: p
 def test_the_name_says_what_is_special() -> None:
     assert RunConfig().name == "resnet18-gam-s0"
     assert RunConfig(submodules="sp", max_pool=False, seed=3).name == "resnet18-gam-sp-no_max_pool-s3"
+    assert RunConfig(stages=[1]).name == "resnet18-gam-stages1-s0"
+    assert RunConfig(stages=[3, 1], width=0.25).name == "resnet18-gam-stages1-3-width0.25-s0"
+
+
+@pytest.mark.parametrize(
+    ("attention", "backbone", "last"),
+    [("gam", "resnet50", 4), ("bam", "resnet18", 3), ("se", "mobilenet_v2", 7), ("bam", "mobilenet_v2", 7)],
+)
+def test_all_stages_are_no_choice_and_their_order_is_none(attention: str, backbone: str, last: int) -> None:
+    plain = RunConfig(attention=attention, backbone=backbone)
+    every = RunConfig(attention=attention, backbone=backbone, stages=list(range(last, 0, -1)))
+    assert every == plain and every.signature == plain.signature and "stages" not in every.identity()
+    some = [RunConfig(attention=attention, backbone=backbone, stages=stages) for stages in ([3, 1], "1,3")]
+    assert some[0] == some[1] and some[0].signature != plain.signature and some[0].parameters() < plain.parameters()
+    assert RunConfig(**json.loads(some[0].model_dump_json())) == RunConfig.recorded(some[0].identity()) == some[0]
 
 
 @pytest.mark.parametrize("texts", [["epochs"], ["=3"], ["epochs="], ["epochs=3", "epochs=4"]])

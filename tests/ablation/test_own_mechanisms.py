@@ -1,6 +1,7 @@
 """Mechanisms of one's own as arms of a study, from a YAML file to the report, and what becomes of their files."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,16 @@ def test_a_run_that_was_submitted_keeps_the_code_it_was_submitted_with(folder: P
         run.queue()
 
 
+def test_a_mechanism_of_ones_own_has_the_stages_of_its_slot(folder: Path) -> None:
+    code = (folder / "eca.py").read_text()
+    (folder / "behind.py").write_text(re.sub(r"(class ECA.*\n)", r'\1    slot = "stage"\n', code))
+    inside, behind = f"{folder}/eca.py:ECA", f"{folder}/behind.py:ECA"
+    assert RunConfig(attention=behind, stages=[1, 2, 3]) == RunConfig(attention=behind)
+    assert RunConfig(attention=inside, stages=[1, 2, 3]).stages == [1, 2, 3]
+    with pytest.raises(ConfigError, match=r"^stages=\[4\]: allowed in resnet18 with attention=.*: .* of 1, 2, 3, each"):
+        RunConfig(attention=behind, stages=[4])
+
+
 def test_a_file_that_is_found_from_here_is_found_from_everywhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     study = Study(name="own", arms={"own": {"attention": "eca.py:ECA"}}, base={"attention": "eca.py:ECA"})
@@ -238,7 +249,7 @@ def test_published_runs_bring_the_code_and_no_path(
 @pytest.mark.slow
 def test_an_exported_network_is_the_runs(folder: Path, tmp_path: Path) -> None:
     plan = Study(name="own", question="Which?", arms={"eca": {"attention": f"{folder}/eca.py:ECA"}}).plan(
-        seeds="0", **SMALL, ema=0.9
+        seeds="0", **SMALL, ema=0.9, stages="4,2"
     )
     plan.save()
     run = train(Run(plan.configs[0]))
@@ -255,6 +266,7 @@ def test_an_exported_network_is_the_runs(folder: Path, tmp_path: Path) -> None:
     assert (
         result is not None and f"{result.top1_error:.2f} % (" in card and "Arm **eca** of the study own: Which?" in card
     )
+    assert "eca.py:ECA" in card and "stages=[2, 4]" in card
     assert not any(str(tmp_path) in (given / name).read_text() for name in ("README.md", "config.json"))
     assert json.loads((given / "config.json").read_text())["signature"] == run.signature
 

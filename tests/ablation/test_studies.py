@@ -188,6 +188,23 @@ def test_a_grid_makes_arms_with_readable_names() -> None:
     assert Study(**study.model_dump()) == study
 
 
+def test_stages_are_values_of_arms_grids_and_overrides(tmp_path: Path) -> None:
+    (path := tmp_path / "mine.yaml").write_text("arms:\n  first: {stages: [1]}\n  ends: {stages: '4,1'}\n")
+    plan = find_study(str(path)).plan(seeds=0)
+    assert plan.arms == {"first": [RunConfig(stages=[1])], "ends": [RunConfig(stages=[1, 4])]}
+    study = Study(name="own", grid={"stages": [1, [1, 3]]})
+    assert study.plan(seeds=0).arms == {
+        "stages=1": [RunConfig(stages=[1])],
+        "stages=[1, 3]": [RunConfig(stages=[1, 3])],
+    }
+    everywhere = find_study("submodules").plan(seeds=0, stages="2", arms=["baseline", "ch"])  # where there are blocks
+    assert [configs[0].stages for configs in everywhere.arms.values()] == [None, [2]]
+    with pytest.raises(ConfigError, match=r"stages=\[5\]: allowed in resnet18"):
+        Study(name="own", arms={"good": {}, "bad": {"stages": 5}}).plan(seeds=0)
+    with pytest.raises(ConfigError, match=r"stages=2: no arm of own has stages"):
+        Study(name="own", arms={"plain": {"attention": "none"}}).plan(seeds=0, stages=2)
+
+
 def test_every_arm_is_crossed_with_a_grid_and_compared_at_each_of_its_points(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("extends: submodules\ngrid: {lr: [0.05, 0.1]}\n")
@@ -281,6 +298,22 @@ def test_the_controls_differ_from_the_others_in_nothing_else() -> None:
     arms = {label: configs[0].model_dump() for label, configs in plan.arms.items()}
     assert arms["no gate"] == arms["ch+sp"] | {"attention": "gam_no_gate"}
     assert arms["wider"] == arms["baseline"] | {"width": 0.589}
+
+
+def test_the_study_of_placement_has_blocks_in_one_stage_and_controls_of_its_size() -> None:
+    """On data that are there, of as many classes. Stage 1 is too small for a control: the nearest is the plain one."""
+    plan = find_study(str(places.ROOT / "studies" / "cifar10-cpu-placement.yaml")).plan("digits", seeds=0)
+    arms = {label: configs[0] for label, configs in plan.arms.items()}
+    assert len({config.signature for config in arms.values()}) == len(arms) == 9
+    for stage in (1, 2, 3, 4):
+        assert arms[f"stage {stage}"] == RunConfig(**plan.study.base, stages=[stage])
+        assert (f"stage {stage}", "plain") in plan.compare
+    for stage in (2, 3, 4):
+        placed, control = arms[f"stage {stage}"], arms[f"size of stage {stage}"]
+        assert control.attention == "none" and control.parameters() == pytest.approx(placed.parameters(), rel=0.005)
+        assert (f"stage {stage}", f"size of stage {stage}") in plan.compare
+    assert arms["plain"].parameters() == pytest.approx(arms["stage 1"].parameters(), rel=0.005)
+    assert arms["all stages"] == RunConfig(**plan.study.base)
 
 
 def test_an_arm_of_ones_own_can_have_anothers_parameters(tmp_path: Path) -> None:

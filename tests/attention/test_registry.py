@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from gamlib.attention import MECHANISMS, build_attention, options
+from gamlib.attention import MECHANISMS, build_attention, options, slot_of
+from gamlib.names import SLOTS
 
 C, K = 64, 4  # channels, and the hidden ones that the usual reduction leaves
 MLP = 2 * C * K + K + C
@@ -115,8 +116,9 @@ def test_an_option_has_one_default_everywhere() -> None:
 
 
 def test_bam_alone_stands_behind_a_stage() -> None:
-    slots = {attention: getattr(mechanism, "slot", "block") for attention, mechanism in MECHANISMS.items()}
+    slots = {attention: slot_of(attention) for attention in MECHANISMS}
     assert slots == dict.fromkeys(MECHANISMS, "block") | {"bam": "stage"}
+    assert slots == {attention: SLOTS.get(attention, "block") for attention in MECHANISMS}  # which needs no torch
 
 
 @pytest.mark.parametrize("amp", [False, True], ids=["float32", "amp"])

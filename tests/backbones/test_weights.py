@@ -173,9 +173,9 @@ def run_of(folder: Path, network: torch.nn.Module, inner: bool = False, **values
     return folder
 
 
-def network_of(backbone: str, attention: str) -> torch.nn.Module:
+def network_of(backbone: str, attention: str, stages: list[int] | None = None) -> torch.nn.Module:
     torch.manual_seed(3)
-    network = build_model(backbone, attention, num_classes=7, stem="cifar", width=0.25)
+    network = build_model(backbone, attention, num_classes=7, stem="cifar", width=0.25, stages=stages)
     for value in network.state_dict().values():
         if value.is_floating_point():
             torch.nn.init.uniform_(value, 0.1, 0.5)
