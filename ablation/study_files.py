@@ -13,10 +13,9 @@ KEYS = (*Study.model_fields, "grid", "extends")
 PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known by their names
 OF_THE_PROJECT = {  # the names of all studies there, which share the folder of committed figures
     *PAPER_STUDIES,
-    *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu", "benchmark-cpu"),
-    "confirm-cpu",
+    *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu"),
+    *("benchmark-cpu", "confirm-cpu", "placement-cpu", "mobilenet-recipe-cpu"),
     *("submodules-gpu", "max_pooling-gpu", "resnet50-gpu"),
-    "placement-cpu",
 }
 
 
