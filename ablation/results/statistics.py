@@ -11,7 +11,7 @@ Comparisons are a frame, a row each, of these columns:
 A number is NaN where there are too few seeds for it.
 
 Sources: Student, "The probable error of a mean" (1908); Holm, "A simple sequentially rejective multiple test procedure"
-(1979).
+(1979); of the prediction interval Hahn and Meeker, "Statistical Intervals" (1991), 4.3.
 """
 
 import math
@@ -38,6 +38,19 @@ def ci95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
     """
     known = pd.Series(values, dtype=float).dropna()
     low, high = DescrStatsW(known).tconfint_mean(ALPHA) if len(known) > 1 else (math.nan, math.nan)
+    return float(low), float(high)
+
+
+def prediction95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
+    """The 95 % prediction interval for one more value, mean ± t·s·√(1 + 1/n); NaN with fewer than two different values.
+
+    It is wider than `ci95`, that of the mean: one more value spreads around the mean as every one does.
+    """
+    known = pd.Series(values, dtype=float).dropna()
+    if known.nunique() < 2:
+        return math.nan, math.nan
+    scale = known.std() * math.sqrt(1 + 1 / len(known))
+    low, high = stats.t.interval(1 - ALPHA, len(known) - 1, known.mean(), scale)
     return float(low), float(high)
 
 
