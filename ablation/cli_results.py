@@ -73,7 +73,9 @@ def verify(
         verdicts = verify.verified(chosen, cluster, slurm) if chosen else []
     if json_:
         rows = [verdict.as_json() for verdict in verdicts]
-        print(json.dumps({"problems": [vars(problem) for problem in problems], "runs": rows}, indent=2, default=str))
+        print(
+            json.dumps({"problems": [vars(problem) for problem in problems], "runs": rows}, indent=2, default=int)
+        )  # numpy's are none of JSON's
     if problems or not all(verdict.reproduced for verdict in verdicts):
         raise typer.Exit(console.FAILED)
 

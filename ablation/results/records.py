@@ -102,7 +102,11 @@ def records(
             name, number = f"{plan.name}, {arm}, seed {seed}", rows.count((arm, seed))
             if (wanted := int((arm, seed) in of_plan)) != number:
                 problems.append(Problem(name, "its number of rows in runs.csv", number, wanted, f"{plan.name}.json"))
-            elif (record := Record(plan, arm, of_plan[arm, seed], results, folder)).row["state"] == "done":
+            elif number and (record := Record(plan, arm, of_plan[arm, seed], results, folder)).row["state"] == "done":
+                if lacks := [
+                    name for name in (*ERRORS, "seconds", "epochs", "parameters") if pd.isna(record.row[name])
+                ]:
+                    raise ConfigError(f"{record}: runs.csv has no {lacks[0]} of it")
                 found.append(record)
     if not found and not problems:
         raise ConfigError(f"no run that is published in {folder} is done")

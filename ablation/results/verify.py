@@ -76,7 +76,7 @@ class Verdict:
         times = f"trained in {duration(self.published_seconds)}, here in {duration(self.seconds or 0)}"
         said = self.verdict
         if self.verdict == UNJUDGED:
-            said = f"differs by {self.here - self.published:+.2f} points, {UNJUDGED} ({self.others} other seeds)"
+            said = f"differs by {self.here - self.published:+.2f} points, {UNJUDGED} (other seeds: {self.others})"
         error = f"top-1 error {self.published:.2f} %"
         if self.verdict != IDENTICAL:
             error += f", here {self.here:.2f} %; {self.reason}"
@@ -104,6 +104,7 @@ def verified(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[st
     with _apart() as folder:
         for record in chosen:
             check(record)
+        for record in chosen:
             took = duration(record.row["seconds"])
             print(
                 f"{record}: trained in {took} when it was published, now again in {os.path.relpath(folder)}", flush=True
@@ -142,9 +143,9 @@ def check(record: Record) -> None:
     except ConfigError as error:
         raise ConfigError(f"{record} cannot be trained here: {error}") from None
     published = record.config.identity()
-    for key, value in here.identity().items():
-        if key != "attention" and value != published[key]:
-            raise ConfigError(f"{record} cannot be trained here: {key}={published[key]!r}: here that is {value!r}")
+    for key in sorted((published | here.identity()).keys() - {"attention"}):
+        if (was := published.get(key)) != (now := here.identity().get(key)):
+            raise ConfigError(f"{record} cannot be trained here: {key}={was!r}: here that is {now!r}")
 
 
 def train(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -159,12 +160,12 @@ def train(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[str, 
     groups: dict[int | None, list[RunConfig]] = {}
     for record in chosen:
         config = record.config.model_copy(update={"tensorboard": False})
-        run, threads = Run(config), record.rows("origins").get("threads", pd.Series(dtype=float)).dropna().tolist()
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with suppress(Timeout), run.lock(timeout=0):  # or another command is just training it
-            if _source(run) not in (None, source_hash()):
+        run, origins = Run(config), record.rows("origins")
+        threads = pd.to_numeric(origins.get("threads", pd.Series(dtype=float)), errors="coerce").dropna().tolist()
+        if run.folder.is_dir() and _source(run) not in (None, source_hash()):
+            with suppress(Timeout), run.lock(timeout=0):  # or another command is just training it
                 run.archive()
-            copied(config.attention, run.folder, publication.code_file(config, record.folder))
+        copied(config.attention, run.folder, publication.code_file(config, record.folder))
         workers = max(1, cores() // int(threads[-1])) if threads and threads[-1] >= 1 and cluster == "local" else None
         groups.setdefault(workers, []).append(config)
     progresses = [dispatch(configs, cluster, workers, slurm=slurm) for workers, configs in groups.items()]
@@ -233,13 +234,18 @@ def _as_published(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _origins(frame: pd.DataFrame) -> list[str]:
     """What is known of `ORIGIN`, each as a text: of several origins all that differ, nothing where none says it."""
-    versions = frame["versions"].map(json.loads) if "versions" in frame else pd.Series(dtype=object)
-    frame = frame.assign(torch=versions.map(lambda names: names.get("torch")), commit=frame["commit"].str[:7])
-    texts = []
+    texts, short = [], frame["commit"].map(lambda commit: str(commit)[:7], na_action="ignore")
+    frame = frame.assign(torch=frame.get("versions", short).map(_torch), commit=short)
     for column in ORIGIN.values():
         known = frame.get(column, pd.Series(dtype=object)).dropna()
-        texts.append(" + ".join(dict.fromkeys(f"{value:g}" if column == "threads" else str(value) for value in known)))
+        texts.append(" + ".join(dict.fromkeys(str(value).removesuffix(".0") for value in known)))
     return texts
+
+
+def _torch(versions: Any) -> str | None:
+    with suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(versions)["torch"])
+    return None
 
 
 def _remove(verdicts: Sequence[Verdict]) -> None:

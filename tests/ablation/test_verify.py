@@ -180,7 +180,7 @@ def test_what_differs_is_judged_by_the_prediction_interval_of_the_other_seeds(
         assert found.reason == "metrics differ from epoch 2 on" and "torch" in found.differences
         low, high = statistics.prediction95(errors)
         assert verdict == verify.UNJUDGED or f"interval of 3 other seeds {low:.2f} to {high:.2f} %" in str(found)
-    assert "differs by +0.00 points, nothing to judge by (1 other seeds)" in str(found)
+    assert "differs by +0.00 points, nothing to judge by (other seeds: 1)" in str(found)
     assert "\n    differs: torch " in str(found) and found.as_json()["low"] is None
     assert verify.judge(with_errors(record, [error, error, error]), {}).verdict == verify.UNJUDGED
 
@@ -266,6 +266,28 @@ def test_the_committed_records_agree_with_each_other(committed: Path, places: Pa
 def test_bad_input_is_refused_in_one_line(arguments: tuple[str, ...], message: str, data: Path) -> None:
     code, output = gamlib("--from", str(data), *arguments)
     assert code == 2 and output.splitlines()[-1].startswith(message), output
+
+
+def test_what_a_run_lacks_or_holds_no_more_is_told_before_training(data: Path) -> None:
+    doctor(data, "runs", r"^(ch,0,.*),[\d.]+,(\w+,\d+)$", r"\1,,\2")
+    assert gamlib("--from", str(data)) == (2, f"{NAME}, ch, seed 0: runs.csv has no seconds of it\n")
+    configure(data, lr=None)
+    doctor(data, "runs", r"^(ch,0,.*),,(\w+,\d+)$", r"\1,0.001,\2")
+    code, output = gamlib("--from", str(data))
+    assert code == 2 and f"{NAME}, ch, seed 0 cannot be trained here: lr=None: here that is 0.01" in output
+    configure(data, lr="fast", width="../..")
+    code, output = gamlib("--from", str(data))
+    assert code == 2 and "cannot be trained here: width='../..': allowed: a number above 0" in output
+    assert not runs_root().exists()
+
+
+def test_the_code_of_a_record_is_needed_and_must_be_that_of_its_runs(data: Path) -> None:
+    (code_file,) = data.glob("*.py")
+    code_file.write_text(code_file.read_text() + "\n")
+    code, output = gamlib("own", "--from", str(data), "--runs", "0", "--json")
+    assert code == 1 and "and by its network it is none, since it cannot be built (ValueError: attention='" in output
+    code, output = gamlib("own", "--from", str(data))
+    assert code == 2 and "own-digits, eca, seed 0 cannot be trained here: attention=" in output
 
 
 def test_a_damaged_table_is_refused_and_named(data: Path) -> None:
