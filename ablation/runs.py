@@ -223,10 +223,7 @@ class Run:
         with self.lock():
             self._inode = (self.folder / ".lock").stat().st_ino
             parts = (part for part in self.folder.glob(".*.part") if not part.name.startswith((".status.", ".config.")))
-            for path in [
-                *self.recover_notebook(),
-                *parts,
-            ]:  # of killed owners; those two a submitter may write just now
+            for path in [*self.recover_notebook(), *parts]:  # of killed owners; submitters write those two
                 path.unlink()
             if self.result() is not None:
                 yield False

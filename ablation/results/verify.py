@@ -139,7 +139,9 @@ def check(record: Record) -> None:
         ConfigError: its images, weights or code are not there or others, or a value is refused, or lacks.
     """
     try:
-        here = RunConfig(**record.config.model_dump(exclude={"tensorboard"}) | {"attention": record.attention()})
+        here = RunConfig(
+            **record.config.model_dump(exclude={"tensorboard"}, warnings=False) | {"attention": record.attention()}
+        )
     except ConfigError as error:
         raise ConfigError(f"{record} cannot be trained here: {error}") from None
     published = record.config.identity()
