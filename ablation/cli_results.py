@@ -1,9 +1,11 @@
-"""Commands of `gamlib` that run nothing: published data, exported networks, the audit of the paper's numbers."""
+"""Commands of `gamlib` about results: published data, exported networks, the audit of the paper's numbers."""
 
+import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -60,6 +62,48 @@ def restore(studies: console.Names = None) -> None:
 
     for plan in publication.published(studies or ()):
         print(f"{plan.name}: {publication.restore(plan)} of {len(plan.configs)} runs restored")
+
+
+@commands.command()
+@console.slurm_options
+def verify(
+    slurm: dict[str, Any],
+    studies: console.Names = None,
+    runs: Annotated[int | None, Option(help="How many, those trained fastest; 0 trains none. By default 1.")] = None,
+    all_: Annotated[bool, Option("--all", help="Every published run.")] = False,
+    dataset: Annotated[str | None, Option(help="On which data set; by default on any.")] = None,
+    from_: Annotated[Path | None, Option("--from", help="The folder of the records; by default figures/data.")] = None,
+    cluster: console.Cluster = "local",
+    json_: console.AsJson = False,
+) -> None:
+    """Check published runs: whether their files agree, and whether training again gives the same, to the last bit.
+
+    Code that was published for a mechanism is executed. Exit code 1: something is not reproduced, or contradicts.
+    """
+    from ablation.errors import ConfigError
+    from ablation.results import records, verify
+
+    if all_ and runs is not None:
+        raise ConfigError(f"runs={runs}: allowed without --all")
+    if runs is not None and runs < 0:
+        raise ConfigError(f"runs={runs}: allowed: a whole number from 0")
+    with redirect_stdout(sys.stderr if json_ else sys.stdout):
+        found, problems = records.records(studies or (), dataset, from_)
+        problems += [problem for record in found for problem in records.contradictions(record)]
+        for problem in problems:
+            console.complain(str(problem))
+        print(f"{len(found)} published runs: their files {'contradict each other' if problems else 'agree'}")
+        if lacking := records.lacking(found):
+            print(f"FLOPs were not compared where images are not here: {', '.join(lacking)}")
+        chosen = found if all_ else records.cheapest(found, 1 if runs is None else runs)
+        verdicts = verify.verified(chosen, cluster, slurm) if chosen else []
+    if json_:
+        rows = [verdict.as_json() for verdict in verdicts]
+        print(
+            json.dumps({"problems": [vars(problem) for problem in problems], "runs": rows}, indent=2, default=int)
+        )  # numpy's are none of JSON's
+    if problems or not all(verdict.reproduced for verdict in verdicts):
+        raise typer.Exit(console.FAILED)
 
 
 @commands.command()

@@ -179,13 +179,14 @@ class RunConfig(Checked):
         changes, weights = ({}, self.weights) if width is None else ({"width": width, "weights": None}, None)
         return count(json.dumps([source_hash(), self.architecture() | changes, weights], sort_keys=True))
 
-    def architecture(self) -> dict[str, Any]:
-        """The arguments of `build_model`."""
+    def architecture(self, num_classes: int | None = None) -> dict[str, Any]:
+        """The arguments of `build_model`; by default with as many classes as the data set has, which must be there."""
         keys = ("backbone", "attention", "stages", "stem", "max_pool", "width", *OPTIONS)
         chosen = {key: value for key in keys if (value := getattr(self, key)) is not None}
         chosen |= {"options": self.options} if self.options else {}
         weights = self.weights and split_hash(self.weights)[0]
-        return chosen | {"num_classes": describe(self.dataset).num_classes, "weights": weights}
+        classes = describe(self.dataset).num_classes if num_classes is None else num_classes
+        return chosen | {"num_classes": classes, "weights": weights}
 
     def training(self) -> TrainingConfig:
         """The part that the training loop takes."""

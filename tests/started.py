@@ -98,11 +98,11 @@ class Lent:
     """In place of a `ForkServer` that is started for a few runs: jobs are forks of the session's."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
+        # Now: threads start jobs, which share one environment and hold back signals that commands are to hear.
+        self._server, self._environment = server(), {**os.environ, **environment}
 
     def start(self, function: Callable[..., object], *arguments: object) -> Job:
-        with mock.patch.dict(os.environ, self._environment):
-            return server().begin(function, *arguments)
+        return self._server.start(_as_here, os.getcwd(), self._environment, function, *arguments)
 
     def __enter__(self) -> Self:
         return self

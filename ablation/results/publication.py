@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from filelock import Timeout
 
+from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.named_files import copied
 from ablation.paths import figures_root
@@ -56,7 +57,7 @@ def publish(plan: Plan) -> list[Path]:
     for run in (Run(config) for configs in plan.arms.values() for config in configs):
         if (file := own_file(run.config.attention)) is not None:
             code = next(path for path in (run.folder / file.name, file) if path.is_file())
-            texts[_code(run)] = code.read_text()
+            texts[code_file(run.config)] = code.read_text()
             definition_text = definition_text.replace(json.dumps(f"{file.parent}/")[1:-1], "")
     # last: until it is there, the tables are those of nothing
     texts[data_folder() / f"{plan.name}.json"] = definition_text
@@ -65,10 +66,11 @@ def publish(plan: Plan) -> list[Path]:
     return sorted(texts)
 
 
-def _code(run: Run) -> Path:
-    """Where the file of a mechanism of one's own is published, one for each content."""
-    text, content_hash = split_hash(run.config.attention)
-    return data_folder() / f"{Path(text.rpartition(':')[0]).stem}-{content_hash}.py"
+def code_file(config: RunConfig, folder: Path | str | None = None) -> Path:
+    """Where the file of a mechanism of one's own is published, one for each content; by default in `data_folder()`."""
+    text, content_hash = split_hash(config.attention)
+    folder = data_folder() if folder is None else Path(folder)
+    return folder / f"{Path(text.rpartition(':')[0]).stem}-{content_hash}.py"
 
 
 def published(names: Collection[str] = (), dataset: str | None = None, folder: Path | str | None = None) -> list[Plan]:
@@ -163,7 +165,7 @@ def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> N
         run.write("provenance.json", json.dumps({**origins[-1], "earlier": origins[:-1]}, indent=2))
         run.write_predictions(predicted.to_numpy(), label.to_numpy())
         run.write("result.json", result.model_dump_json(indent=2))
-    copied(run.config.attention, run.folder, _code(run))
+    copied(run.config.attention, run.folder, code_file(run.config))
     run.write_config()
     status = Status.model_validate({**outcome, "heartbeat": outcome["ended"]})
     run.write("status.json", status.model_dump_json(indent=2))

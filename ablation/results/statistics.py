@@ -18,7 +18,8 @@ variance each (Welch), or of differences paired by seed. docs/statistics.md says
 Sources: Student, "The probable error of a mean" (1908); Welch, "The generalization of 'Student's' problem when several
 different population variances are involved" (1947); Holm, "A simple sequentially rejective multiple test procedure"
 (1979); Shaffer, "Modified sequentially rejective multiple test procedures" (1986); Schuirmann, "A comparison of the two
-one-sided tests procedure and the power approach" (1987); Mann and Whitney (1947) for the probability.
+one-sided tests procedure and the power approach" (1987); Mann and Whitney (1947) for the probability; of the
+prediction interval Hahn and Meeker, "Statistical Intervals" (1991), 4.3.
 """
 
 import math
@@ -52,6 +53,19 @@ def ci95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
     """
     known = pd.Series(values, dtype=float).dropna()
     low, high = DescrStatsW(known).tconfint_mean(0.05) if len(known) > 1 else (math.nan, math.nan)
+    return float(low), float(high)
+
+
+def prediction95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
+    """The 95 % prediction interval for one more value, mean ± t·s·√(1 + 1/n); NaN with fewer than two different values.
+
+    It is wider than `ci95`, that of the mean: one more value spreads around the mean as every one does.
+    """
+    known = pd.Series(values, dtype=float).dropna()
+    if known.nunique() < 2:
+        return math.nan, math.nan
+    scale = known.std() * math.sqrt(1 + 1 / len(known))
+    low, high = stats.t.interval(0.95, len(known) - 1, known.mean(), scale)
     return float(low), float(high)
 
 
