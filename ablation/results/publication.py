@@ -50,7 +50,7 @@ def publish(plan: Plan) -> list[Path]:
         if loss in LOSSES.values():
             raise RunFailed(f"{what}: {plan.name} is not published")
     tables = {name: getattr(results, name).to_csv(index=False) for name in COLUMNS}
-    definition = plan.model_dump(exclude={"cluster", "slurm", "submitted"})
+    definition = results.plan.model_dump(exclude={"cluster", "slurm", "submitted"})
     definition["sha256"] = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in tables.items()}
     texts = {data_folder() / f"{plan.name}-{name}.csv": text for name, text in tables.items()}
     definition_text = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"

@@ -191,9 +191,9 @@ def _tested(arm: NDArray[Any], reference: NDArray[Any], of: Hypotheses, margin: 
     row["seeds"] = min(len(arm), len(reference))
     if row["seeds"]:
         row["difference"] = float(np.round(arm.mean() - reference.mean(), 9))
-        row["probability_better"] = probability_better(of.test, arm, reference)
     if row["seeds"] < 2:
         return row
+    row["probability_better"] = probability_better(of.test, arm, reference)
     found = estimate(of.test, arm, reference)
     row |= dict(zip(("low", "high"), found.interval(), strict=True)) | {"smallest": found.smallest(), "p": found.p()}
     row |= {} if margin is None else {"p_equal": found.p_equal(margin)}
