@@ -473,6 +473,29 @@ def test_two_studies_at_once_train_each_run_once(tmp_path: Path, cluster: Cluste
     survives("two identical studies at once")
 
 
+def test_a_study_goes_on_until_it_is_decided(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
+    """Look by look: submitted twice, left while it waits, and asked for again."""
+    study = tmp_path / "looks.yaml"
+    base = "{" + ", ".join(f"{key}: {value}" for key, value in SHORT.items()) + "}"
+    study.write_text(f"looks: [2, 3]\nbase: {base}\narms: {{plain: {{attention: none}}, gam: {{attention: gam}}}}\n")
+    runs = [Run(config) for config in find_study(str(study)).plan().configs]
+    asked = ["study", str(study), "--until-decided", "--cluster", "slurm", "--cpus", "1"]
+    for _ in range(2):
+        assert "submitted; watch" in gamlib(*asked, "--no-wait").stdout
+    found = Counter(signature for of_job in jobs(cluster).values() for signature in of_job)
+    assert found and not {run.signature for run in runs[4:]} & found.keys(), "these are of the second look"
+    assert max(found.values()) == 1
+    waiting = subprocess.Popen(command(*asked), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: any(run.result() for run in runs))
+    waiting.send_signal(signal.SIGINT)
+    assert "the SLURM jobs go on" in waiting.communicate(timeout=60)[0]
+    last = gamlib(*asked)
+    assert last.returncode == 0 and "looks-digits, 2 of 3 seeds:\n    gam against plain: undecided by 2" in last.stdout
+    assert "looks-digits, 3 of 3 seeds:\n    gam against plain: " in last.stdout and "6 of 6 runs done" in last.stdout
+    assert all(run.status().attempts == 1 for run in runs)
+    survives("a study that is submitted twice, left, and goes on until it is decided")
+
+
 def test_a_bad_parameter_in_one_of_fifty_is_refused_before_any_is_submitted(
     tmp_path: Path, cluster: Cluster, survives: Survives
 ) -> None:
