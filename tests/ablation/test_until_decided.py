@@ -1,6 +1,7 @@
 """Studies that go on until they are decided: what is refused, which runs are next, and what stays of them."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from ablation.execution.progress import Progress
 from ablation.results import load, tables
 from ablation.runs import Run
 from ablation.studies import Plan, Study
+from ablation.study_files import find_study
 from ablation.until_decided import check, next_look, run_until_decided
 
 ARMS: dict[str, Any] = {"plain": {"attention": "none"}, "gam": {}, "se": {"attention": "se"}}
@@ -168,3 +170,41 @@ def test_status_and_report_see_the_runs_that_were_asked_for(finish: Finish) -> N
     assert tables.differences(found)["verdict"].tolist() == ["better", "not told apart by 6 seeds"]
     assert tables.differences(found)["seeds"].tolist() == [4, 6]
     assert "looks at 2, 4 and 6 seeds" in tables.note(found)
+
+
+SMALL = """
+base: {epochs: 1, width: 0.25, train_fraction: 0.1}
+seeds: 0-2
+looks: [2, 3]
+arms:
+  plain: {attention: none}
+  ch: {submodules: ch}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("warm")
+def test_the_command_trains_what_a_look_lacks_and_once(tmp_path: Path, finish: Finish) -> None:
+    (file := tmp_path / "small.yaml").write_text(SMALL)
+    for config, error in zip(find_study(str(file)).plan(seeds="0-1").configs, (60.0, 61.0, 62.0, 59.0), strict=True):
+        finish(config, error)
+    command = ["study", str(file), "--until-decided", "--workers", "1"]
+    first, second = (CliRunner().invoke(app, command) for _ in range(2))
+    assert first.exit_code == second.exit_code == 0, first.output + second.output
+    for number in (2, 3):
+        assert f"small-digits, {number} of 3 seeds:\n    ch against plain: " in first.output
+    assert "6 of 6 runs done, 4 of them before" in first.output
+    assert "6 of 6 runs done, 6 of them before" in second.output
+    assert len(load(Plan.load("small")).done) == 6
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_command_refuses_before_anything_is_written(tmp_path: Path, places: Path) -> None:
+    (file := tmp_path / "small.yaml").write_text(SMALL)
+    for arguments, message in (
+        ((str(file), "--seeds", "0-3"), "seeds: 4 of them: allowed with looks=[2, 3]: 3"),
+        (("submodules",), "until_decided: submodules declares no looks"),
+    ):
+        done = CliRunner().invoke(app, ["study", *arguments, "--until-decided"])
+        assert (done.exit_code, len(done.output.strip().splitlines())) == (2, 1) and message in done.output
+    assert not (places / "runs" / "studies").exists()
