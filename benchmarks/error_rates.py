@@ -1,6 +1,6 @@
 """How often the statistics of a study are wrong, and how often they find what is there: studies drawn with known truth.
 
-    python benchmarks/error_rates.py                 50,000 studies of each kind, some ten minutes on one core
+    python benchmarks/error_rates.py                 50,000 studies of each kind, two minutes of one core
     python benchmarks/error_rates.py --quick         500, seconds, to see that it works
     python benchmarks/error_rates.py --write         into docs/statistics.md, too
 

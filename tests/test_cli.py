@@ -79,7 +79,13 @@ def test_a_plan_says_what_the_seeds_of_a_study_can_decide(finish: Callable[..., 
     code, output = gamlib("plan", "submodules", "--seeds", "0-3", "--effect", "4", "--sd", "1")
     heading, *lines = output.splitlines()
     assert code == 0
-    assert heading.strip().split(maxsplit=4) == ["Arm", "Reference", "Effect", "Power", "Seeds for 80 %  Smallest at 80 %"]
+    assert heading.strip().split(maxsplit=4) == [
+        "Arm",
+        "Reference",
+        "Effect",
+        "Power",
+        "Seeds for 80 %  Smallest at 80 %",
+    ]
     assert lines[0].split()[:5] == ["ch", "baseline", "4.00", "47%", "6"]  # paired, with four seeds
     assert len(lines) == 7 + 4 and lines[7].startswith("4 seeds; p of the paired t-test")
     assert not (places / "runs" / "studies").exists()

@@ -47,7 +47,8 @@ def test_it_decides_as_a_study_that_goes_on_does(test: Any, margin: float | None
         part, compared = last_look(plan, errors, monkeypatch)
         numbers = [len(part.arms[f"r{number}"]) for number in REDUCTIONS]
         assert numbers == found.seeds[study].tolist()
-        for number, row in enumerate(compared.itertuples()):
+        rows: list[Any] = list(compared.itertuples())
+        for number, row in enumerate(rows):
             kinds = {"better": found.better, "worse": found.worse, "equal": found.equal & ~found.different}
             said = [kind for kind, of in kinds.items() if of[study, number]]
             assert said == [row.verdict.split()[0]] if said else row.verdict == "not told apart by 8 seeds"

@@ -1,12 +1,14 @@
 """What a study declares: what is refused, how it is said, and from when it counts as declared."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from ablation import paths
+from ablation import paths, until_decided
 from ablation.errors import ConfigError
 from ablation.hypotheses import Declared, Hypotheses, in_words
 from ablation.results import load, tables
@@ -145,3 +147,11 @@ def test_a_study_that_extends_one_has_a_test_of_its_own(tmp_path: Path) -> None:
     path.write_text("extends: submodules\ntest: paired\nmargin: 0.5\nlooks: [3, 6]\n")
     mine = find_study(str(path))
     assert (mine.test, mine.margin, mine.looks) == ("paired", 0.5, [3, 6])
+
+
+def test_the_example_of_the_documentation_is_sound(tmp_path: Path, committed: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (committed / "docs" / "statistics.md").read_text(), re.S)
+    (path := tmp_path / "mine.yaml").write_text(block)
+    plan = find_study(str(path)).plan()
+    until_decided.check(plan)
+    assert {*yaml.safe_load(block)} == {*Hypotheses.model_fields, "arms", "seeds"}  # every field is shown
