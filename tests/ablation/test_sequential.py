@@ -8,7 +8,7 @@ from scipy import stats
 
 from ablation.results.sequential import nominal_levels, overall_p, spent
 
-# gsDesign 3.6: gsDesign(k, test.type=1, alpha=0.025, sfu=sfLDOF)$upper$bound; Lan and DeMets (1983) give the first two.
+# R's gsDesign: gsDesign(k, test.type = 1, alpha = 0.025, sfu = sfLDOF)$upper$bound
 PUBLISHED = {3: [3.710, 2.511, 1.993], 5: [4.877, 3.357, 2.680, 2.290, 2.031]}
 
 
