@@ -41,6 +41,9 @@ def gamlib(*arguments: str) -> tuple[int, str]:
         (("study", "submodules", "--workers", "0"), "workers=0: allowed: a whole number from 1"),
         (("study", "submodules", "--dataset", "mnist"), "dataset='mnist': allowed: digits"),
         (("study", "submodules", "--arms", "ch", "--arms", "cs"), "arms='cs': allowed: baseline, ch, sp"),
+        (("plan", "submodules", "--sd", "-1"), "sd=-1.0: allowed: points above 0"),
+        (("plan", "submodules"), "sd=None: no arm of this study has two finished runs that differ; give --sd"),
+        (("plan", "submodules", "--sd", "1", "--arms", "ch"), "compare=[]: submodules compares none of these arms"),
         (("study", "nothing"), "study 'nothing': allowed: submodules, max_pooling"),
         (("status", "nothing"), "study 'nothing': none was submitted yet"),
         (("report", "submodules"), "none was submitted yet"),
@@ -70,6 +73,26 @@ def test_a_dry_run_of_some_arms_shows_those() -> None:
     code, output = gamlib("study", "benchmark", "--arms", "ResNet-18*", "--arms", "MobileNetV2", "--dry-run")
     arms = [line.partition(":")[0] for line in output.splitlines() if line.startswith(("ResNet", "Mobile"))]
     assert (code, len(arms), arms[0], arms[-1]) == (0, 8, "ResNet-18", "MobileNetV2")
+
+
+def test_a_plan_says_what_the_seeds_of_a_study_can_decide(finish: Callable[..., Run], places: Path) -> None:
+    code, output = gamlib("plan", "submodules", "--seeds", "0-3", "--effect", "4", "--sd", "1")
+    heading, *lines = output.splitlines()
+    assert code == 0
+    assert heading.strip().split(maxsplit=4) == [
+        "Arm",
+        "Reference",
+        "Effect",
+        "Power",
+        "Seeds for 80 %  Smallest at 80 %",
+    ]
+    assert lines[0].split()[:5] == ["ch", "baseline", "4.00", "47%", "6"]  # paired, with four seeds
+    assert len(lines) == 7 + 4 and lines[7].startswith("4 seeds; p of the paired t-test")
+    assert not (places / "runs" / "studies").exists()
+    for config, error in zip(find_study("submodules").plan(seeds="7,8").arms["ch"], (5.0, 5.5), strict=True):
+        finish(config, error)
+    code, output = gamlib("plan", "submodules")
+    assert code == 0 and "Spread over seeds: 0.35 points (2 finished runs of 1 of the arms" in output
 
 
 def test_status_as_json_has_a_row_for_every_run(finish: Callable[..., Run]) -> None:

@@ -27,18 +27,8 @@ FLOORS = {
         "training",
     ],
     "ablation": [
-        *(
-            "errors",
-            "hypotheses",
-            "paths",
-            "provenance",
-            "named_files",
-            "mechanisms",
-            "parameter_counts",
-            "config",
-            "parameters",
-        ),
-        *("status", "runs", "arms", "studies", "study_files", "execution", "results", "gates", "export"),
+        *("errors", "hypotheses", "paths", "provenance", "named_files", "mechanisms", "parameter_counts", "config"),
+        *("parameters", "status", "runs", "arms", "studies", "study_files", "execution", "results", "gates", "export"),
         *("until_decided", "doctor", "console", "cli_results", "cli"),
     ],
 }

@@ -185,8 +185,8 @@ def power_of_plan(plan: Plan, effect: float | None = None, sd: float | None = No
         raise ConfigError(f"seeds: {len(plan.seeds)}: allowed: at most {MOST_SEEDS}")
     runs = seen(plan)
     found, df = spread_of(runs)
-    if sd is None and not df:
-        raise ConfigError("sd=None: no arm of this study has two finished runs; give --sd, in points")
+    if sd is None and not found > 0:
+        raise ConfigError("sd=None: no arm of this study has two finished runs that differ; give --sd, in points")
     means = runs.groupby("arm")["top1_error"].mean()
     known = [pair for pair in plan.compare if {*pair} <= {*means.index}]
     effects = {pair: abs(means[pair[0]] - means[pair[1]]) for pair in known}

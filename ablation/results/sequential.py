@@ -6,7 +6,7 @@ test at the end. `overall_p` turns the p of a look into one that is compared wit
 Holm's correction takes it as any other.
 
 The levels are those of a normal statistic; a test by Student's t compares its p with them. What that makes of their
-error rates is simulated in `benchmarks/statistics.py`.
+error rates is simulated in `benchmarks/error_rates.py`.
 
 Sources: Lan and DeMets, "Discrete sequential boundaries for clinical trials" (1983), with the spending function that
 they give for the boundaries of O'Brien and Fleming (1979); Liu and Anderson, "On adaptive extensions of group
