@@ -72,6 +72,7 @@ def study(
     until_decided: Annotated[bool, Option("--until-decided", help="Look by look, as the study declares.")] = False,
 ) -> None:
     """Run what is missing of one or more studies, e.g. [bold]gamlib study submodules max_pooling --seeds 0-4[/bold]."""
+    from ablation.errors import ConfigError
     from ablation.parameters import key_values
     from ablation.runs import RunFailed
     from ablation.studies import Plan
@@ -84,6 +85,10 @@ def study(
     if until_decided:
         from ablation.until_decided import check, run_until_decided
 
+        if rerun_stale:
+            raise ConfigError(
+                "rerun_stale: not with until_decided, whose looks at other code's runs would be other ones"
+            )
         for plan in plans:
             check(plan)
     if dry_run:

@@ -1,6 +1,7 @@
 """What a study tests and how: declared before its runs, written into its plan, and shown with every table."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -60,11 +61,13 @@ class Declared(BaseModel):
     Attributes:
         at: when, in UTC.
         begun: how many of its runs had begun by then.
+        seeds: for how many seeds; 0 if that is not known. More of them are counted as declared if there are looks.
         before: other hypotheses that it had, and that were changed when runs of it had begun, the first first.
     """
 
     at: str
     begun: int
+    seeds: int = 0
     before: list[dict[str, Any]] = []
 
 
@@ -78,8 +81,13 @@ def in_short(of: Hypotheses) -> str:
     return f"Verdicts: {test}, corrected for {number} by Holm" if number > 1 else f"Verdict: {test}"
 
 
-def in_words(of: Hypotheses, declared: Declared | None) -> str:
-    """The test of a study, and when it was declared, in one or two sentences."""
+def timestamp() -> str:
+    """Now, in UTC, to a second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def in_words(of: Hypotheses, declared: Declared | None, seeds: int = 0) -> str:
+    """The test of a study, when it was declared, and if some of its seeds were not, in a few sentences."""
     number = len(of.compare)
     whom = "its one comparison" if number == 1 else f"all {number} comparisons"
     said = f"p of {TESTS[of.test]}, two-sided, corrected by Holm for {whom}"
@@ -87,7 +95,10 @@ def in_words(of: Hypotheses, declared: Declared | None) -> str:
         said += f"; equal: within {of.margin:g} points, by two one-sided tests, corrected along"
     if of.looks:
         said += f"; looks at {_listed(of.looks)} seeds, alpha spent as by O'Brien and Fleming"
-    return f"{said}; decided below {of.alpha:g}. {_when(declared)}"
+    added = ""
+    if declared is not None and not of.looks and 0 < declared.seeds < seeds:
+        added = f" It was declared for {declared.seeds} seeds; {seeds} are counted, and p takes no account of that."
+    return f"{said}; decided below {of.alpha:g}. {_when(declared)}{added}"
 
 
 def _when(declared: Declared | None) -> str:

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validato
 from ablation.arms import Arm, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
 from ablation.errors import ConfigError, unknown_name
-from ablation.hypotheses import Declared, Hypotheses
+from ablation.hypotheses import Declared, Hypotheses, timestamp
 from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
@@ -203,14 +202,13 @@ class Plan(BaseModel):
 
     def declaring(self, before: "Plan") -> "Plan":
         """The plan with its declaration: that of an earlier one with the same hypotheses, or one of this moment."""
-        same = before.study.hypotheses() == self.study.hypotheses()
-        if (known := self.declared or (before.declared if same else None)) is not None:
+        same, begun = before.study.hypotheses() == self.study.hypotheses(), _begun(before.configs)
+        if (known := self.declared or (before.declared if same and begun else None)) is not None:
             return self.model_copy(update={"declared": known})
         earlier = before.declared.before if before.declared else []
-        if not same and _begun(before.configs):
-            earlier = [*earlier, before.study.hypotheses()]
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        return self.model_copy(update={"declared": Declared(at=now, begun=_begun(self.configs), before=earlier)})
+        earlier = earlier if same or not begun else [*earlier, before.study.hypotheses()]
+        made = Declared(at=timestamp(), begun=_begun(self.configs), seeds=len(self.seeds), before=earlier)
+        return self.model_copy(update={"declared": made})
 
     def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
         """Remember what was submitted, in a file of its own in `runs/studies/`: a definition, not a state.
@@ -228,7 +226,9 @@ class Plan(BaseModel):
             same = before.model_dump(include=ASKED) == self.model_dump(include=ASKED)
             if not self.submitted and same and before.arms.keys() - self.arms.keys():
                 with suppress(ConfigError):  # refused by now: they are no part of it any more
-                    plan = self.study.plan(self.dataset, self.seeds, [*before.arms, *self.arms], **self.overrides)
+                    arms = before.arms | self.arms  # some may go on to fewer seeds than others
+                    whole = self.study.plan(self.dataset, self.seeds, arms, **self.overrides).arms
+                    plan = self.model_copy(update={"arms": {arm: of[: len(arms[arm])] for arm, of in whole.items()}})
             plan = plan.declaring(before)
             at = self.submitted or max([time.time_ns(), *(1 + of.submitted for of in there.values())])
             own = (path for path, of in there.items() if (of.submitted, of.arms) == (at, self.arms))

@@ -248,9 +248,11 @@ def _detectable(df: float) -> float:
 def _verdict(of: Any, hypotheses: Hypotheses) -> str:
     if of.seeds < 2:
         return "nothing can be said of one seed" if of.seeds else "not measured"
+    small = of.p_equal_corrected < hypotheses.alpha
     if of.p_corrected < hypotheses.alpha:
-        return "better" if of.difference < 0 else "worse"
-    if of.p_equal_corrected < hypotheses.alpha:
+        sign = "better" if of.difference < 0 else "worse"
+        return f"{sign}, by less than {hypotheses.margin:g} points" if small else sign
+    if small:
         return f"equal within {hypotheses.margin:g} points"
     if hypotheses.looks and of.seeds < hypotheses.looks[-1]:
         return f"undecided by {of.seeds} of {hypotheses.looks[-1]} seeds"

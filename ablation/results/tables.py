@@ -147,7 +147,7 @@ def note(results: Results) -> str:
             f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
             "points, ± its own 95 % interval over seeds; P(better): the share of pairs of runs in which the arm errs "
             "less; "
-            f"{in_words(plan.study, plan.declared)} What is called better is bold."
+            f"{in_words(plan.study, plan.declared, len(plan.seeds))} What is called better is bold."
         )
     source, printed = _printed(plan)
     if printed:

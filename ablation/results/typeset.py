@@ -115,7 +115,7 @@ def _bold(texts: pd.DataFrame) -> pd.DataFrame:
     """Of every cell its style."""
     styles = pd.DataFrame("", texts.index, texts.columns)
     if "Verdict" in texts:
-        better = texts["Verdict"] == "better"
+        better = texts["Verdict"].str.startswith("better")
         for name in set(BOLD) & set(texts):
             styles.loc[better & (texts[name] != ""), name] = "font-weight: bold"
     return styles

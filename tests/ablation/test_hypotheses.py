@@ -155,3 +155,20 @@ def test_the_example_of_the_documentation_is_sound(tmp_path: Path, committed: Pa
     plan = find_study(str(path)).plan()
     until_decided.check(plan)
     assert {*yaml.safe_load(block)} == {*Hypotheses.model_fields, "arms", "seeds"}  # every field is shown
+
+
+def test_seeds_that_were_added_after_the_first_run_are_named(finish: Callable[..., Run]) -> None:
+    """They are part of the declaration as long as nothing has begun, and where looks are declared."""
+    own = study()
+    own.plan(seeds="0-2").save()
+    own.plan(seeds="0-3").save()
+    for number, config in enumerate(Plan.load("own").configs):
+        finish(config, 5.0 + number % 5)
+    own.plan(seeds="0-5").save()
+    declared = Plan.load("own").declared
+    assert declared is not None and (declared.seeds, declared.begun) == (4, 0)
+    added = " It was declared for 4 seeds; 6 are counted, and p takes no account of that."
+    assert in_words(own, declared, 6).endswith(f"declared before the first run.{added}")
+    assert added in tables.note(load(Plan.load("own")))
+    assert added not in in_words(own, declared, 4)
+    assert added not in in_words(own.model_copy(update={"looks": [2, 6]}), declared, 6)
