@@ -14,6 +14,7 @@ import pytest
 
 from ablation.paths import NOTEBOOKS
 from ablation.results import load, publication, statistics, typeset
+from ablation.studies import Plan
 from gamlib import paper
 
 TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
@@ -55,9 +56,20 @@ def computed() -> pd.DataFrame:
                 "Last run ended": runs["ended"].max()[:10],
                 "Commits": ", ".join(sorted(origins["commit"].str[:7].unique())),
                 "Processor": ", ".join(sorted(origins["device"].unique())),
+                "Test": plan.study.test,
+                "Declared": declared(plan),
             }
         )
     return pd.DataFrame(rows)
+
+
+def declared(plan: Plan) -> str:
+    """When the test of a plan was declared."""
+    if plan.declared is None:
+        return "no"
+    if plan.declared.before:
+        return "changed after the first run"
+    return f"after {plan.declared.begun} runs" if plan.declared.begun else "before the first run"
 
 
 def combined() -> pd.DataFrame:
@@ -82,18 +94,18 @@ def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
         elif name == SUBMODULES:
             exported = typeset.comparisons(combined())
         else:
-            frame = pd.read_csv(committed / name)
-            exported = typeset.comparisons(frame) if "difference" in frame else typeset.for_reading(frame)
+            frames = [pd.read_csv(committed / f"{name[:-4]}{part}.csv") for part in ("", "-differences")]
+            exported = typeset.for_reading(*frames)
         assert markdown(exported[columns]) == table, name
 
 
 def test_every_published_study_is_there_with_all_its_arms_and_comparisons(text: str) -> None:
     """Of what chose the recipe, on validation images, the arms are enough."""
-    wanted = {"figures/data", SUBMODULES}
-    for plan in publication.published():
-        tests = plan.configs[0].evaluate_on == "test"
-        wanted |= {f"figures/{plan.name}{part}.csv" for part in ("", "-differences")[: 1 + tests]}
-    assert shown(text).keys() == wanted
+    plans = publication.published()
+    assert shown(text).keys() == {"figures/data", SUBMODULES} | {f"figures/{plan.name}.csv" for plan in plans}
+    for plan in plans:
+        tested = "| Verdict |" in shown(text)[f"figures/{plan.name}.csv"]
+        assert tested or plan.configs[0].evaluate_on == "validation", plan.name
 
 
 def known(text: str, figures: Path) -> set[str]:

@@ -12,8 +12,8 @@ from ablation.results.frames import Results
 NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
 WORDS = ("Arm", "Reference", "Verdict", "State")  # columns set to the left
-COMPARED = ["Reference", "Difference", "P(better)", "p (Holm)", "Verdict"]
-TWO_WAY = "± seeds and images"
+TWO_WAY = "± seeds and images"  # half of that interval
+COMPARED = ["Reference", "Difference", TWO_WAY, "P(better)", "p (Holm)", "Verdict"]
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
 # What TeX reads otherwise than people do, and what its fonts lack.
 _TEX = str.maketrans(
@@ -39,7 +39,7 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
         return list(map(_interval, table[f"{key}_error"], table[f"{key}_half"]))
 
     words = pd.DataFrame(columns=["Arm", *COMPARED]) if compared is None else comparisons(compared)
-    words = words[["Arm", *COMPARED]]
+    words = words.reindex(columns=["Arm", *COMPARED])
     words["Verdict"] = [VERDICTS.get(verdict, verdict.partition(" by ")[0]) for verdict in words["Verdict"]]
     if words["Reference"].nunique() == 1:
         words["Reference"] = NOTHING
@@ -124,7 +124,7 @@ def _bold(texts: pd.DataFrame) -> pd.DataFrame:
 def latex(results: Results) -> str:
     """A study's tables as one of LaTeX, the note below it; bold is what `for_reading` calls better."""
     results = results.labelled()
-    texts = for_reading(tables.summary(results), tables.differences(results))
+    texts = for_reading(tables.summary(results), tables.differences(results).drop(columns="two_way_half"))
     return to_latex(texts, results.plan.study.question, results.plan.name, note=tables.note(results))
 
 
