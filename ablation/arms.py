@@ -19,6 +19,8 @@ Values = Annotated[dict[str, Any], AfterValidator(translated)]  # of RunConfig
 AT_A_POINT = ("label", "parameters_of")  # fields of an arm that say other things at each point of a grid
 Text = Annotated[str, BeforeValidator(lambda text: None if text is None else str(text))] | None  # YAML has numbers too
 
+Seeds = Annotated[str, BeforeValidator(lambda of: ",".join(map(str, of)) if isinstance(of, list) else str(of))]
+
 
 class PaperRow(Checked):
     """The printed row that an arm repeats, where there is one of its backbone; on CIFAR-100 that is one of Table 1."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
 
-from ablation.arms import Arm, Values, check_looks, configurations, resolved
+from ablation.arms import Arm, Seeds, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
 from ablation.errors import ConfigError, unknown_name
 from ablation.hypotheses import Declared, Hypotheses, timestamp
@@ -37,7 +37,7 @@ class Study(Hypotheses):
     notebook: str = Field("", description="the file name of a notebook in notebooks/")
     dataset: str = Field("digits", description="where it runs unless another is asked for, or {path: ..., name: ...}")
     dataset_title: str = Field("", description="what figures and tables call it", exclude_if=lambda title: not title)
-    seeds: str = Field("0-2", description="seeds unless others are asked for, such as 0-4 or 0,3,7")
+    seeds: Seeds = Field("0-2", description="seeds unless others are asked for, such as 0-4 or 0,3,7")
 
     def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
         super().__init__(**values)

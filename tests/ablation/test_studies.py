@@ -520,3 +520,9 @@ def test_what_was_counted_before_there_was_a_folder_is_written_down_with_the_pla
     plan.save()
     number = plan.configs[0].parameters()
     assert f"\n{number} " in (places.runs_root() / parameter_counts.NAME).read_text()
+
+
+@pytest.mark.parametrize(("given", "seeds"), [(0, [0]), ([0, 3], [0, 3]), ("0-2", [0, 1, 2])])
+def test_seeds_of_a_file_may_be_numbers(given: Any, seeds: list[int]) -> None:
+    study = Study(name="own", arms={"plain": {"attention": "none"}}, seeds=given)
+    assert study.plan().seeds == seeds
