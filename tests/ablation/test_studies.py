@@ -121,7 +121,6 @@ def test_a_yaml_file_may_extend_studies_of_the_project_and_say_where_they_run(tm
         ("extends: submodule", "extends='submodule': allowed: submodules, max_pooling, benchmark"),
         ("extends: submodules\nbase: 3", "base=3: allowed: values of RunConfig"),
         ("extends: [1]\nname: x", "extends=[1]: allowed: submodules"),
-        ("arms: {x: {}}\nseeds: [0, 1]", "seeds=[0, 1]: allowed: seeds unless others are asked for"),
         ("arms: [", "is not YAML"),
         ("- 1", "is not a study"),
         ("name: a/b\narms: {x: {}}", "name='a/b': allowed: letters"),
