@@ -1,6 +1,7 @@
 """What a study tests and how: declared before its runs, written into its plan, and shown with every table."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
@@ -30,6 +31,9 @@ class Hypotheses(Checked):
 
     @model_validator(mode="after")
     def _is_decidable(self) -> Self:
+        for pair, number in Counter(self.compare).items():
+            if number > 1 or len({*pair}) == 1:
+                raise ValueError(f"compare={list(pair)}: allowed: two different arms, and each two of them once")
         if any(first >= second for first, second in zip([1, *self.looks], self.looks, strict=False)):
             raise ValueError(f"looks={self.looks}: allowed: ascending numbers of seeds from 2, such as [4, 8, 12]")
         if self.equivalence is not None:
@@ -42,8 +46,9 @@ class Hypotheses(Checked):
         return self
 
     def hypotheses(self) -> dict[str, Any]:
-        """They alone, as plain values."""
-        return self.model_dump(mode="json", include={*Hypotheses.model_fields})
+        """They alone, as plain values, whatever the order of the comparisons."""
+        values = self.model_dump(mode="json", include={*Hypotheses.model_fields})
+        return {key: sorted(of) if key in ("compare", "equivalence") and of else of for key, of in values.items()}
 
     def margin_of(self, pair: tuple[str, str]) -> float | None:
         """The points within which the two of a comparison are called equal, if that is asked."""
@@ -56,18 +61,16 @@ class Hypotheses(Checked):
 
 
 class Declared(BaseModel):
-    """When the hypotheses of a plan were declared: before its first run, or how late.
+    """When the test of a plan was declared, and for what.
 
     Attributes:
         at: when, in UTC.
-        begun: how many of its runs had begun by then.
-        seeds: for how many seeds; 0 if that is not known. More of them are counted as declared if there are looks.
-        before: other hypotheses that it had, and that were changed when runs of it had begun, the first first.
+        seeds: for which seeds.
+        before: what was declared of the plan before, and changed when runs of it had begun, the first first.
     """
 
     at: str
-    begun: int
-    seeds: int = 0
+    seeds: list[int]
     before: list[dict[str, Any]] = []
 
 
@@ -81,37 +84,61 @@ def in_short(of: Hypotheses) -> str:
     return f"Verdicts: {test}, corrected for {number} by Holm" if number > 1 else f"Verdict: {test}"
 
 
-def timestamp() -> str:
-    """Now, in UTC, to a second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def declaration(
+    now: dict[str, Any], seeds: list[int], earlier: Declared | None, before: dict[str, Any], begun: bool
+) -> Declared:
+    """What counts as a plan's declaration.
+
+    Args:
+        now: what the plan declares, see `Plan.declares`.
+        seeds: of the plan.
+        earlier: the declaration of the plan of this name before it, if that has one.
+        before: what that plan declares.
+        begun: whether any of its runs has begun.
+    """
+    if earlier is not None and begun and before == now:
+        return earlier
+    changed = [before] if earlier is not None and begun else []
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Declared(at=at, seeds=seeds, before=[*(earlier.before if earlier else ()), *changed])
 
 
-def in_words(of: Hypotheses, declared: Declared | None, seeds: int = 0) -> str:
-    """The test of a study, when it was declared, and if some of its seeds were not, in a few sentences."""
+def in_words(of: Hypotheses) -> str:
+    """The test of a study."""
     number = len(of.compare)
     whom = "its one comparison" if number == 1 else f"all {number} comparisons"
     said = f"p of {TESTS[of.test]}, two-sided, corrected by Holm for {whom}"
     if of.margin is not None:
         said += f"; equal: within {of.margin:g} points, by two one-sided tests, corrected along"
     if of.looks:
-        said += f"; looks at {_listed(of.looks)} seeds, alpha spent as by O'Brien and Fleming"
-    added = ""
-    if declared is not None and not of.looks and 0 < declared.seeds < seeds:
-        added = f" It was declared for {declared.seeds} seeds; {seeds} are counted, and p takes no account of that."
-    return f"{said}; decided below {of.alpha:g}. {_when(declared)}{added}"
+        said += f"; looks at {listed(of.looks)} seeds, alpha spent as by O'Brien and Fleming"
+    return f"{said}; decided below {of.alpha:g}."
 
 
-def _when(declared: Declared | None) -> str:
+def declared_in_words(declared: Declared | None, now: dict[str, Any], begun: int, seeds: Sequence[int]) -> str:
+    """When the test of a plan was declared, and what has changed since.
+
+    Args:
+        declared: the plan's declaration, if it has one.
+        now: what the plan declares, see `Plan.declares`.
+        begun: how many of its runs had begun when it was declared.
+        seeds: of the plan.
+    """
     if declared is None:
         return "This test was not declared before the runs."
+    said = f"when {begun} of the runs had begun" if begun else "before the first run"
+    said = f"This test was declared {said}."
     if declared.before:
         first = declared.before[0]
-        return f"This test was changed after its first run: declared was {first}."
-    if declared.begun:
-        return f"This test was declared when {declared.begun} of the runs had begun."
-    return "This test was declared before the first run."
+        changes = [f"{key} was {first[key]}" for key in first if key != "arms" and first[key] != now.get(key)]
+        changes += ["an arm was another"] * (first.get("arms") != now.get("arms"))
+        said += f" Before, and when runs had begun, {', '.join(changes) or 'it was changed, and changed back'}."
+    if list(seeds) != declared.seeds:
+        said += f" It was declared for seeds {listed(declared.seeds)}, and these are {listed(seeds)}."
+    return said
 
 
-def _listed(numbers: Iterable[int]) -> str:
+def listed(numbers: Iterable[int]) -> str:
+    """Numbers in words: "4, 8 and 12"."""
     *first, last = map(str, numbers)
     return f"{', '.join(first)} and {last}" if first else last

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validato
 from ablation.arms import Arm, Seeds, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
 from ablation.errors import ConfigError, unknown_name
-from ablation.hypotheses import Declared, Hypotheses, timestamp
+from ablation.hypotheses import Declared, Hypotheses, declaration
 from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
@@ -200,15 +200,16 @@ class Plan(BaseModel):
         shared = {key: value for key, value in first.items() if all(of[key] == value for of in of_arms.values())}
         return shared, {arm: {key: of[key] for key in of if key not in shared} for arm, of in of_arms.items()}
 
+    def declares(self) -> dict[str, Any]:
+        """What a change of it makes another declaration: the hypotheses, and the values that make the arms."""
+        arms = {name: arm.model_dump(include={"values", "parameters_of"}) for name, arm in self.study.arms.items()}
+        return {**self.study.hypotheses(), "overrides": self.overrides, "arms": arms}
+
     def declaring(self, before: "Plan") -> "Plan":
-        """The plan with its declaration: that of an earlier one with the same hypotheses, or one of this moment."""
-        same, begun = before.study.hypotheses() == self.study.hypotheses(), _begun(before.configs)
-        if (known := self.declared or (before.declared if same and begun else None)) is not None:
-            return self.model_copy(update={"declared": known})
-        earlier = before.declared.before if before.declared else []
-        earlier = earlier if same or not begun else [*earlier, before.study.hypotheses()]
-        made = Declared(at=timestamp(), begun=_begun(self.configs), seeds=len(self.seeds), before=earlier)
-        return self.model_copy(update={"declared": made})
+        """The plan with its declaration: that of an earlier one of which runs have begun, or one of this moment."""
+        begun = any(of.state == "done" or of.attempts for of in (Run(config).status() for config in before.configs))
+        made = declaration(self.declares(), self.seeds, before.declared, before.declares(), begun)
+        return self.model_copy(update={"declared": self.declared or made})
 
     def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
         """Remember what was submitted, in a file of its own in `runs/studies/`: a definition, not a state.
@@ -262,12 +263,6 @@ class Plan(BaseModel):
         names = ", ".join(f"{plan.study.name} on {plan.dataset}" for plan in plans)
         there = f"submitted were {names}" if names else "none was submitted yet, see `gamlib study --help`"
         raise ConfigError(f"study {study!r}{f' on {dataset}' * bool(dataset)}: {there}")
-
-
-def _begun(configs: Iterable[RunConfig]) -> int:
-    """How many runs are done, or have been under way."""
-    statuses = [Run(config).status() for config in configs]
-    return sum(status.state == "done" or status.attempts > 0 for status in statuses)
 
 
 def submitted(study: str, dataset: str | None = None) -> list[tuple[Run, str, Plan]]:

@@ -71,5 +71,7 @@ def run_until_decided(plan: Plan, run: Callable[[Plan], Progress], wait: bool) -
                 print(f"    {of.arm} against {of.reference}: {of.verdict}")
         if progress is None or not over:
             progress = run(part)
+        if progress.failed and wait:
+            print(f"{plan.name} does not go on, as runs of this look have failed; --arms can leave an arm out")
         if over or progress.failed or not wait:
             return progress

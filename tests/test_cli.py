@@ -42,7 +42,7 @@ def gamlib(*arguments: str) -> tuple[int, str]:
         (("study", "submodules", "--dataset", "mnist"), "dataset='mnist': allowed: digits"),
         (("study", "submodules", "--arms", "ch", "--arms", "cs"), "arms='cs': allowed: baseline, ch, sp"),
         (("plan", "submodules", "--sd", "-1"), "sd=-1.0: allowed: points above 0"),
-        (("plan", "submodules"), "sd=None: no arm of this study has two finished runs that differ; give --sd"),
+        (("plan", "submodules"), "no arm of this study has two finished runs that differ; give --sd"),
         (("plan", "submodules", "--sd", "1", "--arms", "ch"), "compare=[]: submodules compares none of these arms"),
         (("study", "nothing"), "study 'nothing': allowed: submodules, max_pooling"),
         (("status", "nothing"), "study 'nothing': none was submitted yet"),

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ablation.paths import NOTEBOOKS
-from ablation.results import load, publication, statistics, typeset
+from ablation.results import load, publication, statistics, tables, typeset
 from ablation.studies import Plan
 from gamlib import paper
 
@@ -69,7 +69,8 @@ def declared(plan: Plan) -> str:
         return "no"
     if plan.declared.before:
         return "changed after the first run"
-    return f"after {plan.declared.begun} runs" if plan.declared.begun else "before the first run"
+    begun = tables.begun_before(load(plan, publication.data_folder()))
+    return f"after {begun} runs" if begun else "before the first run"
 
 
 def combined() -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize
+from scipy import optimize, stats
 
 from ablation.errors import ConfigError
 from ablation.hypotheses import in_words
@@ -64,6 +64,8 @@ class Design:
     def smallest(self, seeds: int) -> float:
         """The smallest effect, in points, that is found in 80 % of studies."""
         highest = 1000 * self.spread
+        if self.power(highest, seeds) < POWER:
+            return math.nan
         return float(optimize.brentq(lambda effect: self.power(effect, seeds) - POWER, 0, highest, xtol=1e-3))
 
 
@@ -177,29 +179,37 @@ def power_of_plan(plan: Plan, effect: float | None = None, sd: float | None = No
         ConfigError: there are no such runs and no `sd`, or a value that is not above 0.
     """
     for name, value in (("effect", effect), ("sd", sd)):
-        if value is not None and not 0 < value < math.inf:
+        if value is not None and not 1e-6 < value < math.inf:
             raise ConfigError(f"{name}={value}: allowed: points above 0")
     if not plan.compare:
         raise ConfigError(f"compare=[]: {plan.study.name} compares none of these arms; allowed: a study that does")
-    if len(plan.seeds) > MOST_SEEDS:
-        raise ConfigError(f"seeds: {len(plan.seeds)}: allowed: at most {MOST_SEEDS}")
+    if not 2 <= len(plan.seeds) <= MOST_SEEDS:
+        raise ConfigError(f"seeds: {len(plan.seeds)} of them: allowed: 2 to {MOST_SEEDS}")
+    if plan.study.looks and plan.study.looks[-1] != len(plan.seeds):
+        raise ConfigError(
+            f"seeds: {len(plan.seeds)} of them: allowed with looks={plan.study.looks}: {plan.study.looks[-1]}"
+        )
     runs = seen(plan)
     found, df = spread_of(runs)
     if sd is None and not found > 0:
-        raise ConfigError("sd=None: no arm of this study has two finished runs that differ; give --sd, in points")
+        raise ConfigError("no arm of this study has two finished runs that differ; give --sd, in points")
     means = runs.groupby("arm")["top1_error"].mean()
     known = [pair for pair in plan.compare if {*pair} <= {*means.index}]
     effects = {pair: abs(means[pair[0]] - means[pair[1]]) for pair in known}
     effects = effects if effect is None else dict.fromkeys(plan.compare, effect)
     design = Design(plan, sd or found)
-    of, number = plan.study, len(plan.seeds)
     groups = runs.groupby("arm")["seed"].count()
-    whose = f"{len(runs)} finished runs of {len(groups)} of the arms, {df} degrees of freedom"
+    whose = f"{len(runs)} finished runs of {len(groups)} of the arms"
+    if df:  # by the chi-squared distribution of a variance
+        low, high = (found * (df / stats.chi2.ppf(chance, df)) ** 0.5 for chance in (0.975, 0.025))
+        whose += f", {df} degrees of freedom, 95 % interval {low:.2f} to {high:.2f}"
     lines = [
-        f"{number} seeds; {in_words(of, None).partition('. ')[0]}.",
+        f"{len(plan.seeds)} seeds; {in_words(plan.study)}",
         f"Power is that at Holm's first step, below {design.level:.2g}; with what else is decided it only grows.",
         f"Spread over seeds: {design.spread:.2f} points ({whose if sd is None else 'as given'}).",
     ]
+    if plan.study.looks:
+        lines.append("With other numbers of seeds the looks are at the same fractions of them.")
     if effect is None and effects:
         lines.append("Effect: the difference that these runs show; the true one may be another.")
     return planned(plan, design, effects), [*lines, _hours(plan, runs)]

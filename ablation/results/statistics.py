@@ -197,6 +197,8 @@ def _tested(arm: NDArray[Any], reference: NDArray[Any], of: Hypotheses, margin: 
     found = estimate(of.test, arm, reference)
     row |= dict(zip(("low", "high"), found.interval(), strict=True)) | {"smallest": found.smallest(), "p": found.p()}
     row |= {} if margin is None else {"p_equal": found.p_equal(margin)}
+    if of.looks and not looks:
+        return row | {"p": math.nan, "p_equal": math.nan}  # a look that was not declared
     return row | dict(zip(("overall", "overall_equal"), overall_ps(of, arm, reference, margin), strict=True))
 
 
@@ -267,7 +269,8 @@ def _sentence(of: Any) -> str:
     if of.seeds:
         parts = [f"{of.difference:+.2f} points"]
     if of.seeds > 1:
-        tested = "" if math.isnan(of.p) else f", {_p(of.p)}, corrected {_p(of.p_corrected)}"
+        tested = "" if math.isnan(of.p_corrected) else f", {_p(of.p)}, corrected {_p(of.p_corrected)}"
+        tested += "" if math.isnan(of.p_equal_corrected) else f", of equality corrected {_p(of.p_equal_corrected)}"
         chance = f", P(better) {of.probability_better:.2f}"
         parts[0] += f" (95 % interval {of.low:+.2f} to {of.high:+.2f}{tested}{chance})"
     parts.append(of.verdict)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from statsmodels.stats.contingency_tables import mcnemar
 
-from ablation.hypotheses import in_words
+from ablation.hypotheses import declared_in_words, in_words
 from ablation.provenance import commit, source_hash
 from ablation.results.frames import KEY, SPEEDS, Results, predicted_by
 from ablation.results.statistics import ci95, compare
@@ -136,7 +136,7 @@ def note(results: Results) -> str:
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     said = [
         f"{plan.dataset_title}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
-        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(plan.seeds)}{partly}; "
+        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(_seeds(plan))}{partly}; "
         f"gamlib at commit {_commits(results)}, code {code}."
     ]
     if machines:
@@ -147,12 +147,36 @@ def note(results: Results) -> str:
             f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
             "points, ± its own 95 % interval over seeds; P(better): the share of pairs of runs in which the arm errs "
             "less; "
-            f"{in_words(plan.study, plan.declared, len(plan.seeds))} What is called better is bold."
+            f"{in_words(plan.study)} What is called better is bold."
         )
+        begun = begun_before(results)
+        said.append(declared_in_words(plan.declared, plan.declares(), begun, plan.seeds))
+        if plan.study.looks:
+            said.append(
+                f"A difference is of the first seeds up to the last look that both arms have come to{_ended(results)}."
+            )
     source, printed = _printed(plan)
     if printed:
         said.append(f"Paper: full width, {paper.DATASETS[source]}, one run each.")
     return " ".join(filter(None, (*said, plan.study.note)))
+
+
+def begun_before(results: Results) -> int:
+    """How many of the finished runs had begun when the test was declared: they ended less than they took after it."""
+    if results.plan.declared is None:
+        return 0
+    ended = pd.to_datetime(results.done["ended"], utc=True, errors="coerce", format="ISO8601")
+    began = ended - pd.to_timedelta(results.done["seconds"], unit="s")
+    return int(
+        (began < pd.Timestamp(results.plan.declared.at) - pd.Timedelta(seconds=2)).sum()
+    )  # both are whole seconds
+
+
+def _ended(results: Results) -> str:
+    """That a study has ended before its last look, if it has."""
+    looks, number = results.plan.study.looks, max(map(len, results.plan.arms.values()))
+    undecided = differences(results)["verdict"].str.startswith(("undecided", "no look", "not measured")).any()
+    return "" if number >= looks[-1] or undecided else f"; all was decided at {number} of {looks[-1]} seeds"
 
 
 def outdated(results: Results) -> str:
@@ -161,6 +185,11 @@ def outdated(results: Results) -> str:
         return ""
     made = f"Other code made these numbers, at commit {_commits(results)},"
     return f"{made} than the present, which is {source_hash()} at commit {_short(*commit())}."
+
+
+def _seeds(plan: Plan) -> list[int]:
+    """Those of the runs that were asked for: of a study that ended at a look not all."""
+    return plan.seeds[: max(map(len, plan.arms.values()))]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -193,6 +222,8 @@ def about(results: Results) -> str:
     """What stands under the axis of a figure: data set and part, number of seeds, overrides, and what is missing."""
     plan = results.plan
     images = next(iter(plan.arms.values()))[0].evaluate_on
-    said = [plan.dataset_title, f"{images} images", f"{len(plan.seeds)} seed{'s' * (len(plan.seeds) > 1)}"]
+    fewest, most = (of(map(len, plan.arms.values())) for of in (min, max))
+    number = f"{most}" if fewest == most else f"{fewest} to {most}"
+    said = [plan.dataset_title, f"{images} images", f"{number} seed{'s' * (most > 1)}"]
     said += [f"{key}={value}" for key, value in plan.overrides.items() if key != "evaluate_on"]
     return ", ".join(said + [f"{part} runs" for part in [missing(results)] if part])

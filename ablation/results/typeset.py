@@ -13,7 +13,8 @@ NOTHING = "–"
 VERDICTS = {"nothing can be said of one seed": "one seed"}
 WORDS = ("Arm", "Reference", "Verdict", "State")  # columns set to the left
 TWO_WAY = "± seeds and images"  # half of that interval
-COMPARED = ["Reference", "Difference", TWO_WAY, "P(better)", "p (Holm)", "Verdict"]
+EQUAL = "p, equal (Holm)"
+COMPARED = ["Reference", "Difference", TWO_WAY, "P(better)", "p (Holm)", EQUAL, "Verdict"]
 BOLD = ("Top-1 error", "Difference", "Verdict")  # where a row says that its arm is better than its reference
 # What TeX reads otherwise than people do, and what its fonts lack.
 _TEX = str.maketrans(
@@ -40,7 +41,8 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
 
     words = pd.DataFrame(columns=["Arm", *COMPARED]) if compared is None else comparisons(compared)
     words = words.reindex(columns=["Arm", *COMPARED])
-    words["Verdict"] = [VERDICTS.get(verdict, verdict.partition(" by ")[0]) for verdict in words["Verdict"]]
+    short = words["Verdict"].astype(str).str.replace(r"^(not told apart|undecided) by .*", r"\1", regex=True)
+    words["Verdict"] = short.replace(VERDICTS)
     if words["Reference"].nunique() == 1:
         words["Reference"] = NOTHING
     table = table.merge(words, how="left", left_on="arm", right_on="Arm")
@@ -75,8 +77,12 @@ def comparisons(compared: pd.DataFrame) -> pd.DataFrame:
     if "two_way_half" in compared:
         texts[TWO_WAY] = compared["two_way_half"].map(lambda half: _number(half, 2))
     texts["P(better)"] = compared["probability_better"].map(lambda chance: _number(chance, 2))
-    texts["p (Holm)"], texts["Verdict"] = compared["p_corrected"].map(p_value), compared["verdict"]
-    return texts
+    texts["p (Holm)"] = compared["p_corrected"].map(p_value)
+    if compared["p_equal_corrected"].notna().any():
+        texts[EQUAL] = compared["p_equal_corrected"].map(p_value)
+    if compared["seeds"].nunique() > 1:
+        texts["Seeds"] = compared["seeds"].map(str)
+    return texts.assign(Verdict=compared["verdict"])
 
 
 def _number(value: float, digits: int, sign: str = "", letter: str = "") -> str:

@@ -1,7 +1,9 @@
 """What a study declares: what is refused, how it is said, and from when it counts as declared."""
 
+import json
 import re
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,8 @@ import yaml
 
 from ablation import paths, until_decided
 from ablation.errors import ConfigError
-from ablation.hypotheses import Declared, Hypotheses, in_words
+from ablation.hypotheses import Declared, Hypotheses, declared_in_words, in_words
 from ablation.results import load, tables
-from ablation.runs import Run
 from ablation.studies import Plan, Study
 from ablation.study_files import find_study
 
@@ -72,20 +73,33 @@ def test_a_label_is_what_its_pairs_are_called_in_tables() -> None:
 
 def test_the_test_of_a_study_in_words() -> None:
     pairs = [("a", "b")]
-    assert in_words(Hypotheses(compare=pairs), None) == (
-        "p of Welch's t-test, two-sided, corrected by Holm for its one comparison; decided below 0.05. This test was "
-        "not declared before the runs."
+    assert in_words(Hypotheses(compare=pairs)) == (
+        "p of Welch's t-test, two-sided, corrected by Holm for its one comparison; decided below 0.05."
     )
     full = Hypotheses(compare=[*pairs, ("a", "c")], test="paired", alpha=0.01, margin=0.5, looks=[4, 8, 12])
-    assert in_words(full, Declared(at="now", begun=0)) == (
+    assert in_words(full) == (
         "p of the paired t-test, two-sided, corrected by Holm for all 2 comparisons; equal: within 0.5 points, by two "
         "one-sided tests, corrected along; looks at 4, 8 and 12 seeds, alpha spent as by O'Brien and Fleming; decided "
-        "below 0.01. This test was declared before the first run."
+        "below 0.01."
     )
-    assert in_words(full, Declared(at="now", begun=3)).endswith("was declared when 3 of the runs had begun.")
-    changed = Declared(at="now", begun=3, before=[{"test": "welch"}, {"test": "paired"}])
-    assert in_words(full, changed).endswith("was changed after its first run: declared was {'test': 'welch'}.")
-    assert "looks at 4 seeds" in in_words(full.model_copy(update={"looks": [4]}), None)
+    assert "looks at 4 seeds" in in_words(full.model_copy(update={"looks": [4]}))
+
+
+def test_a_declaration_in_words() -> None:
+    now: dict[str, Any] = {"test": "welch", "margin": None, "arms": {"gam": {}}}
+    assert declared_in_words(None, now, 0, [0]) == "This test was not declared before the runs."
+    made = Declared(at="now", seeds=[0, 1])
+    assert declared_in_words(made, now, 0, [0, 1]) == "This test was declared before the first run."
+    assert declared_in_words(made, now, 3, [0, 1]) == "This test was declared when 3 of the runs had begun."
+    assert declared_in_words(made, now, 0, [2, 3, 4]).endswith(
+        "first run. It was declared for seeds 0 and 1, and these are 2, 3 and 4."
+    )
+    changed = made.model_copy(update={"before": [now | {"margin": 1.0, "arms": {}}, now]})
+    assert declared_in_words(changed, now, 0, [0, 1]).endswith(
+        "first run. Before, and when runs had begun, margin was 1.0, an arm was another."
+    )
+    back = made.model_copy(update={"before": [now, now | {"margin": 1.0}]})
+    assert declared_in_words(back, now, 0, [0, 1]).endswith("it was changed, and changed back.")
 
 
 def declared(name: str = "own") -> Declared:
@@ -94,23 +108,45 @@ def declared(name: str = "own") -> Declared:
     return found
 
 
+def an_hour_passes() -> None:
+    """What has been submitted was so an hour ago."""
+    for path in (paths.runs_root() / "studies").glob("*.json"):
+        content = json.loads(path.read_text())
+        at = datetime.fromisoformat(content["declared"]["at"]) - timedelta(hours=1)
+        path.write_text(json.dumps(content | {"declared": content["declared"] | {"at": at.isoformat()}}))
+
+
+def said() -> str:
+    return tables.note(load(Plan.load("own")))
+
+
 def test_what_is_submitted_before_its_first_run_is_declared(finish_all: FinishAll) -> None:
     plan = study().plan(seeds="0-1")
     plan.save()
+    an_hour_passes()
     first = declared()
-    assert (first.begun, first.before) == (0, [])
     finish_all(plan, {arm: [5.0, 6.0] for arm in ARMS})
-    study().plan(seeds="0-1").save()
-    assert declared() == first
-    assert "declared before the first run" in tables.note(load(Plan.load("own")))
+    study(compare=[("se", "plain"), ("gam", "plain")]).plan(seeds="0-1").save()  # the same in another order
+    assert declared() == first and (first.seeds, first.before) == ([0, 1], [])
+    assert said().endswith("This test was declared before the first run.")
 
 
-def test_a_test_that_is_declared_late_says_how_late(finish: Callable[..., Run]) -> None:
+def test_a_test_that_is_declared_late_says_how_late(finish_all: FinishAll) -> None:
     plan = study().plan(seeds="0-1")
-    finish(plan.configs[0], 5.0)
-    Run(plan.configs[1]).queue()
+    finish_all(plan, {arm: [5.0, 6.0] for arm in ARMS})
     plan.save()
-    assert (declared().begun, declared().before) == (1, [])
+    assert "This test was declared when 6 of the runs had begun." in said()
+
+
+def test_runs_that_were_known_count_as_begun_whatever_was_declared_before_them(finish_all: FinishAll) -> None:
+    """A plan of another seed was declared first, and has its run; the seeds that are then asked for were known."""
+    known = study().plan(seeds="0-1")
+    finish_all(known, {arm: [5.0, 6.0] for arm in ARMS})
+    study().plan(seeds="6").save()
+    finish_all(study().plan(seeds="6"), {arm: [5.0] for arm in ARMS})
+    known.save()
+    assert declared().seeds == [6]
+    assert "declared when 6 of the runs had begun. It was declared for seeds 6, and these are 0 and 1." in said()
 
 
 def test_a_test_that_is_changed_after_its_first_run_says_so_for_good(finish_all: FinishAll) -> None:
@@ -120,10 +156,20 @@ def test_a_test_that_is_changed_after_its_first_run_says_so_for_good(finish_all:
     finish_all(study().plan(seeds="0-1"), {arm: [5.0, 6.0] for arm in ARMS})
     study(alpha=0.1).plan(seeds="0-1").save()
     (before,) = declared().before
-    assert (before["test"], before["alpha"], declared().begun) == ("welch", 0.01, 6)
+    assert (before["test"], before["alpha"]) == ("welch", 0.01)
+    assert "Before, and when runs had begun, alpha was 0.01." in said()
     study(alpha=0.01).plan(seeds="0-1").save()  # nor does going back undo it
     assert [of["alpha"] for of in declared().before] == [0.01, 0.1]
-    assert "changed after its first run: declared was {'compare': " in tables.note(load(Plan.load("own")))
+    assert "it was changed, and changed back." in said()
+
+
+def test_other_arms_and_other_values_are_another_declaration(finish_all: FinishAll) -> None:
+    study().plan(seeds="0-1").save()
+    finish_all(study().plan(seeds="0-1"), {arm: [5.0, 6.0] for arm in ARMS})
+    study().plan(seeds="0-1", lr=0.02).save()
+    assert [of["overrides"] for of in declared().before] == [{}]
+    Study(name="own", arms=ARMS | {"se": {"attention": "cbam"}}).plan(seeds="0-1").save()
+    assert len(declared().before) == 1, "no run with lr=0.02 has begun"
 
 
 def test_a_plan_from_before_there_were_declarations_is_read_as_paired(finish_all: FinishAll) -> None:
@@ -136,7 +182,7 @@ def test_a_plan_from_before_there_were_declarations_is_read_as_paired(finish_all
     old = Plan.load("own")
     assert (old.study.test, old.declared) == ("paired", None)
     study(test="welch").plan(seeds="0-1").save()
-    assert [of["test"] for of in declared().before] == ["paired"]
+    assert declared().before == [], "nothing was declared that could have been changed"
 
 
 def test_a_study_that_extends_one_has_a_test_of_its_own(tmp_path: Path) -> None:
@@ -157,18 +203,13 @@ def test_the_example_of_the_documentation_is_sound(tmp_path: Path, committed: Pa
     assert {*yaml.safe_load(block)} == {*Hypotheses.model_fields, "arms", "seeds"}  # every field is shown
 
 
-def test_seeds_that_were_added_after_the_first_run_are_named(finish: Callable[..., Run]) -> None:
-    """They are part of the declaration as long as nothing has begun, and where looks are declared."""
+def test_seeds_that_were_added_after_the_first_run_are_named(finish_all: FinishAll) -> None:
+    """They are part of the declaration as long as nothing has begun."""
     own = study()
     own.plan(seeds="0-2").save()
-    own.plan(seeds="0-3").save()
-    for number, config in enumerate(Plan.load("own").configs):
-        finish(config, 5.0 + number % 5)
-    own.plan(seeds="0-5").save()
-    declared = Plan.load("own").declared
-    assert declared is not None and (declared.seeds, declared.begun) == (4, 0)
-    added = " It was declared for 4 seeds; 6 are counted, and p takes no account of that."
-    assert in_words(own, declared, 6).endswith(f"declared before the first run.{added}")
-    assert added in tables.note(load(Plan.load("own")))
-    assert added not in in_words(own, declared, 4)
-    assert added not in in_words(own.model_copy(update={"looks": [2, 6]}), declared, 6)
+    own.plan(seeds="0-1").save()
+    an_hour_passes()
+    finish_all(own.plan(seeds="0-1"), {arm: [5.0, 6.0] for arm in ARMS})
+    own.plan(seeds="0-2").save()
+    assert declared().seeds == [0, 1]
+    assert "before the first run. It was declared for seeds 0 and 1, and these are 0, 1 and 2." in said()

@@ -73,7 +73,7 @@ def test_an_arm_that_is_compared_twice_has_two_rows(finish_all: FinishAll) -> No
     gam = rows[rows["Arm"].eq("GAM") | rows["Arm"].eq("").shift(0)]
     assert gam["Reference"].tolist() == ["CBAM", "GAM gate mp (ours)"]
     assert gam["Verdict"].tolist() == ["not told apart", "better"]
-    assert (gam.iloc[1].drop(typeset.COMPARED) == "").all()
+    assert (gam.iloc[1].drop([name for name in typeset.COMPARED if name in rows]) == "").all()
     assert rows["Arm"].tolist() == [*list(POOLING)[:5], "", *list(POOLING)[5:]]
     assert (
         rows.set_index("Arm").loc["CBAM gate wmp (ours)"].drop(["Runs", "Reference"]).isin(["–", "not measured"]).all()
