@@ -109,7 +109,8 @@ def study(
     each = [run_until_decided(plan, run_all, not no_wait) for plan in plans] if until_decided else [run_all(*plans)]
     names = " ".join(plan.study.name for plan in plans)
     if no_wait:
-        print(f"submitted; watch with `gamlib status {names}`")
+        goes_on = "; the same command goes on from there" if until_decided else ""
+        print(f"submitted; watch with `gamlib status {names}`{goes_on}")
         return
     runs, failed = sum(len(of.runs) for of in each), sum(len(of.failed) for of in each)
     print(f"{runs - failed} of {runs} runs done, {sum(of.done_before for of in each)} of them before")
