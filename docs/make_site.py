@@ -100,8 +100,8 @@ def runs(plan: Plan) -> str:
     results, (shared, own) = load(plan, cards.DATA), plan.values()
     origins = results.origins.assign(Commit=results.origins["commit"].str[:7], Device=results.origins["device"])
     origins.loc[origins["clean"] != True, "Commit"] += " with changes"  # noqa: E712
-    origins = origins.groupby(["arm", "seed"])[["Commit", "Device"]]
-    table = results.runs.join(origins.agg(lambda texts: ", ".join(dict.fromkeys(texts))), on=["arm", "seed"])
+    said = origins.groupby(["arm", "seed"])[["Commit", "Device"]].agg(listed)
+    table = results.runs.join(said, on=["arm", "seed"])
     data = f"../figures/data/{plan.name}"
     files = [f"[configurations]({data}.json)", *(f"[{name}]({data}-{name}.csv)" for name in COLUMNS)]
     lines = [f"# {plan.study.name}, {plan.dataset_title}", plan.study.question, plan.study.note]
@@ -112,23 +112,33 @@ def runs(plan: Plan) -> str:
         texts = pd.DataFrame(
             {
                 "Seed": of_arm["seed"],
-                "State": of_arm["state"] + of_arm["error"].map(lambda error: "" if pd.isna(error) else f": {error}"),
-                "Top-1 error": of_arm["top1_error"].map("{:.2f}".format),
-                "Top-5 error": of_arm["top5_error"].map("{:.2f}".format),
-                "Epochs": of_arm["epochs"].map("{:.0f}".format),
-                "Seconds": of_arm["seconds"].map("{:.0f}".format),
+                "State": of_arm["state"],
+                "Why": of_arm["error"].replace("", pd.NA),
+                "Top-1 error": of_arm["top1_error"].map("{:.2f}".format, na_action="ignore"),
+                "Top-5 error": of_arm["top5_error"].map("{:.2f}".format, na_action="ignore"),
+                "Epochs": of_arm["epochs"].map("{:.0f}".format, na_action="ignore"),
+                "Seconds": of_arm["seconds"].map("{:.0f}".format, na_action="ignore"),
                 "Ended": of_arm["ended"].str[:10],
                 **of_arm[["Commit", "Device"]],
                 "Code": of_arm["source"],
             }
-        )
-        lines += [f"## {arm} {{#{anchor(plan, arm)}}}", valued(own[arm]), cards.markdown(texts.fillna("–"))]
+        ).dropna(axis="columns", how="all")
+        lines += [
+            f"## {arm} {{#{anchor(plan, arm)}}}",
+            valued(own[arm]),
+            cards.markdown(texts.fillna("–")),
+        ]
     return "\n\n".join(filter(None, lines)) + "\n"
+
+
+def listed(texts: "pd.Series[str]") -> str:
+    """Texts, each once."""
+    return ", ".join(dict.fromkeys(texts))
 
 
 def valued(values: dict[str, object]) -> str:
     """Values of a configuration."""
-    return ", ".join(f"`{key}={value}`" for key, value in values.items()) + "." if values else ""
+    return ", ".join(f"`{key}={value}`" for key, value in values.items() if value is not None)
 
 
 def notebook(path: Path, page: str) -> None:
