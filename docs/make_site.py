@@ -32,6 +32,8 @@ STAGE = ROOT / ".site"
 PAGES = STAGE / "pages"
 COPIED = ("*.md", "docs/*.md", "benchmarks/README.md")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)")  # the file that a link of Markdown names
+FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
+LIST = re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M)  # below a paragraph, where Python's Markdown wants an empty line
 TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
 NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper top-1")  # columns of such a table
 
@@ -66,7 +68,9 @@ def write(page: str, text: str, origin: str | None = None) -> None:
             shutil.copyfile(there, PAGES / name)
         return os.path.relpath(name, Path(page).parent)
 
-    write_whole(PAGES / page, LINK.sub(moved, text))
+    parts = FENCED.split(LINK.sub(moved, text))
+    parts[::2] = [LIST.sub(r"\1\n\n", part) for part in parts[::2]]  # code stays
+    write_whole(PAGES / page, "".join(parts))
 
 
 def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
@@ -187,6 +191,7 @@ def main() -> None:
         texts |= {f"interface/{package}.md": text for package, text in interface().items()}
         for page, text in texts.items():
             write(page, text)
+        shutil.copy(ROOT / "docs" / "iframe-worker.js", PAGES / "docs")
         for path in NOTEBOOKS.glob("*.ipynb"):
             notebook(path, f"notebooks/{path.stem}.md")
         for name, card in filled.items():

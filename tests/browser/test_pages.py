@@ -46,3 +46,15 @@ def test_a_page_is_shown_without_an_error_or_a_missing_picture(name: str, browse
     assert page.locator("h1").count() and not page.evaluate(BROKEN)
     assert not said and all(url.startswith(("file:", "data:", "blob:")) for url in asked), (said, asked)
     page.close()
+
+
+def test_search_works_from_the_file_system(browser: "Browser", site: Path) -> None:
+    from playwright.sync_api import expect
+
+    page = browser.new_page()
+    page.goto((site / "docs/mechanisms/gam.html").as_uri())
+    page.keyboard.press("Control+k")
+    expect(page.get_by_text("results")).to_be_visible()
+    page.get_by_placeholder("Search").fill("depthwise")
+    expect(page.get_by_role("link", name="gam_separable").first).to_be_visible()
+    page.close()
