@@ -35,7 +35,7 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)")  # the file that a link of Mar
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
 LIST = re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M)  # below a paragraph, where Python's Markdown wants an empty line
 TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
-NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper top-1")  # columns of such a table
+NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper")  # how the columns of such a table begin
 
 
 def write(page: str, text: str, origin: str | None = None) -> None:
@@ -58,9 +58,7 @@ def write(page: str, text: str, origin: str | None = None) -> None:
             if not (PAGES / name).exists():
                 write_whole(PAGES / name, "")  # it is being written
                 files = sorted(path.name for path in there.iterdir() if path.name[0] not in "._")
-                write(
-                    str(name), f"# {there.relative_to(ROOT)}\n\n" + "".join(f"- [{file}]({file})\n" for file in files)
-                )
+                write(str(name), "\n".join([f"# {name.parent}\n", *(f"- [{file}]({file})" for file in files)]))
         elif there.suffix == ".ipynb":
             name = name.with_suffix(".md")
         elif there.suffix != ".md":
@@ -84,11 +82,11 @@ def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
         lines, arm = [heads, rule], ""
         for row in rows:
             arm = row[0] or arm  # further comparisons of an arm stand below it
-            page = f"published/{plan.name}.md#{anchor(plan, arm)}" if plan else by_study[arm]
+            page = f"published/{plan.name}.md#{anchor(plan, arm)}" if plan else by_study.get(arm)
             lines.append([])
             for head, cell in zip(heads, row, strict=True):
-                own = cell == arm or (head not in NOT_OF_ITS_RUNS and re.search(r"\d", cell))
-                lines[-1].append(f"[{cell}]({page})" if own else cell)
+                own = cell == arm or (not head.startswith(NOT_OF_ITS_RUNS) and re.search(r"\d", cell))
+                lines[-1].append(f"[{cell}]({page})" if page and own else cell)
         return f"<!-- figures/{table[1]} -->\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     return TABLE.sub(of_table, results)
