@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-all test-faults test-slurm test-browser fuzz bench gpu lint lab lock
+.PHONY: help env study test test-all test-faults test-slurm test-browser fuzz bench gpu lint lab lock site
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -66,6 +66,19 @@ QUIET := --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.Neve
 lab: env ## JupyterLab in notebooks/
 	@$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(QUIET) $(LAB)
 
-lock: ## requirements.lock anew from pyproject.toml
+# The generator has a small environment of its own: nothing else waits for it, and it changes none of the versions.
+SITE := .venv-site
+$(SITE)/.ready: requirements-site.lock
+	@$(PYTHON) -m venv $(SITE)
+	@VIRTUAL_ENV=$(SITE) $(BIN)/uv pip sync --quiet requirements-site.lock
+	@touch $@
+
+site: env $(SITE)/.ready ## all pages, results with their runs, and the interface as a website in site/; trains nothing (two minutes)
+	@$(BIN)/python docs/make_site.py
+	@$(SITE)/bin/zensical build --clean --strict
+
+lock: ## requirements.lock and requirements-site.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra lab --extra dev --python-version 3.11 --no-emit-index-url --no-annotate \
 	  --no-header --quiet --upgrade --output-file requirements.lock
+	@$(BIN)/uv pip compile --group site --constraint requirements.lock --python-version 3.11 --no-emit-index-url \
+	  --no-annotate --no-header --quiet --upgrade --output-file requirements-site.lock

@@ -1,6 +1,7 @@
 import gc
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from started import Lent, server
 from ablation.config import RunConfig
 from ablation.paths import ROOT
 from ablation.runs import Run
+from gamlib.files import locked
 
 LABEL = np.arange(40) % 10
 torch.set_num_threads(1)  # tests run side by side; threads that wait for each other's cores take ten times as long
@@ -64,6 +66,18 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("committed")
     copied = subprocess.run(["git", "-C", str(ROOT), "checkout-index", "--all", f"--prefix={folder}/"], check=False)
     return ROOT if copied.returncode else folder  # no git checkout, or one of somebody else's
+
+
+@pytest.fixture(scope="session")
+def site(shared: Path) -> Path:
+    """The website, built once a session by `make site`."""
+    with locked(shared / "site.lock"):
+        if not (shared / "site.built").exists():
+            command = ["make", "-C", str(ROOT), "-o", f"{sys.prefix}/.ready", "site", f"VENV={sys.prefix}"]
+            made = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            assert made.returncode == 0, made.stdout
+            (shared / "site.built").touch()
+    return ROOT / "site"
 
 
 @pytest.fixture

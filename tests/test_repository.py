@@ -33,7 +33,8 @@ FLOORS = {
     ],
 }
 PAGES = sorted(
-    str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks/README.md"]
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "benchmarks/README.md"]
 )
 NOTEBOOK_FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 
@@ -65,7 +66,7 @@ def test_every_module_has_a_floor() -> None:
 
 
 def test_a_room_is_read_in_one_sitting() -> None:
-    for path in [path for package in FLOORS for path in (ROOT / package).rglob("*.py")]:
+    for path in [path for folder in (*FLOORS, "docs") for path in (ROOT / folder).rglob("*.py")]:
         assert len(path.read_text().splitlines()) <= 300, path
 
 
@@ -113,6 +114,17 @@ def test_the_lock_pins_every_dependency_and_names_no_address() -> None:
         assert pinned[requirement.name.lower()] in requirement.specifier, requirement
         assert not any(one.operator == "==" for one in requirement.specifier), requirement
     assert "://" not in lock and "--" not in lock
+
+
+def test_the_lock_of_the_site_pins_what_it_needs_at_the_versions_of_the_other() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    pinned, others = (
+        dict(line.split("==") for line in (ROOT / name).read_text().split())
+        for name in ("requirements-site.lock", "requirements.lock")
+    )
+    for requirement in map(Requirement, groups["site"]):
+        assert pinned[requirement.name] in requirement.specifier, requirement
+    assert all(pinned[name] == others[name] for name in pinned.keys() & others.keys())
 
 
 def test_the_model_code_asks_for_what_it_imports_and_no_more() -> None:

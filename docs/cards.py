@@ -1,0 +1,107 @@
+"""The numbers of the method cards: `python docs/cards.py` writes them anew into docs/mechanisms/*.md.
+
+In a card a comment names each computed block: `<!-- equation -->` (from the module's docstring), `options` (of the
+class), `cost` (of the networks with it) and `measured` (in the published studies that have it). The rest is prose, and
+has no numbers (tested).
+"""
+
+import inspect
+import re
+import textwrap
+from functools import cache
+from importlib import import_module
+
+import pandas as pd
+
+from ablation.paths import ROOT, write_changed
+from ablation.results import load, publication, statistics, tables, typeset
+from gamlib import paper
+from gamlib.attention import MECHANISMS, options
+from gamlib.names import ATTENTIONS, BACKBONES, WITHOUT_BLOCKS
+from gamlib.paper.audit import count
+
+CARDS, DATA = ROOT / "docs" / "mechanisms", ROOT / "figures" / "data"
+NAMES = [name for name in ATTENTIONS if name != "none"]
+BLOCK = re.compile(r"<!-- (\w+) -->(?:\n\n[^#].*?)?(?=\n\n|\s*\Z)", re.S)
+WITH_EQUATIONS_OF_GAM = ("gam_separable", "gam_low_rank")
+
+
+def filled(name: str) -> str:
+    """The text of a mechanism's card with every computed block as it is now."""
+    made = {"equation": equation, "options": options_table, "cost": cost, "measured": measured}
+    text = (CARDS / f"{name}.md").read_text()
+    return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n\n{made[block[1]](name)}", text)
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """A frame of texts as a table of Markdown, the first column left, the others right; without a last line break."""
+    rows = [[*map(str, frame)], ["---", *["---:"] * (frame.shape[1] - 1)], *frame.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
+def equation(name: str) -> str:
+    """What the docstring of its module sets apart."""
+    shown = "gam" if name in WITH_EQUATIONS_OF_GAM else name
+    of = import_module(MECHANISMS[shown].__module__ if shown in MECHANISMS else "gamlib.backbones.attention_branch")
+    lines = [line for line in (inspect.getdoc(of) or "").splitlines() if line.startswith("    ")]
+    return f"```text\n{textwrap.dedent(chr(10).join(lines))}\n```"
+
+
+def options_table(name: str) -> str:
+    """Its options and their defaults."""
+    known = {} if name in WITHOUT_BLOCKS else options(name)
+    if not known:
+        return "It has no options."
+    texts = {"Option": [f"`{key}`" for key in known], "Default": [f"`{default!r}`" for default in known.values()]}
+    return markdown(pd.DataFrame(texts))
+
+
+def cost(name: str) -> str:
+    """Parameters and FLOPs of every backbone with it, for ImageNet-1K, and what the paper prints where it does."""
+    printed = {(row["backbone"], row["dataset"], row["attention"], row["variant"]): row for row in paper.table()}
+    rows = []
+    for backbone in BACKBONES:
+        plain, found = (count(backbone=backbone, attention=attention) for attention in ("none", name))
+        of_paper = printed.get((backbone, "imagenet", name, ""), {})
+        row = {"Backbone": f"`{backbone}`"}
+        for title, number, without, unit, letter, key in (
+            ("Parameters", found.parameters, plain.parameters, 1e6, "M", "params_printed"),
+            ("FLOPs", found.flops, plain.flops, 1e9, "G", "flops_printed"),
+        ):
+            row[title] = f"{number / unit:.3f}{letter}"
+            row[f"{title} added"] = f"{100 * (number / without - 1):+.1f} %".replace("-", "−")
+            row[f"{title} printed"] = f"{of_paper[key]}{letter}" if of_paper else typeset.NOTHING
+        rows.append(row)
+    return markdown(pd.DataFrame(rows))
+
+
+@cache
+def comparisons() -> pd.DataFrame:
+    """Of all published studies on test images, as texts; and the mechanisms of both arms."""
+    found = []
+    for plan in publication.published(folder=DATA):
+        if plan.configs[0].evaluate_on != "test":
+            continue
+        results = load(plan, DATA)
+        compared = statistics.compare(results.runs, plan.study)
+        errors = typeset.for_reading(tables.summary(results)).set_index("Arm")["Top-1 error"]
+        texts = typeset.comparisons(compared)
+        texts.insert(0, "Study", f"[{plan.study.name}](../../figures/data/{plan.name}-runs.csv)")
+        texts.insert(2, "Top-1 error", texts["Arm"].map(errors))
+        of = {arm: configs[0].attention for arm, configs in plan.arms.items()}
+        found.append(texts.assign(first=compared["arm"].map(of), second=compared["reference"].map(of)))
+    return pd.concat(found)
+
+
+def measured(name: str) -> str:
+    """The comparisons in which it is the arm or the reference."""
+    of = comparisons()
+    mine = of[(of["first"] == name) | (of["second"] == name)].drop(columns=["first", "second"])
+    if mine.empty:
+        return "Nothing: no published study has it."
+    return markdown(mine)
+
+
+if __name__ == "__main__":
+    for name in NAMES:
+        write_changed(CARDS / f"{name}.md", filled(name))

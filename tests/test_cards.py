@@ -1,0 +1,55 @@
+"""The method cards: one for each mechanism, with no number that is not computed."""
+
+import re
+
+import cards
+import pytest
+
+from ablation.paths import ROOT
+from gamlib.names import ATTENTIONS
+
+QUICK = ("equation", "options", "measured")
+
+
+def blocks(text: str) -> dict[str, str]:
+    """What stands below each comment of a card."""
+    return {block[1]: block[0] for block in cards.BLOCK.finditer(text)}
+
+
+def test_every_mechanism_has_a_card_and_the_site_shows_it() -> None:
+    assert {path.stem for path in cards.CARDS.glob("*.md")} == ATTENTIONS.keys() - {"none"} == {*cards.NAMES}
+    shown = re.findall(r"docs/mechanisms/(\w+)\.md", (ROOT / "mkdocs.yml").read_text())
+    assert sorted(shown) == sorted(cards.NAMES)
+
+
+@pytest.mark.parametrize("name", cards.NAMES)
+def test_the_prose_of_a_card_has_no_number(name: str) -> None:
+    """Sizes of windows are named, such as 7×7; code and addresses may have digits."""
+    prose = cards.BLOCK.sub("", (cards.CARDS / f"{name}.md").read_text())
+    prose = re.sub(r"`[^`]*`|\]\([^)]*\)|\d×\d|^# .*", "", prose)
+    assert not re.findall(r".*\d.*", prose)
+
+
+@pytest.mark.parametrize("name", cards.NAMES)
+def test_equation_options_and_measurements_of_a_card_are_as_computed(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = blocks((cards.CARDS / f"{name}.md").read_text())
+    assert there.keys() == {*QUICK, "cost"}
+    monkeypatch.setattr(cards, "cost", lambda name: "it takes seconds")
+    made = blocks(cards.filled(name))
+    assert {key: there[key] for key in QUICK} == {key: made[key] for key in QUICK}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["se", "gam_copied"])
+def test_the_cost_in_the_smallest_network_is_as_counted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cards, "BACKBONES", ("resnet18",))
+    assert cards.cost(name).splitlines()[-1] in (cards.CARDS / f"{name}.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", cards.NAMES)
+def test_a_card_is_as_computed(name: str) -> None:
+    """`python docs/cards.py` makes it so."""
+    assert (cards.CARDS / f"{name}.md").read_text() == cards.filled(name)

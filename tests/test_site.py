@@ -1,0 +1,150 @@
+"""The website of `make site`: its links lead somewhere, it needs no other host, and numbers lead to their runs."""
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import make_site
+import pytest
+
+from ablation.paths import ROOT
+from ablation.results import load, publication
+from gamlib.files import write_whole
+
+DATA = ROOT / "figures" / "data"
+
+
+@dataclass
+class Page(HTMLParser):
+    """What a page has: where its links lead, what it loads, the names within it, and the cells of its tables."""
+
+    links: list[str] = field(default_factory=list)
+    loaded: list[str] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    cells: list[tuple[str, str]] = field(default_factory=list)  # text, and where its link leads
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.cell: list[str] | None = None
+        self.link = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {key: value or "" for key, value in attrs}
+        self.names |= {values[key] for key in ("id", "name") if key in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+            self.link = values["href"]
+        elif tag == "link" or "src" in values:
+            self.loaded.append(values.get("src") or values["href"])
+        if tag in ("td", "th", "tr"):
+            self.handle_endtag("td")
+        if tag in ("td", "th"):
+            self.cell, self.link = [], ""
+
+    def handle_data(self, data: str) -> None:
+        if self.cell is not None:
+            self.cell.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self.cell is not None:
+            self.cells.append(("".join(self.cell).strip(), self.link))
+            self.cell = None
+
+
+@cache
+def read(path: Path) -> Page:
+    page = Page()
+    page.feed(path.read_text())
+    return page
+
+
+def pages(site: Path) -> list[Path]:
+    found = [path for path in site.rglob("*.html") if path.name != "404.html"]  # that has addresses from the root
+    assert len(found) > 30
+    return found
+
+
+@pytest.mark.long
+def test_every_link_leads_to_a_file_of_the_site_and_to_a_name_in_it(site: Path) -> None:
+    for path in pages(site):
+        for link in {*read(path).links, *read(path).loaded}:
+            to = urlsplit(link)
+            if to.scheme in ("http", "https") and link not in read(path).loaded:
+                continue
+            assert not to.scheme and not to.netloc, (path, link)
+            there = path.parent / unquote(to.path) if to.path else path
+            assert there.is_file(), (path, link)
+            assert not to.fragment or there.suffix != ".html" or unquote(to.fragment) in read(there).names, (path, link)
+
+
+@pytest.mark.long
+def test_nothing_is_loaded_from_another_host(site: Path) -> None:
+    for path in [*pages(site), *site.rglob("*.css")]:
+        assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", path.read_text()), path
+        assert path.suffix == ".css" or not any("//" in loaded for loaded in read(path).loaded), path
+
+
+@pytest.mark.long
+def test_the_first_page_has_the_figure_of_the_main_result(site: Path) -> None:
+    (first, *_) = re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "RESULTS.md").read_text())
+    assert first in read(site / "index.html").loaded and (site / first).read_bytes() == (ROOT / first).read_bytes()
+
+
+@pytest.mark.long
+def test_every_published_run_is_listed_and_its_notebook_is_executed(site: Path) -> None:
+    for plan in publication.published(folder=DATA):
+        runs, cells = load(plan, DATA).done, [text for text, _ in read(site / "published" / f"{plan.name}.html").cells]
+        for error in runs["top1_error"]:
+            assert f"{error:.2f}" in cells
+        assert cells.count("done") == len(runs)
+        pictures = [name for name in read(site / "published" / f"{plan.name}-notebook.html").loaded if "output" in name]
+        assert len(pictures) >= 3, plan.name
+
+
+@pytest.mark.long
+def test_the_numbers_of_the_results_lead_to_the_runs_of_their_arm(site: Path) -> None:
+    to_runs = [(text, link) for text, link in read(site / "RESULTS.html").cells if link.startswith("published/")]
+    assert len(to_runs) > 200
+    for plan in publication.published(folder=DATA):
+        for arm in plan.arms:
+            address = f"published/{plan.name}.html#{make_site.anchor(plan, arm)}"
+            assert (arm, address) in to_runs, (plan.name, arm)
+
+
+@pytest.mark.long
+def test_lists_and_tables_are_shown_as_such(site: Path) -> None:
+    for path in pages(site):
+        assert not re.search(r"<p>(- |\||[^<]*\n(- |\|))", path.read_text()), path
+
+
+@pytest.mark.long
+def test_no_page_names_a_folder_of_this_machine(site: Path) -> None:
+    for path in [*pages(site), site / "search.js"]:
+        assert str(ROOT) not in path.read_text(), path
+
+
+def test_every_number_of_a_table_leads_to_its_runs_and_those_of_others_do_not() -> None:
+    (plan,) = publication.published(["submodules-cpu"], folder=DATA)
+    text = make_site.linked_to_runs((ROOT / "RESULTS.md").read_text(), [*publication.published(folder=DATA)])
+    table = dict(make_site.TABLE.findall(text))[f"{plan.name}.csv"]
+    to = {arm: f"(published/{plan.name}.md#arm-{number})" for number, arm in enumerate(plan.arms)}
+    assert f"| [ch]{to['ch']} | [2.824M]{to['ch']} |" in table
+    assert f"| no gate | [−0.27 ± 0.38]{to['ch+sp']} |" in table and "| 30.91 |" in table
+    assert f"[18 of 18](published/{plan.name}.md)" in text
+    assert re.sub(r"\[([^]]*)\]\(published/.*?\)", r"\1", text) == (ROOT / "RESULTS.md").read_text()
+
+
+def test_what_a_page_links_to_comes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_site, "ROOT", tmp_path / "from")
+    monkeypatch.setattr(make_site, "PAGES", tmp_path / "to")
+    for name in ("a.csv", "notebooks/b.ipynb", "data/c.csv", "docs/d.md", "docs/e.md"):
+        write_whole(tmp_path / "from" / name, "text")
+    links = "[](../a.csv) [](../notebooks/b.ipynb#c) [](../data) [](d.md#x) [](#y) [](https://z) [](gone.csv)"
+    make_site.write("docs/e.md", links)
+    assert (tmp_path / "to/docs/e.md").read_text() == links.replace("ipynb", "md").replace("/data)", "/data/index.md)")
+    assert (tmp_path / "to/a.csv").is_file() and (tmp_path / "to/data/c.csv").is_file()
+    make_site.write("elsewhere/deep/f.md", "[](d.md)", origin="docs/e.md")
+    assert (tmp_path / "to/elsewhere/deep/f.md").read_text() == "[](../../docs/d.md)"
