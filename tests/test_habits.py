@@ -236,6 +236,15 @@ def test_a_python_is_found_where_a_shim_does_not_start(tmp_path: Path, monkeypat
     assert (release.interpreter("3.12"), release.interpreter("3.13")) == (found, None)
 
 
+def test_the_tests_that_a_wheel_is_released_with_are_there() -> None:
+    for name in release.OF_THE_MODEL:
+        assert (ROOT / "tests" / name).exists(), name
+    for option in release.OF_A_CLONE:
+        path, _, name = option.partition("=")[2].partition("::")
+        assert "ROOT" in (text := (ROOT / path).read_text()), path
+        assert f"def {name}(" in text or not name, name
+
+
 def names_of(node: ast.AST) -> dict[str, ast.AST]:
     """What a module or class defines or assigns, by name."""
     found: dict[str, ast.AST] = {}

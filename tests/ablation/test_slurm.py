@@ -281,7 +281,7 @@ def test_the_shells_options_are_the_last_ones_and_its_others_none(
 def test_a_job_starts_python_by_the_command_that_it_is_given(
     commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(arrays.slurm, "max_array_size", lambda: 2)  # two submissions, the same options for both
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 2)  # two submissions, the same options for both
     commands("sbatch", f'cat "$1" >> {tmp_path}/scripts; echo "Submitted batch job $$"')
     command = "apptainer exec --nv --bind=/etc/slurm gam.sif python"
     submit(runs(3), {"slurm": [f"python={command}", "setup=module load apptainer"]})
