@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help env study test test-all test-faults test-slurm test-browser fuzz bench gpu lint lab lock site
+.PHONY: help env study test test-all test-faults test-slurm test-browser fuzz bench gpu lint lab lock site container release
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -82,3 +82,12 @@ lock: ## requirements.lock and requirements-site.lock anew from pyproject.toml
 	  --no-header --quiet --upgrade --output-file requirements.lock
 	@$(BIN)/uv pip compile --group site --constraint requirements.lock --python-version 3.11 --no-emit-index-url \
 	  --no-annotate --no-header --quiet --upgrade --output-file requirements-site.lock
+
+container: ## the image of containers/: gam.sif by Apptainer, else `gam` by docker or podman
+	@if command -v apptainer >/dev/null; then apptainer build gam.sif containers/gam.def; \
+	  elif docker info >/dev/null 2>&1; then docker build -f containers/Dockerfile -t gam .; \
+	  elif command -v podman >/dev/null; then podman build --format docker -f containers/Dockerfile -t gam .; \
+	  else echo "no image: this machine has neither apptainer, nor podman, nor a docker whose daemon answers" >&2; exit 1; fi
+
+release: env ## dist/: sdist and wheel, which pass the quick tests in a bare environment of each Python there is
+	@$(BIN)/python tests/release.py

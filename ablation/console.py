@@ -77,8 +77,8 @@ SLURM = {  # ablation.execution.slurm_options reads them
     "at_once": _of_slurm(int, "Of these, runs that share its GPUs and cores at a time."),
     "slurm": _of_slurm(
         list[str],
-        "Any other option of sbatch, such as account=mine; and setup=COMMAND, run before each job, and "
-        "array-parallelism=N, jobs of an array at once. May be given many times.",
+        "Any other option of sbatch, such as account=mine; setup=COMMAND, run before each job; python=COMMAND, that "
+        "starts Python in it; and array-parallelism=N, jobs of an array at once. May be given many times.",
         metavar="KEY=VALUE",
     ),
 } | {key: _of_slurm(list[str] if key == "setup" else str) for key in FORMER}

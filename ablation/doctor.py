@@ -25,6 +25,9 @@ OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 ENOUGH_GB = 1.0  # of free space; a small run takes 0.08 GB
 OPTIONAL = {"timm": "its mechanisms", "tensorboard": "event files", "safetensors": "exported networks"}
 SECONDS = 15  # for the driver to answer
+# The oldest driver for a build for each major version of CUDA, "Minor Version Compatibility", table 1:
+# https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 
 class Check(NamedTuple):
@@ -110,20 +113,37 @@ def _torch() -> Found:
         warnings.simplefilter("ignore")  # of a driver that is too old
         usable = torch.cuda.is_available()
     driver = _driver()
+    said = f"driver {driver[0]}, up to CUDA {driver[1]}" if driver else "driver unknown"
     if usable:
-        return OK, f"{text}; {torch.cuda.device_count()} GPUs, {driver or 'driver unknown'}"
+        return OK, f"{text}; {torch.cuda.device_count()} GPUs, {said}"
     if driver is None:
         return OK, f"{text}; no GPU"
-    return NOTE, f"{text}, cannot use the GPU ({driver}): runs use the CPU; install a newer driver or an older build"
+    return NOTE, f"{text}, cannot use the GPU ({said}): {_why_unusable(driver[0], built)}; runs use the CPU"
 
 
-def _driver() -> str | None:
-    """NVIDIA's driver and the newest CUDA that it knows, if there is one."""
+def _driver() -> tuple[str, str] | None:
+    """The version of NVIDIA's driver and the newest CUDA that it knows, if there is one."""
     with suppress(OSError, subprocess.SubprocessError):
         said = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=SECONDS, check=True).stdout
         if found := re.search(r"Driver Version: *(\S+).*?CUDA Version: *(\S+)", said):
-            return f"driver {found[1]}, up to CUDA {found[2]}"
+            return found[1], found[2]
     return None
+
+
+def _why_unusable(driver: str, built: str | None) -> str:
+    """Why torch cannot use a GPU whose driver answers, and what to do: as far as the two versions tell."""
+    if built is None:
+        return "install a build of torch for CUDA (docs/install.md)"
+    needed = DRIVERS.get(built.partition(".")[0])
+    major = driver.partition(".")[0]
+    if needed is None or not major.isdecimal():
+        return "compare the driver with what this build needs (docs/install.md)"
+    if int(major) < needed:
+        return (
+            f"the driver is too old, this build needs {needed} or newer: update it, or install an older build of "
+            "torch (docs/install.md)"
+        )
+    return f"the driver is new enough ({needed}), so look at CUDA_VISIBLE_DEVICES and whether this build knows the GPU"
 
 
 def _compiler() -> Found:

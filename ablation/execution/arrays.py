@@ -105,10 +105,12 @@ def _submit(
     """The ids of new jobs, of which no run knows yet, and the file that says so."""
     record = runs_root() / "submitit" / f"gamlib-{uuid.uuid4().hex[:12]}.submitting"
     delay = parameters["slurm_signal_delay_s"]
+    of_jobs = {"name": record.stem, "stderr_to_stdout": True, **parameters}
+    python = of_jobs.pop("slurm_python", None)  # the executor's own
     record.touch()  # as long as it is there, jobs of that name may be there of which no run knows
-    executor = submitit.AutoExecutor(folder=record.parent, cluster="slurm")
+    executor = submitit.AutoExecutor(folder=record.parent, cluster="slurm", slurm_python=python)
     try:
-        executor.update_parameters(name=record.stem, stderr_to_stdout=True, **parameters)
+        executor.update_parameters(**of_jobs)
         with slurm.without_overrides(), executor.batch():
             jobs = [
                 executor.submit(train_several_on_slurm, runs, environment, at_once, record, delay / 2)

@@ -25,8 +25,9 @@ KEY_VALUE = "key=value, such as reservation=mine"
 class SlurmOptions(Checked):
     """The options that everyone uses, and two of our own: how many runs a job has, and of these at once.
 
-    All others stand in `slurm`, a table or a list of "key=value", in sbatch's words but for two of submitit's:
-    `array-parallelism`, jobs of an array at once, and `setup`, shell commands before each.
+    All others stand in `slurm`, a table or a list of "key=value", in sbatch's words but for three of submitit's:
+    `array-parallelism`, jobs of an array at once, `setup`, shell commands before each, and `python`, the command that
+    starts Python in a job, in place of the interpreter that submits.
     """
 
     model_config = ConfigDict(strict=True)
@@ -61,6 +62,8 @@ class SlurmOptions(Checked):
         at_once = str(other.get("array-parallelism", 1))
         if not at_once.isdecimal() or int(at_once) < 1:
             raise ValueError(f"array-parallelism={at_once}: allowed: a whole number from 1")
+        if not isinstance(python := other.get("python", "python"), str) or not python.strip():
+            raise ValueError(f"python={python}: allowed: a command, such as 'apptainer exec gam.sif python'")
         return {**typed, "slurm": other}
 
 
@@ -94,8 +97,7 @@ def parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     found = {OF_SUBMITIT.get(key, key): value for key, value in options.items()}
     if "array-parallelism" in other:
         found["slurm_array_parallelism"] = int(other.pop("array-parallelism"))
-    if "setup" in other:
-        found["slurm_setup"] = other.pop("setup")
+    found |= {f"slurm_{key}": other.pop(key) for key in ("setup", "python") if key in other}
     # A share of a short time, so that a run gets somewhere before it is told to stop; SLURM looks twice a minute.
     found["slurm_signal_delay_s"] = int(min(120, 15 * minutes))
     return found | {"slurm_additional_parameters": other if "no-requeue" in other else {"requeue": True, **other}}

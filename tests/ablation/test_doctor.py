@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 from collections import namedtuple
 from importlib import metadata
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from ablation import doctor
 from ablation.cli import app
 from ablation.execution import slurm
+from ablation.paths import ROOT
 from gamlib.kernels import native
 
 SAID = """
@@ -74,12 +76,46 @@ def test_runs_need_a_folder_with_locks_that_can_be_written(
     assert state == "PROBLEM" and text in said and "set GAM_RUNS to" in said
 
 
-def test_a_gpu_that_torch_cannot_use_is_noted_with_its_driver(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "driver", "text"),
+    [
+        ("13.0", "470.57.02", "the driver is too old, this build needs 580 or newer"),
+        ("13.0", "579.99", "this build needs 580 or newer"),
+        ("12.8", "470.57.02", "this build needs 525 or newer"),
+        ("13.0", "580.65.06", "new enough (580), so look at CUDA_VISIBLE_DEVICES"),
+        ("12.6", "570.86.15", "new enough (525)"),
+        ("99.0", "580.65.06", "compare the driver with what this build needs"),
+        (None, "580.65.06", "install a build of torch for CUDA"),
+    ],
+)
+def test_a_gpu_that_torch_cannot_use_is_noted_with_its_driver_and_the_one_that_this_build_needs(
+    cuda: str | None, driver: str, text: str, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
     assert told()["torch"] == ("ok", told()["torch"][1]) and told()["torch"][1].endswith("no GPU")
+    command(programs, "nvidia-smi", f"echo '{SAID.replace('470.57.02', driver)}'")
+    state, said = told()["torch"]
+    assert state == "note" and f"(driver {driver}, up to CUDA 11.4): " in said and text in said
+    assert "runs use the CPU" in said
+
+
+def test_a_gpu_that_torch_can_use_is_in_order_whatever_its_driver(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NVIDIA's packages for forward compatibility let older drivers do."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     command(programs, "nvidia-smi", f"echo '{SAID}'")
     state, said = told()["torch"]
-    assert state == "note" and "(driver 470.57.02, up to CUDA 11.4)" in said and "older build" in said
+    assert state == "ok" and said.endswith("2 GPUs, driver 470.57.02, up to CUDA 11.4")
+
+
+def test_the_page_on_installation_names_the_driver_of_every_build() -> None:
+    text = (ROOT / "docs" / "install.md").read_text()
+    assert dict(re.findall(r"^\| CUDA (\d+)\.x .*\| (\d+) or newer \|$", text, re.M)) == {
+        cuda: str(driver) for cuda, driver in doctor.DRIVERS.items() if int(cuda) >= 12
+    }
 
 
 def test_without_a_compiler_it_says_what_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -142,6 +143,8 @@ def test_what_were_options_of_their_own_are_still_read_from_everywhere(files: tu
         ({"runs_per_job": 0}, "runs_per_job=0: allowed: a whole number from 1"),
         ({"runs_per_job": 2, "at_once": 3}, "at_once=3: allowed: 1 to 2, the runs of a job; see runs_per_job"),
         ({"at_once": 2}, "at_once=2: allowed: 1 to 1"),
+        ({"slurm": ["python"]}, "python=True: allowed: a command"),
+        ({"slurm": {"python": " "}}, "python= : allowed: a command"),
     ],
 )
 def test_impossible_options_are_refused(given: dict[str, Any], message: str, files: tuple[Path, Path]) -> None:
@@ -273,6 +276,18 @@ def test_the_shells_options_are_the_last_ones_and_its_others_none(
     arrays.submit(runs(1), options, {})
     assert "SBATCH_" not in (tmp_path / "env").read_text()
     assert os.environ["SBATCH_TIMELIMIT"] == "7"
+
+
+def test_a_job_starts_python_by_the_command_that_it_is_given(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 2)  # two submissions, the same options for both
+    commands("sbatch", f'cat "$1" >> {tmp_path}/scripts; echo "Submitted batch job $$"')
+    command = "apptainer exec --nv --bind=/etc/slurm gam.sif python"
+    submit(runs(3), {"slurm": [f"python={command}", "setup=module load apptainer"]})
+    script = (tmp_path / "scripts").read_text()
+    assert script.count(f" {command} -u -m submitit.core._submit ") == 2
+    assert script.count("\nmodule load apptainer\n") == 2 and sys.executable not in script
 
 
 def test_what_sbatch_has_queued_without_an_answer_is_cancelled(commands: Commands) -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -319,6 +320,24 @@ def test_a_run_that_is_taken_away_again_and_again_goes_on(
     assert (run.status().attempts, run.status().job_id) == (5, job_id)
     for fault in how:
         survives(fault)
+
+
+def test_a_job_that_starts_python_by_another_command_is_queued_again_with_it(
+    tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
+) -> None:
+    """As docs/containers.md has it, with a script in place of a container's runtime."""
+    runtime = tmp_path / "apptainer"
+    stays = "trap : USR2"  # the parent, which SLURM signals too: as runtimes do
+    runtime.write_text(f'#!/bin/sh\n{stays}\necho "$@" >> {tmp_path}/calls\nshift 4\n"$@"\n')
+    runtime.chmod(0o755)
+    run = submit(LONG, slurm={"python": f"{runtime} exec --nv --bind=/etc/slurm gam.sif {sys.executable}"})
+    trains(run)
+    assert cluster.run("scancel", "--signal=USR2", now(run).job_id).returncode == 0
+    begun(run, 2)
+    assert_undisturbed(run, undisturbed)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 2 and all(call.startswith("exec --nv --bind=/etc/slurm gam.sif") for call in calls)
+    survives("USR2 to a job in another command than python")
 
 
 def test_a_cancelled_study_says_what_it_left_and_is_retried(
