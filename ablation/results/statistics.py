@@ -91,9 +91,7 @@ class Estimate(NamedTuple):
 
     def p_equal(self, margin: float) -> Any:
         """Of the two one-sided tests that the difference is as large as the margin: that of the larger p."""
-        low, high = (
-            (self.difference + sign * margin) / np.where(self.error > EQUAL, self.error, 1) for sign in (1, -1)
-        )
+        low, high = (self._ratio(shift) for shift in (margin, -margin))
         return self._where_spread(np.maximum(stats.t.sf(low, self.df), stats.t.cdf(high, self.df)), math.nan)
 
     def smallest(self) -> Any:
@@ -105,8 +103,8 @@ class Estimate(NamedTuple):
         """
         return self._where_spread(self.error * _detectable(float(self.df)), math.nan)
 
-    def _ratio(self) -> Any:
-        return self.difference / np.where(self.error > EQUAL, self.error, 1)
+    def _ratio(self, shift: float = 0.0) -> Any:
+        return (self.difference + shift) / np.where(self.error > EQUAL, self.error, 1)
 
     def _where_spread(self, value: Any, if_none: float) -> Any:
         none = math.nan if math.isnan(if_none) else np.where(np.abs(self.difference) < EQUAL, 1.0, math.nan)

@@ -63,15 +63,16 @@ def costs(results: Results) -> pd.DataFrame:
 
 
 def differences(results: Results) -> pd.DataFrame:
-    """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study.
+    """`compared`, and `two_way_half`: half of the interval over seeds and test images together, see `two_way`."""
+    found = compared(results)
+    return found.assign(two_way_half=halves(results, found))
 
-    And `two_way_half`: half of the interval over seeds and test images together, see `two_way`.
-    """
-    compared = compare(results.runs, results.plan.study)
-    pairs = zip(compared["arm"], compared["reference"], strict=True)
-    ours = [pair in results.plan.compare for pair in pairs]
-    compared = compared.loc[ours].reset_index(drop=True)  # which keeps the columns where there is none
-    return compared.assign(two_way_half=halves(results, compared))
+
+def compared(results: Results) -> pd.DataFrame:
+    """The comparisons of `statistics` between the plan's arms, corrected for all comparisons of the study."""
+    found = compare(results.runs, results.plan.study)
+    ours = [pair in results.plan.compare for pair in zip(found["arm"], found["reference"], strict=True)]
+    return found.loc[ours].reset_index(drop=True)  # which keeps the columns where there is none
 
 
 def by_image(results: Results) -> pd.DataFrame:
@@ -141,7 +142,7 @@ def note(results: Results) -> str:
     ]
     if machines:
         said.append(f"Images/s and peak memory are those of training, medians over epochs, on {machines}.")
-    if (compare(results.runs, plan.study)["seeds"] > 1).any():
+    if (compared(results)["seeds"] > 1).any():
         references = {reference for _, reference in plan.compare}
         said.append(
             f"Difference: top-1 error minus that of {min(references) if len(references) == 1 else 'the reference'} in "
@@ -175,7 +176,7 @@ def begun_before(results: Results) -> int:
 def _ended(results: Results) -> str:
     """That a study has ended before its last look, if it has."""
     looks, number = results.plan.study.looks, max(map(len, results.plan.arms.values()))
-    undecided = differences(results)["verdict"].str.startswith(("undecided", "no look", "not measured")).any()
+    undecided = compared(results)["verdict"].str.startswith(("undecided", "not measured")).any()
     return "" if number >= looks[-1] or undecided else f"; all was decided at {number} of {looks[-1]} seeds"
 
 

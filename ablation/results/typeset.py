@@ -130,7 +130,7 @@ def _bold(texts: pd.DataFrame) -> pd.DataFrame:
 def latex(results: Results) -> str:
     """A study's tables as one of LaTeX, the note below it; bold is what `for_reading` calls better."""
     results = results.labelled()
-    texts = for_reading(tables.summary(results), tables.differences(results).drop(columns="two_way_half"))
+    texts = for_reading(tables.summary(results), tables.compared(results))
     return to_latex(texts, results.plan.study.question, results.plan.name, note=tables.note(results))
 
 
