@@ -180,3 +180,14 @@ def test_many_studies_at_once_are_the_studies_one_by_one() -> None:
         together = np.stack(np.broadcast_arrays(*overall_ps(of, arm, base, 1.0)))
         single = [[overall_ps(of, arm[i, j], base[i, 0], 1.0) for j in range(3)] for i in range(5)]
         np.testing.assert_allclose(np.moveaxis(together, 0, -1), np.array(single, dtype=float))
+
+
+def test_before_the_first_look_of_both_arms_there_is_no_p() -> None:
+    """Else whoever peeks while an arm is behind has looks that were not declared."""
+    generator = np.random.default_rng(0)
+    rows = [("arm", seed, error) for seed, error in enumerate(generator.normal(4, 1, 12))]
+    rows += [("base", seed, error) for seed, error in enumerate(generator.normal(9, 1, 3))]
+    runs = pd.DataFrame(rows, columns=["arm", "seed", "top1_error"])
+    for pair in (("arm", "base"), ("base", "arm")):
+        (found,) = compare(runs, Hypotheses(compare=[pair], looks=[4, 8, 12])).to_dict("records")
+        assert np.isnan([found["p"], found["p_corrected"]]).all() and found["verdict"] == "undecided by 3 of 12 seeds"
