@@ -1,10 +1,10 @@
 """How values come in: as texts of a command line, or from the parameters cell of a notebook."""
 
+import ast
 import json
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from symtable import symtable
 from typing import Any
 
 from ablation.config import OLD_NAMES, RunConfig, translated
@@ -49,8 +49,7 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
     cells = {heading: source for heading, source in headed if heading.lower() == "# parameters"}
     if not cells:
         raise ConfigError("no cell headed `# parameters` was run in this notebook")
-    symbols = chain.from_iterable(symtable(source, "parameters", "exec").get_symbols() for source in cells.values())
-    assigned = [symbol.get_name() for symbol in symbols if symbol.is_assigned()]  # in a tuple or under an `if` too
+    assigned = list(chain.from_iterable(map(_assigned, cells.values())))
     unknown = [name for name in assigned if name not in allowed]
     of_runs = {name: namespace.get(name) for name in unknown if name in RunConfig.model_fields and name != "seed"}
     if of_runs and "overrides" in names:
@@ -62,6 +61,15 @@ def notebook_parameters(namespace: Mapping[str, Any], known: Iterable[str] | Non
     if unknown:
         raise ConfigError(unknown_name(unknown[0], names))
     return translated({name: namespace[name] for name in assigned if name in namespace})  # an `if` may have been false
+
+
+def _assigned(source: str) -> list[str]:
+    """The names that a cell assigns, in a tuple or under an `if` too; comprehensions and functions keep theirs."""
+    cell = ast.parse(source)
+    scopes = [node for node in ast.walk(cell) if isinstance(node, ast.comprehension | ast.FunctionDef | ast.ClassDef)]
+    own = set(chain.from_iterable(map(ast.walk, scopes)))
+    names = [node for node in ast.walk(cell) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+    return [name.id for name in names if name not in own]
 
 
 def parse_seeds(seeds: Iterable[int] | int | str) -> list[int]:

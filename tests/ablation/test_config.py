@@ -299,8 +299,8 @@ def test_parameters_of_a_notebook_are_what_its_parameter_cells_assign() -> None:
 
 
 def test_a_parameter_that_was_corrected_is_accepted_and_one_cell_is_needed() -> None:
-    namespace = {"In": ["# parameters\natention = 1", "# parameters\nepochs = [e for e in (1,)]"], "epochs": [1]}
-    assert notebook_parameters(namespace) == {"epochs": [1]}
+    namespace = {"In": ["# parameters\natention = 1", "# parameters\nepochs = 1"], "epochs": 1}
+    assert notebook_parameters(namespace) == {"epochs": 1}
     with pytest.raises(ConfigError, match="no cell headed `# parameters`"):
         notebook_parameters({"In": ["epochs = 1"], "epochs": 1})
 
@@ -331,6 +331,7 @@ def test_a_weights_file_may_have_any_name(tmp_path: Path, name: str) -> None:
         "if True:\n    epochs = 3\n    lr = 0.5",
         "epochs: int = 3\n[lr] = [0.5]",
         "(epochs := 3); lr = 0.5",
+        "epochs = max([_ for _ in range(4)])\ndef half():\n    one = 1\n    return one / 2\nlr = half()",
     ],
 )
 def test_parameters_are_found_in_whatever_form_a_cell_assigns_them(cell: str) -> None:
