@@ -109,13 +109,20 @@ def _torch() -> Found:
 
     built = torch.version.cuda or torch.version.hip
     text = f"{torch.__version__}, built for {f'CUDA {built}' if built else 'the CPU'}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a driver that is too old
-        usable = torch.cuda.is_available()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        if usable := torch.cuda.is_available():
+            warned.clear()
+            torch.cuda.init()  # which warns of GPUs that this build has no code for
     driver = _driver()
     said = f"driver {driver[0]}, up to CUDA {driver[1]}" if driver else "driver unknown"
     if usable:
-        return OK, f"{text}; {torch.cuda.device_count()} GPUs, {said}"
+        number = torch.cuda.device_count()
+        text = f"{text}; {number} GPU{'s' * (number > 1)}, {said}"
+        if not warned:
+            return OK, text
+        first = str(warned[0].message).strip().partition("\n")[0]
+        return NOTE, f"{text}; torch warns: {first} Another build may have code for it (docs/install.md)"
     if driver is None:
         return OK, f"{text}; no GPU"
     return NOTE, f"{text}, cannot use the GPU ({said}): {_why_unusable(driver[0], built)}; runs use the CPU"

@@ -63,7 +63,8 @@ def train(run: Run) -> Run:
 def _train(run: Run) -> None:
     devices, gpus = run.config.devices, torch.cuda.device_count()
     if devices == 1:
-        stopped = _fit(run, Group(torch.device("cuda" if gpus else "cpu")))
+        usable = torch.cuda.is_available()  # which a GPU is not that is there and whose driver is too old
+        stopped = _fit(run, Group(torch.device("cuda" if usable else "cpu")))
     elif devices > gpus:
         raise RunFailed(f"devices={devices}: this machine shows {gpus or 'no'} GPU{'s' * (gpus > 1)}")
     else:

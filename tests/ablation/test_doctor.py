@@ -106,9 +106,23 @@ def test_a_gpu_that_torch_can_use_is_in_order_whatever_its_driver(
     """NVIDIA's packages for forward compatibility let older drivers do."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
     command(programs, "nvidia-smi", f"echo '{SAID}'")
     state, said = told()["torch"]
     assert state == "ok" and said.endswith("2 GPUs, driver 470.57.02, up to CUDA 11.4")
+
+
+def test_a_gpu_that_this_build_has_no_code_for_is_noted(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls it available, and fails at the first kernel."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "compute_120"])
+    monkeypatch.setattr(torch.cuda, "init", torch.cuda._check_capability)
+    state, said = told()["torch"]
+    assert state == "note" and "; 1 GPU, driver unknown; torch warns: Found GPU0 Tesla V100 which is of" in said
 
 
 def test_the_page_on_installation_names_the_driver_of_every_build() -> None:
