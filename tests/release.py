@@ -99,5 +99,6 @@ def run(*command: object) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="gam-release-") as place:
         if failed := list(problems(Path(place))):
+            shutil.rmtree(ROOT / "dist", ignore_errors=True)
             sys.exit(f"not to be released: {'; '.join(failed)}")
     print("dist/ is sound")
