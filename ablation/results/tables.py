@@ -24,14 +24,16 @@ def summary(results: Results) -> pd.DataFrame:
     """One row an arm: its costs, errors in percent as mean and half of the 95 % interval over seeds, and the paper's.
 
     Columns: arm, done and runs (numbers of runs), parameters, flops (of one test image, by `gamlib.paper.complexity`),
-    images_per_second and peak_memory_mib (of training: medians over the epochs of all its runs), top1_error,
+    images_per_second and peak_memory_mib (of training: medians over the epochs of all its runs; left out where runs
+    are of several processors, whose speeds say nothing of the arms), top1_error,
     top1_half, top5_error, top5_half, paper_imagenet_top1_error, paper_imagenet_top5_error (one run), or
     paper_cifar100_... on CIFAR-100 where Table 1 has some of the arms. NaN where nothing is known.
     """
     runs = results.runs.groupby("arm", sort=False)
     table = runs.agg(done=("top1_error", "count"), runs=("seed", "size"))
     table[["parameters", "flops"]] = runs[["parameters", "flops"]].max()
-    table = table.join(results.epochs.groupby("arm")[list(SPEEDS)].median())
+    if len(_machines(results)) < 2:
+        table = table.join(results.epochs.groupby("arm")[list(SPEEDS)].median())
     for key in ("top1", "top5"):
         errors = runs[f"{key}_error"]
         table[f"{key}_error"] = errors.mean()
@@ -40,6 +42,11 @@ def summary(results: Results) -> pd.DataFrame:
     for key in ("top1_error", "top5_error"):
         table[f"paper_{source}_{key}"] = [printed.get(str(arm), {}).get(key, math.nan) for arm in table.index]
     return table.reset_index()
+
+
+def _machines(results: Results) -> list[str]:
+    """What the runs were trained on."""
+    return sorted(results.origins["device"].fillna("an unknown device").unique())
 
 
 def costs(results: Results) -> pd.DataFrame:
@@ -55,7 +62,8 @@ def costs(results: Results) -> pd.DataFrame:
     for key, name in COSTS.items():
         unit, power = next((of for of in UNITS if known[key].max() >= of[0]), UNITS[-1])
         costs[f"{name} ({power})"] = known[key] / unit
-    costs["Training time (ms per image)"] = 1e3 / known["images_per_second"]
+    if "images_per_second" in known:
+        costs["Training time (ms per image)"] = 1e3 / known["images_per_second"]
     table = known[arm].assign(**costs).melt(arm, var_name="cost").dropna(subset="value")
     cheaper = table.sort_values(["value", "top1_error"], kind="stable").groupby("cost")["top1_error"]
     best = cheaper.transform(lambda errors: errors.cummin().shift(fill_value=math.inf))
@@ -128,7 +136,7 @@ def note(results: Results) -> str:
 
     sources = sorted(results.done["source"].unique())
     code = (", ".join(sources) or "none") + " (several versions of the code)" * (len(sources) > 1)
-    machines = ", ".join(sorted(results.origins["device"].fillna("an unknown device").unique()))
+    machines = _machines(results)
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = ", measured on validation images" * (usual[0].evaluate_on == "validation")
     ends = results.runs["state"].value_counts().drop("done", errors="ignore")
@@ -140,8 +148,10 @@ def note(results: Results) -> str:
         f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(_seeds(plan))}{partly}; "
         f"gamlib at commit {_commits(results)}, code {code}."
     ]
-    if machines:
-        said.append(f"Images/s and peak memory are those of training, medians over epochs, on {machines}.")
+    if len(machines) == 1:
+        said.append(f"Images/s and peak memory are those of training, medians over epochs, on {machines[0]}.")
+    elif machines:
+        said.append(f"No images/s and peak memory: the runs are of several processors, {', '.join(machines)}.")
     if (compared(results)["seeds"] > 1).any():
         references = {reference for _, reference in plan.compare}
         said.append(

@@ -157,6 +157,16 @@ def test_speeds_are_medians_over_the_epochs_of_all_runs(plan: Plan, finish_all: 
     assert math.isnan(float(table.loc["ch", "peak_memory_mib"]))  # type: ignore[arg-type]
 
 
+def test_speeds_of_several_processors_are_left_out(plan: Plan, finish_all: FinishAll) -> None:
+    finish_all(plan, ERRORS)
+    assert {"images_per_second", "peak_memory_mib"} <= {*tables.summary(load(plan))}
+    assert "Training time (ms per image)" in {*tables.costs(load(plan))["cost"]}
+    path = Run(plan.arms["ch"][0]).folder / "provenance.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "NVIDIA H200"}))
+    assert not {"images_per_second", "peak_memory_mib"} & {*tables.summary(load(plan))}
+    assert {*tables.costs(load(plan))["cost"]} == {"Parameters (10⁶)", "FLOPs (10⁶)"}
+
+
 def test_the_flops_of_results_that_lack_them_are_unknown(plan: Plan, finish_all: FinishAll) -> None:
     finish_all(plan, ERRORS, flops=None)
     table = tables.summary(load(plan))
@@ -203,9 +213,11 @@ def test_the_note_says_what_is_done_and_what_made_it(plan: Plan, finish_all: Fin
         and "over seeds 0–2; 11 of 12 runs are done (1 missing);" in note
     )
     assert "gamlib at commit 1234567 with changes, 8fbcf0f, code 0123456789abcdef" in note
-    assert "medians over epochs, on NVIDIA H200, cpu." in note and "minus that of baseline in points" in note
+    assert "No images/s and peak memory: the runs are of several processors, NVIDIA H200, cpu." in note
+    assert "minus that of baseline in points" in note
     finish_all(plan, ERRORS)
-    assert "runs are done" not in tables.note(load(plan))
+    assert "runs are done" not in (note := tables.note(load(plan)))
+    assert "Images/s and peak memory are those of training, medians over epochs, on cpu." in note
     wider = find_study("submodules").plan(seeds="0", arms="wider")
     assert "digits, resnet18 at width 0.589 (wider: 0.589), 20 epochs" in tables.note(load(wider))
     alone = find_study("submodules").plan(seeds="0")
