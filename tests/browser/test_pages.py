@@ -15,7 +15,8 @@ from ablation.results import publication
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.slow
+REASON = missing("chromium") if os.environ.get("GAM_BROWSER") else "make test-browser runs it"
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON)]  # before the site is built
 STUDIES = [plan.name for plan in publication.published(folder=ROOT / "figures" / "data")]
 PAGES = ["index", "RESULTS", "docs/mechanisms/gam", "interface/gamlib", "interface/ablation", "notebooks/2_submodules"]
 PAGES += [f"published/{name}{part}" for name in STUDIES for part in ("", "-notebook")]
@@ -24,8 +25,6 @@ BROKEN = "() => [...document.images].filter(image => !image.complete || !image.n
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator["Browser"]:
-    if reason := missing("chromium") if os.environ.get("GAM_BROWSER") else "make test-browser runs it":
-        pytest.skip(reason)
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
