@@ -21,6 +21,14 @@ STUDIES = [plan.name for plan in publication.published(folder=ROOT / "figures" /
 PAGES = ["index", "RESULTS", "docs/mechanisms/gam", "interface/gamlib", "interface/ablation", "notebooks/2_submodules"]
 PAGES += [f"published/{name}{part}" for name in STUDIES for part in ("", "-notebook")]
 BROKEN = "() => [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
+CUT = """() => [...document.querySelectorAll('article :is(table, .equation)')].filter(
+  one => one.scrollWidth > Math.max(one.clientWidth, one.parentElement.clientWidth)).map(one => one.textContent)"""
+BROKEN_NUMBERS = """() => [...document.querySelectorAll('article td')].filter(cell => {
+  const range = document.createRange(), one = /^[\\d.,\\s±−+%MG-]+$/.test(cell.textContent);
+  range.selectNodeContents(cell);
+  const ends = [...range.getClientRects()].map(box => box.bottom);
+  return one && Math.max(...ends) - Math.min(...ends) > 10;
+}).map(cell => cell.textContent)"""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +52,15 @@ def test_a_page_is_shown_without_an_error_or_a_missing_picture(name: str, browse
     page.wait_for_timeout(500)  # scripts that start late
     assert page.locator("h1").count() and not page.evaluate(BROKEN)
     assert not said and all(url.startswith(("file:", "data:", "blob:")) for url in asked), (said, asked)
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["RESULTS", "docs/mechanisms/gam", f"published/{STUDIES[0]}", "interface/ablation"])
+def test_tables_fit_their_column_and_break_no_number(name: str, browser: "Browser", site: Path) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+    assert page.locator("article table").count() > 1
+    assert page.evaluate(CUT) == [] and page.evaluate(BROKEN_NUMBERS) == []
     page.close()
 
 
