@@ -5,7 +5,6 @@ notebooks of the published studies are executed, from figures/data. Each number 
 to the runs that it was computed from.
 """
 
-import ast
 import os
 import re
 import shutil
@@ -15,17 +14,15 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import cards
-import nbformat
+import interface
 import pandas as pd
 from nbconvert import MarkdownExporter
 
-import gamlib
 from ablation.paths import NOTEBOOKS, ROOT, cores, figures_root, runs_root
 from ablation.results import load, publication
 from ablation.results.frames import COLUMNS
 from ablation.results.report import report
 from ablation.studies import Plan
-from gamlib import attention
 from gamlib.files import write_whole
 
 STAGE = ROOT / ".site"
@@ -33,7 +30,11 @@ PAGES = STAGE / "pages"
 COPIED = ("*.md", "docs/*.md", "benchmarks/README.md")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)")  # the file that a link of Markdown names
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
-LIST = re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M)  # below a paragraph, where Python's Markdown wants an empty line
+MARKDOWN = (
+    (re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M), r"\1\n\n"),  # a list below a paragraph wants an empty line
+    (re.compile(r" ± "), "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
+    (re.compile(r"(?<=\| )[\d-]{10}(?= \|)"), r'<span class="whole">\g<0></span>'),  # a date
+)
 TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
 NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper")  # how the columns of such a table begin
 
@@ -67,7 +68,8 @@ def write(page: str, text: str, origin: str | None = None) -> None:
         return os.path.relpath(name, Path(page).parent)
 
     parts = FENCED.split(LINK.sub(moved, text))
-    parts[::2] = [LIST.sub(r"\1\n\n", part) for part in parts[::2]]  # code stays
+    for pattern, instead in MARKDOWN:
+        parts[::2] = [pattern.sub(instead, part) for part in parts[::2]]  # code stays
     write_whole(PAGES / page, "".join(parts))
 
 
@@ -156,21 +158,6 @@ def notebook(path: Path, page: str) -> None:
     write(page, text, origin=f"notebooks/{path.name}")
 
 
-def interface() -> dict[str, str]:
-    """The pages of both packages' docstrings: what `gamlib` and `gamlib.attention` name, and what notebooks import."""
-    names = {f"{module.__name__}.{name}" for module in (gamlib, attention) for name in module.__all__}
-    for path in NOTEBOOKS.glob("*.ipynb"):
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code" and not cell.source.startswith("%%"):
-                found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.ImportFrom)]
-                names |= {f"{node.module}.{alias.name}" for node in found for alias in node.names}
-    pages = {package: f"# {package}\n\n" for package in ("gamlib", "ablation")}
-    for name in sorted(names - {"gamlib.attention.GAM", "gamlib.attention.MECHANISMS"}):
-        if (package := name.partition(".")[0]) in pages:
-            pages[package] += f"::: {name}\n\n"
-    return pages
-
-
 def main() -> None:
     """Write all pages."""
     shutil.rmtree(STAGE, ignore_errors=True)
@@ -186,10 +173,11 @@ def main() -> None:
         texts |= {f"published/{plan.name}.md": runs(plan) for plan in plans}
         listed = "".join(f"- [{plan.study.name}]({plan.name}.md): {plan.study.question}\n" for plan in plans)
         texts["published/index.md"] = f"# Published runs\n\n{listed}"
-        texts |= {f"interface/{package}.md": text for package, text in interface().items()}
+        texts |= {f"interface/{package}.md": text for package, text in interface.pages().items()}
         for page, text in texts.items():
             write(page, text)
-        shutil.copy(ROOT / "docs" / "iframe-worker.js", PAGES / "docs")
+        for name in ("iframe-worker.js", "site.css"):
+            shutil.copy(ROOT / "docs" / name, PAGES / "docs")
         for path in NOTEBOOKS.glob("*.ipynb"):
             notebook(path, f"notebooks/{path.stem}.md")
         for name, card in filled.items():
