@@ -34,7 +34,7 @@ FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
 MARKDOWN = (
     (re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M), r"\1\n\n"),  # a list below a paragraph wants an empty line
     (re.compile(r" ± "), "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
-    (re.compile(r"(?<=\| )[\d-]{10}(?= \|)"), r'<span class="whole">\g<0></span>'),  # a date
+    (re.compile(r"(?<=[\[ ])\d{4}-\d\d-\d\d(?=\]| \|)"), r'<span class="whole">\g<0></span>'),  # a date of a table
 )
 TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
 COMPARISON = re.compile(r"^\| \[(\S+)\]\(\.\./\.\./figures/data/(\S+)-runs\.csv\) \| (.*)$", re.M)

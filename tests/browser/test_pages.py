@@ -21,8 +21,8 @@ STUDIES = [plan.name for plan in publication.published(folder=ROOT / "figures" /
 PAGES = ["index", "RESULTS", "docs/mechanisms/gam", "interface/gamlib", "interface/ablation", "notebooks/2_submodules"]
 PAGES += [f"published/{name}{part}" for name in STUDIES for part in ("", "-notebook")]
 BROKEN = "() => [...document.images].filter(image => !image.complete || !image.naturalWidth).map(image => image.src)"
-CUT = """() => [...document.querySelectorAll('article :is(table, .equation)')].filter(
-  one => one.scrollWidth > Math.max(one.clientWidth, one.parentElement.clientWidth)).map(one => one.textContent)"""
+CUT = """() => [...document.querySelectorAll('article :is(table, math)')].filter(
+  one => one.getBoundingClientRect().width > one.closest('article').clientWidth).map(one => one.textContent)"""
 BROKEN_NUMBERS = """() => [...document.querySelectorAll('article td')].filter(cell => {
   const range = document.createRange(), one = /^[\\d.,\\s±−+%MG-]+$/.test(cell.textContent);
   range.selectNodeContents(cell);
