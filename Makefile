@@ -75,7 +75,7 @@ $(SITE)/.ready: requirements-site.lock
 
 site: env $(SITE)/.ready ## all pages, results with their runs, and the interface as a website in site/; trains nothing (two minutes)
 	@$(BIN)/python docs/make_site.py
-	@$(SITE)/bin/zensical build --clean --strict
+	@PYTHONPATH=docs $(SITE)/bin/zensical build --clean --strict
 
 lock: ## requirements.lock and requirements-site.lock anew from pyproject.toml
 	@$(BIN)/uv pip compile pyproject.toml --extra lab --extra dev --python-version 3.11 --no-emit-index-url --no-annotate \

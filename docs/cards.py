@@ -1,34 +1,29 @@
 """The numbers of the method cards: `python docs/cards.py` writes them anew into docs/mechanisms/*.md.
 
-In a card a comment names each computed block: `<!-- equation -->` (from the module's docstring), `options` (of the
-class), `cost` (of the networks with it) and `measured` (in the published studies that have it). The rest is prose, and
-has no numbers (tested).
+In a card a comment names each computed block: `<!-- options -->` (of the class), `cost` (of the networks with it) and
+`measured` (in the published studies that have it). The rest is prose and equations; the prose has no numbers (tested).
 """
 
-import inspect
 import re
-import textwrap
 from functools import cache
-from importlib import import_module
 
 import pandas as pd
 
 from ablation.paths import ROOT, write_changed
 from ablation.results import load, publication, statistics, tables, typeset
 from gamlib import paper
-from gamlib.attention import MECHANISMS, options
+from gamlib.attention import options
 from gamlib.names import ATTENTIONS, BACKBONES, WITHOUT_BLOCKS
 from gamlib.paper.audit import count
 
 CARDS, DATA = ROOT / "docs" / "mechanisms", ROOT / "figures" / "data"
 NAMES = [name for name in ATTENTIONS if name != "none"]
 BLOCK = re.compile(r"<!-- (\w+) -->(?:\n\n[^#].*?)?(?=\n\n|\s*\Z)", re.S)
-WITH_EQUATIONS_OF_GAM = ("gam_separable", "gam_low_rank")
 
 
 def filled(name: str) -> str:
     """The text of a mechanism's card with every computed block as it is now."""
-    made = {"equation": equation, "options": options_table, "cost": cost, "measured": measured}
+    made = {"options": options_table, "cost": cost, "measured": measured}
     text = (CARDS / f"{name}.md").read_text()
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n\n{made[block[1]](name)}", text)
 
@@ -37,14 +32,6 @@ def markdown(frame: pd.DataFrame) -> str:
     """A frame of texts as a table of Markdown, the first column left, the others right; without a last line break."""
     rows = [[*map(str, frame)], ["---", *["---:"] * (frame.shape[1] - 1)], *frame.astype(str).to_numpy().tolist()]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-
-
-def equation(name: str) -> str:
-    """What the docstring of its module sets apart."""
-    shown = "gam" if name in WITH_EQUATIONS_OF_GAM else name
-    of = import_module(MECHANISMS[shown].__module__ if shown in MECHANISMS else "gamlib.backbones.attention_branch")
-    lines = [line for line in (inspect.getdoc(of) or "").splitlines() if line.startswith("    ")]
-    return f"```text\n{textwrap.dedent(chr(10).join(lines))}\n```"
 
 
 def options_table(name: str) -> str:

@@ -1,11 +1,10 @@
 """The pages of the site, in .site/pages/, of which `make site` has Zensical build site/. Nothing is trained.
 
 README, RESULTS and other pages are copied, with the files that they link to; the method cards are computed anew; the
-notebooks of the published studies are executed, from figures/data. Each number in a table of RESULTS.md becomes a link
-to the runs that it was computed from.
+notebooks of the published studies are executed, from figures/data. Each number in a table of RESULTS.md or of a card
+becomes a link to the runs that it was computed from.
 """
 
-import ast
 import os
 import re
 import shutil
@@ -15,27 +14,33 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import cards
-import nbformat
+import interface
 import pandas as pd
 from nbconvert import MarkdownExporter
 
-import gamlib
 from ablation.paths import NOTEBOOKS, ROOT, cores, figures_root, runs_root
 from ablation.results import load, publication
 from ablation.results.frames import COLUMNS
 from ablation.results.report import report
 from ablation.studies import Plan
-from gamlib import attention
 from gamlib.files import write_whole
 
 STAGE = ROOT / ".site"
 PAGES = STAGE / "pages"
 COPIED = ("*.md", "docs/*.md", "benchmarks/README.md")
 LINK = re.compile(r"(?<=\]\()(?!\w+:)([^)\s#]+)")  # the file that a link of Markdown names
+NAMED = re.compile(r"\[[\w/]+\.md\](?=\(([^)\s#]+\.md))")  # a link whose text is the name of a file
 FENCED = re.compile(r"(^```.*?^```$)", re.M | re.S)
-LIST = re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M)  # below a paragraph, where Python's Markdown wants an empty line
+MARKDOWN = (
+    (re.compile(r"^([^\s#|>-].*)\n(?=- )", re.M), r"\1\n\n"),  # a list below a paragraph wants an empty line
+    (re.compile(r" ± "), "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
+    (re.compile(r"(?<=[\[ ])\d{4}-\d\d-\d\d(?=\]| \|)"), r'<span class="whole">\g<0></span>'),  # a date of a table
+)
 TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
+COMPARISON = re.compile(r"^\| \[(\S+)\]\(\.\./\.\./figures/data/(\S+)-runs\.csv\) \| (.*)$", re.M)
 NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper")  # how the columns of such a table begin
+
+EXECUTED = "Notebooks are shown without outputs here; those of [published studies](../published/index.md) are executed."
 
 
 def write(page: str, text: str, origin: str | None = None) -> None:
@@ -58,7 +63,9 @@ def write(page: str, text: str, origin: str | None = None) -> None:
             if not (PAGES / name).exists():
                 write_whole(PAGES / name, "")  # it is being written
                 files = sorted(path.name for path in there.iterdir() if path.name[0] not in "._")
-                write(str(name), "\n".join([f"# {name.parent}\n", *(f"- [{file}]({file})" for file in files)]))
+                write(
+                    str(name), "\n".join([f"# {there.name.capitalize()}\n", *(f"- [{file}]({file})" for file in files)])
+                )
         elif there.suffix == ".ipynb":
             name = name.with_suffix(".md")
         elif there.suffix != ".md":
@@ -66,9 +73,24 @@ def write(page: str, text: str, origin: str | None = None) -> None:
             shutil.copyfile(there, PAGES / name)
         return os.path.relpath(name, Path(page).parent)
 
+    text = NAMED.sub(lambda link: f"[{title(folder / link[1])}]", text)
     parts = FENCED.split(LINK.sub(moved, text))
-    parts[::2] = [LIST.sub(r"\1\n\n", part) for part in parts[::2]]  # code stays
+    for pattern, instead in MARKDOWN:
+        parts[::2] = [pattern.sub(instead, part) for part in parts[::2]]  # code stays
     write_whole(PAGES / page, "".join(parts))
+
+
+def title(page: Path) -> str:
+    """The title of a page of the repository, without what a colon explains."""
+    return page.read_text().partition("\n")[0].removeprefix("# ").partition(":")[0]
+
+
+def first_page(readme: str, results: str) -> str:
+    """README, with the main result and its figure in front of what is shown on digits."""
+    start, digits, found, *rest = re.split(r"(?m)^(?=## )", readme)
+    (figure, *_) = re.findall(r"!\[.*?\]\(.*?\)", results)
+    caption = "Top-1 error by submodule of GAM, ResNet-18 at half width after eight epochs; each point is one seed."
+    return "".join([start, found.replace("\n", f"\n{figure}\n\n*{caption}*\n\n", 1), digits, *rest])
 
 
 def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
@@ -90,6 +112,20 @@ def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
         return f"<!-- figures/{table[1]} -->\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     return TABLE.sub(of_table, results)
+
+
+def card_linked_to_runs(card: str, plans: Iterable[Plan]) -> str:
+    """A method card, in whose comparisons study, arms and numbers link to their runs."""
+    by_name = {plan.name: plan for plan in plans}
+
+    def of_row(row: re.Match[str]) -> str:
+        plan, page = by_name[row[2]], f"../../published/{row[2]}.md"
+        arm, error, reference, difference, rest = row[3].split(" | ", 4)
+        to, other = (f"{page}#{anchor(plan, label)}" for label in (arm, reference))
+        cells = [(row[1], page), (arm, to), (error, to), (reference, other), (difference, to)]
+        return "".join(f"| [{cell}]({link}) " for cell, link in cells) + f"| {rest}"
+
+    return COMPARISON.sub(of_row, card)
 
 
 def anchor(plan: Plan, arm: str) -> str:
@@ -143,32 +179,26 @@ def valued(values: dict[str, object]) -> str:
     return ", ".join(f"`{key}={value}`" for key, value in values.items() if value is not None)
 
 
-def notebook(path: Path, page: str) -> None:
-    """A page of a notebook with its outputs, whose pictures lie beside it. Paths of this machine are left out."""
+def notebook(path: Path, page: str, heading: str = "", below: str = "") -> None:
+    """A page of a notebook with its outputs, whose pictures lie beside it. Paths of this machine are left out.
+
+    Args:
+        path: the notebook.
+        page: its path within the site.
+        heading: instead of the notebook's own.
+        below: a paragraph below it.
+    """
     exporter = MarkdownExporter()
     exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
     text, made = exporter.from_filename(str(path))
+    own, _, rest = text.lstrip().partition("\n")
+    text = f"{heading or own}\n\n{below}\n{rest}"
     for name, picture in made["outputs"].items():
         text = text.replace(f"]({name})", f"]({Path(page).stem}-{name})")
         write_whole((PAGES / page).with_name(f"{Path(page).stem}-{name}"), picture)
     for folder in (f"{figures_root()}/", f"{ROOT}/"):
         text = text.replace(folder, "")
     write(page, text, origin=f"notebooks/{path.name}")
-
-
-def interface() -> dict[str, str]:
-    """The pages of both packages' docstrings: what `gamlib` and `gamlib.attention` name, and what notebooks import."""
-    names = {f"{module.__name__}.{name}" for module in (gamlib, attention) for name in module.__all__}
-    for path in NOTEBOOKS.glob("*.ipynb"):
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code" and not cell.source.startswith("%%"):
-                found = [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.ImportFrom)]
-                names |= {f"{node.module}.{alias.name}" for node in found for alias in node.names}
-    pages = {package: f"# {package}\n\n" for package in ("gamlib", "ablation")}
-    for name in sorted(names - {"gamlib.attention.GAM", "gamlib.attention.MECHANISMS"}):
-        if (package := name.partition(".")[0]) in pages:
-            pages[package] += f"::: {name}\n\n"
-    return pages
 
 
 def main() -> None:
@@ -180,23 +210,30 @@ def main() -> None:
         executed = [pool.submit(report, plan, cards.DATA) for plan in plans]
         filled = {f"{name}.md": pool.submit(cards.filled, name) for name in cards.NAMES}
         texts = {str(path.relative_to(ROOT)): path.read_text() for pattern in COPIED for path in ROOT.glob(pattern)}
-        (figure, *_) = re.findall(r"!\[.*?\]\(.*?\)", texts["RESULTS.md"])
-        texts["README.md"] = texts["README.md"].replace("\n## Results\n", f"\n## Results\n{figure}\n\n")
+        texts["README.md"] = first_page(texts["README.md"], texts["RESULTS.md"])
         texts["RESULTS.md"] = linked_to_runs(texts["RESULTS.md"], plans)
         texts |= {f"published/{plan.name}.md": runs(plan) for plan in plans}
-        listed = "".join(f"- [{plan.study.name}]({plan.name}.md): {plan.study.question}\n" for plan in plans)
-        texts["published/index.md"] = f"# Published runs\n\n{listed}"
-        texts |= {f"interface/{package}.md": text for package, text in interface().items()}
+        listed = [
+            f"- [{plan.study.name}]({plan.name}.md) ([notebook]({plan.name}-notebook.md)): {plan.study.question}"
+            for plan in plans
+        ]
+        texts["published/index.md"] = "\n".join(["# Published runs\n", *listed, ""])
+        texts |= {f"interface/{package}.md": text for package, text in interface.pages().items()}
         for page, text in texts.items():
             write(page, text)
-        shutil.copy(ROOT / "docs" / "iframe-worker.js", PAGES / "docs")
+        (asked,) = re.findall(r"(?s)\n## The notebooks\n.*?(\n\|.*?)\n\n", texts["README.md"])
+        write("notebooks/index.md", f"# Notebooks\n\n{EXECUTED}\n{asked}\n", origin="README.md")
+        for name in ("iframe-worker.js", "site.css"):
+            shutil.copy(ROOT / "docs" / name, PAGES / "docs")
         for path in NOTEBOOKS.glob("*.ipynb"):
-            notebook(path, f"notebooks/{path.stem}.md")
+            notebook(path, f"notebooks/{path.stem}.md", below=f"{EXECUTED}\n")
         for name, card in filled.items():
-            write(f"docs/mechanisms/{name}", card.result())
+            write(f"docs/mechanisms/{name}", card_linked_to_runs(card.result(), plans))
         for plan, done in zip(plans, executed, strict=True):
             done.result()
-            notebook(runs_root() / "studies" / f"{plan.name}.ipynb", f"published/{plan.name}-notebook.md")
+            path, page = runs_root() / "studies" / f"{plan.name}.ipynb", f"published/{plan.name}-notebook.md"
+            below = f"[The runs]({plan.name}.md) of this study, and [what they say](../RESULTS.md).\n"
+            notebook(path, page, f"# {plan.study.name}: {plan.study.question}", below)
 
 
 if __name__ == "__main__":

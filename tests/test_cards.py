@@ -8,7 +8,8 @@ import pytest
 from ablation.paths import ROOT
 from gamlib.names import ATTENTIONS
 
-QUICK = ("equation", "options", "measured")
+QUICK = ("options", "measured")
+EQUATION = re.compile(r"^```math\n(.*?)\n```$", re.M | re.S)
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -25,15 +26,31 @@ def test_every_mechanism_has_a_card_and_the_site_shows_it() -> None:
 @pytest.mark.parametrize("name", cards.NAMES)
 def test_the_prose_of_a_card_has_no_number(name: str) -> None:
     """Sizes of windows are named, such as 7×7; code and addresses may have digits."""
-    prose = cards.BLOCK.sub("", (cards.CARDS / f"{name}.md").read_text())
+    prose = EQUATION.sub("", cards.BLOCK.sub("", (cards.CARDS / f"{name}.md").read_text()))
     prose = re.sub(r"`[^`]*`|\]\([^)]*\)|\d×\d|^# .*", "", prose)
     assert not re.findall(r".*\d.*", prose)
 
 
 @pytest.mark.parametrize("name", cards.NAMES)
-def test_equation_options_and_measurements_of_a_card_are_as_computed(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_equations_of_a_card_define_what_they_use(name: str) -> None:
+    """Each attention map, gate or branch that one equation has is the left side of another, or of a card linked to."""
+    text = (cards.CARDS / f"{name}.md").read_text()
+    if "gam.md#what-it-computes" in text:
+        text += (cards.CARDS / "gam.md").read_text()
+    maps = {one for equation in EQUATION.findall(text) for one in re.findall(r"\b[MG](?:_\w)?(?=\(|_\{)", equation)}
+    defined = re.findall(r"^(\w+)\([^()]*\) = ", "\n".join(EQUATION.findall(text)), re.M)
+    assert EQUATION.findall(text) and maps <= {*defined}
+
+
+@pytest.mark.parametrize("name", cards.NAMES)
+def test_every_option_of_a_card_has_a_word_on_its_value(name: str) -> None:
+    values = (cards.CARDS / f"{name}.md").read_text().partition("## Values")[2].partition("\n## ")[0]
+    prose = cards.BLOCK.sub("", values)
+    assert "All as" in prose or all(f"`{key}`" in prose for key in re.findall(r"^\| `(\w+)`", values, re.M))
+
+
+@pytest.mark.parametrize("name", cards.NAMES)
+def test_options_and_measurements_of_a_card_are_as_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     there = blocks((cards.CARDS / f"{name}.md").read_text())
     assert there.keys() == {*QUICK, "cost"}
     monkeypatch.setattr(cards, "cost", lambda name: "it takes seconds")

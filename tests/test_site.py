@@ -1,5 +1,6 @@
 """The website of `make site`: its links lead somewhere, it needs no other host, and numbers lead to their runs."""
 
+import inspect
 import re
 from dataclasses import dataclass, field
 from functools import cache
@@ -7,11 +8,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import cards
 import make_site
 import pytest
 
-from ablation.paths import ROOT
+from ablation.config import RunConfig
+from ablation.paths import NOTEBOOKS, ROOT
 from ablation.results import load, publication
+from ablation.studies import Study
+from gamlib import attention, build_model
 from gamlib.files import write_whole
 
 DATA = ROOT / "figures" / "data"
@@ -89,8 +94,37 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
 
 @pytest.mark.long
 def test_the_first_page_has_the_figure_of_the_main_result(site: Path) -> None:
-    (first, *_) = re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "RESULTS.md").read_text())
-    assert first in read(site / "index.html").loaded and (site / first).read_bytes() == (ROOT / first).read_bytes()
+    (wanted, *_) = re.findall(r"!\[.*?\]\((.*?)\)", (ROOT / "RESULTS.md").read_text())
+    (first, *_) = [name for name in read(site / "index.html").loaded if name.startswith("figures/")]
+    assert first == wanted and (site / first).read_bytes() == (ROOT / first).read_bytes()
+
+
+@pytest.mark.long
+def test_titles_of_pages_differ(site: Path) -> None:
+    titles = [re.findall(r"<title>(.*?)</title>", path.read_text(), re.S)[0] for path in pages(site)]
+    assert len({*titles}) == len(titles), sorted(title for title in titles if titles.count(title) > 1)
+
+
+@pytest.mark.long
+def test_equations_are_shown_as_mathematics(site: Path) -> None:
+    for name in cards.NAMES:
+        written = (ROOT / "docs" / "mechanisms" / f"{name}.md").read_text().count("```math")
+        text = (site / "docs" / "mechanisms" / f"{name}.html").read_text()
+        assert text.count("<math") == written > 0 and not re.search(r"<m(i|text)>(\\\\|&amp;)", text), name
+
+
+@pytest.mark.long
+def test_the_interface_shows_how_to_make_blocks_networks_and_configurations(site: Path) -> None:
+    models, laboratory = ((site / "interface" / f"{name}.html").read_text() for name in ("gamlib", "ablation"))
+    words = re.sub(r"\s*<[^>]*>\s*", "", models)
+    for name in {*attention.__all__} - {"MECHANISMS"}:
+        parameters = inspect.signature(getattr(attention, name)).parameters
+        shown = re.findall(rf"\b{name}\((channels.{{,250}})", words)
+        assert shown and all(f"{parameter}:" in shown[0] for parameter in parameters), (name, shown)
+    for parameter in inspect.signature(build_model).parameters:
+        assert f"<code>{parameter}</code>" in models[models.index('id="gamlib.build_model"') :], parameter
+    for model in (RunConfig, Study):
+        assert all(f"<code>{field}</code>" in laboratory for field in model.model_fields), model
 
 
 @pytest.mark.long
@@ -124,6 +158,32 @@ def test_lists_and_tables_are_shown_as_such(site: Path) -> None:
 def test_no_page_names_a_folder_of_this_machine(site: Path) -> None:
     for path in [*pages(site), site / "search.js"]:
         assert str(ROOT) not in path.read_text(), path
+
+
+def test_published_runs_and_notebooks_have_a_place_in_the_navigation() -> None:
+    shown = (ROOT / "mkdocs.yml").read_text()
+    for plan in publication.published(folder=DATA):
+        assert f": published/{plan.name}.md\n" in shown and f": published/{plan.name}-notebook.md\n" in shown
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        assert f": notebooks/{path.stem}.md\n" in shown
+    for path in (ROOT / "docs").glob("*.md"):
+        assert f": docs/{path.name}\n" in shown
+
+
+def test_comparisons_of_a_card_lead_to_the_runs_of_both_arms() -> None:
+    plans = publication.published(folder=DATA)
+    text = make_site.card_linked_to_runs((cards.CARDS / "gam.md").read_text(), plans)
+    to = "(../../published/submodules-cpu-imagefolder-cifar10-jpeg.md"
+    assert (
+        f"| [ch]{to}#arm-1) | [26.76 ± 1.61]{to}#arm-1) | [baseline]{to}#arm-0) | [−2.53 ± 2.85]{to}#arm-1) |" in text
+    )
+    assert "-runs.csv" not in text and f"| [submodules-cpu]{to}) |" in text
+
+
+def test_a_link_named_by_a_file_has_the_title_of_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make_site, "PAGES", tmp_path)
+    make_site.write("README.md", "[docs/networks.md](docs/networks.md#timm), [here](docs/data.md)")
+    assert (tmp_path / "README.md").read_text() == "[Networks](docs/networks.md#timm), [here](docs/data.md)"
 
 
 def test_every_number_of_a_table_leads_to_its_runs_and_those_of_others_do_not() -> None:

@@ -19,8 +19,15 @@ from gamlib.attention.checks import hidden_channels, whole
 class BAM(nn.Module):
     """One gate from a channel branch and a spatial branch in parallel. [N, C, H, W] -> [N, C, H, W].
 
-    Its place is the bottleneck between two stages of a backbone, not every block. `reduction` is that of both branches,
-    `dilation`, from 1, that of the two 3x3 convolutions.
+    Its place is the bottleneck between two stages of a backbone, not every block.
+
+    Args:
+        channels: C of the map.
+        reduction: the ratio r of C to the hidden channels of both branches; divides `channels`.
+        dilation: of the two 3x3 convolutions, from 1.
+
+    Raises:
+        ValueError: a value outside of these; the message names it and what is allowed.
     """
 
     slot = "stage"

@@ -3,11 +3,12 @@
 Woo, Park, Lee, Kweon 2018, https://arxiv.org/abs/1807.06521, equations 1 to 3:
 
     F'  = Mc(F) * F         Mc(F)  = sigmoid(MLP(AvgPool(F)) + MLP(MaxPool(F)))       pooled over positions
-    F'' = Ms(F') * F'       Ms(F') = sigmoid(Conv7x7([MaxPool(F'); AvgPool(F')]))     pooled over channels
+    F'' = Ms(F') * F'       Ms(F') = sigmoid(BN(Conv7x7([MaxPool(F'); AvgPool(F')]))) pooled over channels
 
-As in its authors' code the MLP has biases and the convolution a BatchNorm, whose weight starts at zero (a gate of one
-half everywhere). Their BatchNorm momentum of 0.01 is not kept: after the few hundred steps of a small study its running
-statistics would still be half initial values, and CBAM would be judged by that.
+As in its authors' code, and unlike the equations, the convolution has a BatchNorm, whose weight starts at zero (a gate
+of one half everywhere), and the maxima come before the averages; the MLP has biases. Their BatchNorm momentum of 0.01
+is not kept: after the few hundred steps of a small study its running statistics would still be half initial values, and
+CBAM would be judged by that.
 """
 
 import torch
@@ -19,8 +20,14 @@ from gamlib.attention.checks import hidden_channels, odd, yes_or_no
 class CBAM(nn.Module):
     """Channel gate, then spatial gate, both from pooled descriptors. [N, C, H, W] -> [N, C, H, W].
 
-    `kernel_size` is that of the spatial convolution. `gate_max_pool=False` takes the max-pooled descriptors out of both
-    gates, and leaves the averages.
+    Args:
+        channels: C of the map.
+        reduction: the ratio r of C to the hidden channels of the MLP; divides `channels`.
+        kernel_size: of the spatial convolution; odd.
+        gate_max_pool: False takes the max-pooled descriptors out of both gates, and leaves the averages.
+
+    Raises:
+        ValueError: a value outside of these; the message names it and what is allowed.
     """
 
     def __init__(self, channels: int, reduction: int = 16, kernel_size: int = 7, gate_max_pool: bool = True) -> None:

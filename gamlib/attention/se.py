@@ -13,7 +13,15 @@ from gamlib.attention.checks import hidden_channels
 
 
 class SE(nn.Module):
-    """Channel gate from the average of every channel. [N, C, H, W] -> [N, C, H, W]."""
+    """Channel gate from the average of every channel. [N, C, H, W] -> [N, C, H, W].
+
+    Args:
+        channels: C of the map.
+        reduction: the ratio r of C to the hidden channels; divides `channels`.
+
+    Raises:
+        ValueError: a value outside of these; the message names it and what is allowed.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

@@ -30,7 +30,12 @@ class Gate(nn.Module):
 class TripletAttention(nn.Module):
     """Three gates, each over two of the axes C, H and W, averaged. [N, C, H, W] -> [N, C, H, W].
 
-    No weight depends on `channels`.
+    Args:
+        channels: C of the map, on which no weight depends.
+        kernel_size: of the convolution of each gate; odd.
+
+    Raises:
+        ValueError: a value outside of these; the message names it and what is allowed.
     """
 
     def __init__(self, channels: int, kernel_size: int = 7) -> None:

@@ -67,10 +67,11 @@ class _BuildModel:
                 Without effect where there is none: in the CIFAR stem and in MobileNetV2.
             width: factor on the channels of the backbone; MobileNetV2 rounds them to eights, and leaves its last
                 convolution at 1280 below 1.
-            submodules, reduction, groups: options of the mechanism, see `GAM`; without effect where it has none.
-                A `reduction` of None is the mechanism's own, 16, of "gam_copied" 4. In MobileNetV2, whose channels are
-                multiples of eight, it is a power of two, and where it does not divide the channels the next ratio that
-                does takes its place.
+            submodules: of the mechanism, see `GAM`; without effect where it has none, as the next two are.
+            reduction: None is the mechanism's own, 16, of "gam_copied" 4. In MobileNetV2, whose channels are multiples
+                of eight, it is a power of two, and where it does not divide the channels the next ratio that does takes
+                its place.
+            groups: of the mechanism's convolutions, see `GAM`.
             gate_max_pool: max-pooling inside the block, see `GAM` and `CBAM`; None is what the mechanism's paper says.
             weights: pretrained weights of torchvision's plain backbone, loaded before the attention comes in, as a file
                 or as a member of torchvision's enumeration or its name, e.g. "IMAGENET1K_V1"; or the folder of a run,
