@@ -38,7 +38,7 @@ MARKDOWN = (
 )
 TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
 COMPARISON = re.compile(r"^\| \[(\S+)\]\(\.\./\.\./figures/data/(\S+)-runs\.csv\) \| (.*)$", re.M)
-NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper")  # how the columns of such a table begin
+NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper", "Images/s, quiet")  # how the columns of such a table begin
 
 EXECUTED = "Notebooks are shown without outputs here; those of [published studies](../published/index.md) are executed."
 

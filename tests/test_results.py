@@ -1,7 +1,8 @@
 """RESULTS.md, and README's words on it, against the data: tables are as exported, numbers stand in the data.
 
-A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; below `figures/data`
-stands what was computed of each published study, below a table of published runs how the submodules combine in them.
+A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; a column of another file
+is named in a comment above that. Below `figures/data` stands what was computed of each published study, below a table of
+published runs how the submodules combine in them.
 """
 
 import re
@@ -18,6 +19,7 @@ from ablation.studies import Plan
 from gamlib import paper
 
 TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
+COLUMN = r"<!-- (\S+), quiet, of (\S+) -->\n<!-- (\S+) -->"
 SUBMODULES = "figures/data/submodules-cpu-imagefolder-cifar10-jpeg-runs.csv"
 
 
@@ -97,14 +99,19 @@ def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
         else:
             frames = [pd.read_csv(committed / f"{name[:-4]}{part}.csv") for part in ("", "-differences")]
             exported = typeset.for_reading(*frames)
+            for column, file in [(column, file) for column, file, to in re.findall(COLUMN, text) if to == name]:
+                other = typeset.for_reading(pd.read_csv(committed / file)).set_index("Arm")[column]
+                exported[f"{column}, quiet"] = exported["Arm"].map(other).fillna("")
         assert markdown(exported[columns]) == table, name
 
 
 def test_every_published_study_is_there_with_all_its_arms_and_comparisons(text: str) -> None:
     """Of what chose the recipe, on validation images, the arms are enough."""
     plans = publication.published()
-    assert shown(text).keys() == {"figures/data", SUBMODULES} | {f"figures/{plan.name}.csv" for plan in plans}
-    for plan in plans:
+    beside = {file for _, file, _ in re.findall(COLUMN, text)}
+    tables_shown = {"figures/data", SUBMODULES} | {f"figures/{plan.name}.csv" for plan in plans} - beside
+    assert shown(text).keys() == tables_shown
+    for plan in (plan for plan in plans if f"figures/{plan.name}.csv" in tables_shown):
         tested = "| Verdict |" in shown(text)[f"figures/{plan.name}.csv"]
         assert tested or plan.configs[0].evaluate_on == "validation", plan.name
 
