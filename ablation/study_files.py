@@ -14,7 +14,7 @@ PAPER_STUDIES = ("submodules", "max_pooling", "benchmark")  # files there, known
 OF_THE_PROJECT = {  # the names of all studies there, which share the folder of committed figures
     *PAPER_STUDIES,
     *("gates", "digits-recipe", "recipe-cpu", "scale-cpu", "submodules-cpu", "max_pooling-cpu"),
-    *("benchmark-cpu", "speed-cpu", "confirm-cpu", "placement-cpu", "mobilenet-recipe-cpu"),
+    *("benchmark-cpu", "speed-cpu", "confirm-cpu", "placement-cpu", "mobilenet-recipe-cpu", "mobilenet-cpu"),
     *("submodules-gpu", "max_pooling-gpu", "resnet50-gpu"),
 }
 
