@@ -53,4 +53,5 @@ def test_figures_and_tables_say_that_these_are_jpegs(published: Path, committed:
     plans = [plan for plan in publication.published() if plan.dataset == JPEG]
     assert plans
     for plan in plans:
-        assert "CIFAR-10 (JPEG), resnet" in (committed / "figures" / f"{plan.name}.tex").read_text()
+        backbone = plan.configs[0].backbone.replace("_", r"\_")
+        assert f"CIFAR-10 (JPEG), {backbone} at width" in (committed / "figures" / f"{plan.name}.tex").read_text()
