@@ -1,8 +1,8 @@
 """RESULTS.md, and README's words on it, against the data: tables are as exported, numbers stand in the data.
 
 A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; a column of another file
-is named in a comment above that. Below `figures/data` stands what was computed of each published study, below a table of
-published runs how the submodules combine in them.
+is named in a comment above that. Below `figures/data` stands what was computed of each published study, below a table
+of published runs how the submodules combine in them.
 """
 
 import re
