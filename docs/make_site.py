@@ -36,9 +36,10 @@ MARKDOWN = (
     (re.compile(r" ± "), "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
     (re.compile(r"(?<=[\[ ])\d{4}-\d\d-\d\d(?=\]| \|)"), r'<span class="whole">\g<0></span>'),  # a date of a table
 )
-TABLE = re.compile(r"<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
+# Above it may stand which study another column is of.
+TABLE = re.compile(r"(?:<!-- (.+) of figures/(\S+) -->\n)?<!-- figures/(\S+) -->\n\n((?:\|.*\n)+)")
 COMPARISON = re.compile(r"^\| \[(\S+)\]\(\.\./\.\./figures/data/(\S+)-runs\.csv\) \| (.*)$", re.M)
-NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper", "Images/s, quiet")  # how the columns of such a table begin
+NOT_OF_ITS_RUNS = ("Reference", "Verdict", "Paper")  # how the columns of such a table begin
 
 EXECUTED = "Notebooks are shown without outputs here; those of [published studies](../published/index.md) are executed."
 
@@ -99,17 +100,18 @@ def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
     by_study = {plan.study.name: f"published/{plan.name}.md" for plan in plans}
 
     def of_table(table: re.Match[str]) -> str:
-        plan = by_name.get(Path(table[1]).stem.removesuffix("-runs"))
-        heads, rule, *rows = ([cell.strip() for cell in line.strip("|\n").split("|")] for line in table[2].splitlines())
+        other, plan = (by_name.get(Path(name or "").stem.removesuffix("-runs")) for name in table.group(2, 3))
+        heads, rule, *rows = ([cell.strip() for cell in line.strip("|\n").split("|")] for line in table[4].splitlines())
         lines, arm = [heads, rule], ""
         for row in rows:
             arm = row[0] or arm  # further comparisons of an arm stand below it
-            page = f"published/{plan.name}.md#{anchor(plan, arm)}" if plan else by_study.get(arm)
             lines.append([])
             for head, cell in zip(heads, row, strict=True):
+                of = other if other and head == table[1] else plan
+                page = f"published/{of.name}.md#{anchor(of, arm)}" if of else by_study.get(arm)
                 own = cell == arm or (not head.startswith(NOT_OF_ITS_RUNS) and re.search(r"\d", cell))
                 lines[-1].append(f"[{cell}]({page})" if page and own else cell)
-        return f"<!-- figures/{table[1]} -->\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return f"<!-- figures/{table[3]} -->\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
     return TABLE.sub(of_table, results)
 

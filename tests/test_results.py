@@ -19,7 +19,7 @@ from ablation.studies import Plan
 from gamlib import paper
 
 TABLE = r"<!-- (\S+) -->\n\n((?:\|.*\n)+)"
-COLUMN = r"<!-- (\S+), quiet, of (\S+) -->\n<!-- (\S+) -->"
+COLUMN = r"<!-- (\S+), quiet of (\S+) -->\n<!-- (\S+) -->"
 SUBMODULES = "figures/data/submodules-cpu-imagefolder-cifar10-jpeg-runs.csv"
 
 
