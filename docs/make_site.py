@@ -111,7 +111,7 @@ def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
                 page = f"published/{of.name}.md#{anchor(of, arm)}" if of else by_study.get(arm)
                 own = cell == arm or (not head.startswith(NOT_OF_ITS_RUNS) and re.search(r"\d", cell))
                 lines[-1].append(f"[{cell}]({page})" if page and own else cell)
-        return f"<!-- figures/{table[3]} -->\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        return table[0].replace(table[4], "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
     return TABLE.sub(of_table, results)
 

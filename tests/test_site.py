@@ -191,11 +191,14 @@ def test_a_link_named_by_a_file_has_the_title_of_its_page(tmp_path: Path, monkey
 def test_every_number_of_a_table_leads_to_its_runs_and_those_of_others_do_not() -> None:
     (plan,) = publication.published(["submodules-cpu"], folder=DATA)
     text = make_site.linked_to_runs((ROOT / "RESULTS.md").read_text(), [*publication.published(folder=DATA)])
-    table = dict(make_site.TABLE.findall(text))[f"{plan.name}.csv"]
+    tables = {name: table for _, _, name, table in make_site.TABLE.findall(text)}
+    table = tables[f"{plan.name}.csv"]
     to = {arm: f"(published/{plan.name}.md#arm-{number})" for number, arm in enumerate(plan.arms)}
     assert f"| [ch]{to['ch']} | [2.824M]{to['ch']} |" in table
     assert f"| no gate | [−0.27 ± 0.38]{to['ch+sp']} |" in table and "| 30.91 |" in table
     assert f"[18 of 18](published/{plan.name}.md)" in text
+    of_both = tables["benchmark-cpu-imagefolder-cifar10-jpeg.csv"]
+    assert re.search(r"\[9\.9M\]\(published/benchmark-cpu\S+#arm-1\) \| \[\d+\]\(published/speed-cpu\S+#arm-1\) ", of_both)
     assert re.sub(r"\[([^]]*)\]\(published/.*?\)", r"\1", text) == (ROOT / "RESULTS.md").read_text()
 
 
