@@ -198,7 +198,9 @@ def test_every_number_of_a_table_leads_to_its_runs_and_those_of_others_do_not() 
     assert f"| no gate | [−0.27 ± 0.38]{to['ch+sp']} |" in table and "| 30.91 |" in table
     assert f"[18 of 18](published/{plan.name}.md)" in text
     of_both = tables["benchmark-cpu-imagefolder-cifar10-jpeg.csv"]
-    assert re.search(r"\[9\.9M\]\(published/benchmark-cpu\S+#arm-1\) \| \[\d+\]\(published/speed-cpu\S+#arm-1\) ", of_both)
+    assert re.search(
+        r"\[9\.9M\]\(published/benchmark-cpu\S+#arm-1\) \| \[\d+\]\(published/speed-cpu\S+#arm-1\) ", of_both
+    )
     assert re.sub(r"\[([^]]*)\]\(published/.*?\)", r"\1", text) == (ROOT / "RESULTS.md").read_text()
 
 
