@@ -499,15 +499,19 @@ def test_a_study_goes_on_until_it_is_decided(tmp_path: Path, cluster: Cluster, s
     study.write_text(f"looks: [2, 3]\nbase: {base}\narms: {{plain: {{attention: none}}, gam: {{attention: gam}}}}\n")
     runs = [Run(config) for config in find_study(str(study)).plan().configs]
     asked = ["study", str(study), "--until-decided", "--cluster", "slurm", "--cpus", "1"]
-    for _ in range(2):
-        assert "submitted; watch" in gamlib(*asked, "--no-wait").stdout
-    found = Counter(signature for of_job in jobs(cluster).values() for signature in of_job)
-    assert found and not {run.signature for run in runs[4:]} & found.keys(), "these are of the second look"
-    assert max(found.values()) == 1
-    waiting = subprocess.Popen(command(*asked), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(lambda: any(run.result() for run in runs))
-    waiting.send_signal(signal.SIGINT)
-    assert "the SLURM jobs go on" in waiting.communicate(timeout=60)[0]
+    assert cluster.run("scontrol", "update", "partitionname=gpu", "state=down").returncode == 0  # nothing starts yet
+    try:
+        for _ in range(2):
+            assert "submitted; watch" in gamlib(*asked, "--no-wait").stdout
+        found = Counter(signature for of_job in jobs(cluster).values() for signature in of_job)
+        assert found == {run.signature: 1 for run in runs[:4]}, "the others are of the second look"
+        waiting = subprocess.Popen(command(*asked), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert waiting.stdout is not None and "4 were in a queue before" in waiting.stdout.readline()
+        time.sleep(1)
+        waiting.send_signal(signal.SIGINT)
+        assert "the SLURM jobs go on" in waiting.communicate(timeout=60)[0]
+    finally:
+        cluster.run("scontrol", "update", "partitionname=gpu", "state=up")
     last = gamlib(*asked)
     assert last.returncode == 0 and "looks-digits, 2 of 3 seeds:\n    gam against plain: undecided by 2" in last.stdout
     assert "looks-digits, 3 of 3 seeds:\n    gam against plain: " in last.stdout and "6 of 6 runs done" in last.stdout
