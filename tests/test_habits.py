@@ -46,6 +46,7 @@ def test_the_workflow_calls_targets_and_options_that_there_are() -> None:
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     called = [shlex.split(command)[1] for command in commands() if command.startswith("make ")]
     assert {"test", "test-slurm", "release"} <= {*called} <= {*targets}
+    assert any(command.startswith(".venv/bin/pytest tests/test_site.py") for command in commands())
     markers = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
     for command in (command for command in commands() if command.startswith("pytest ")):
         words = shlex.split(command)

@@ -99,9 +99,10 @@ def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
         else:
             frames = [pd.read_csv(committed / f"{name[:-4]}{part}.csv") for part in ("", "-differences")]
             exported = typeset.for_reading(*frames)
-            for column, file in [(column, file) for column, file, to in re.findall(COLUMN, text) if to == name]:
-                other = typeset.for_reading(pd.read_csv(committed / file)).set_index("Arm")[column]
-                exported[f"{column}, quiet"] = exported["Arm"].map(other).fillna("")
+            for column, file, to in re.findall(COLUMN, text):
+                if to == name:
+                    other = typeset.for_reading(pd.read_csv(committed / file)).set_index("Arm")[column]
+                    exported[f"{column}, quiet"] = exported["Arm"].map(other).fillna("")
         assert markdown(exported[columns]) == table, name
 
 

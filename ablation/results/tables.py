@@ -25,9 +25,9 @@ def summary(results: Results) -> pd.DataFrame:
 
     Columns: arm, done and runs (numbers of runs), parameters, flops (of one test image, by `gamlib.paper.complexity`),
     images_per_second and peak_memory_mib (of training: medians over the epochs of all its runs; left out where runs
-    are of several processors, whose speeds say nothing of the arms), top1_error,
-    top1_half, top5_error, top5_half, paper_imagenet_top1_error, paper_imagenet_top5_error (one run), or
-    paper_cifar100_... on CIFAR-100 where Table 1 has some of the arms. NaN where nothing is known.
+    are of several processors, whose speeds say nothing of the arms), top1_error, top1_half, top5_error, top5_half,
+    paper_imagenet_top1_error, paper_imagenet_top5_error (one run), or paper_cifar100_... on CIFAR-100 where Table 1 has
+    some of the arms. NaN where nothing is known.
     """
     runs = results.runs.groupby("arm", sort=False)
     table = runs.agg(done=("top1_error", "count"), runs=("seed", "size"))
