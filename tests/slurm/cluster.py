@@ -200,7 +200,8 @@ class Cluster:
 
     def _start_database(self, port: int) -> None:
         folder, run = self.folder / "database", self.folder / "run"
-        own = ["--no-defaults", f"--datadir={folder}", "--user=root"]
+        (temporary := self.folder / "temporary").mkdir()  # its own: a server that starts empties the one it is given
+        own = ["--no-defaults", f"--datadir={folder}", f"--tmpdir={temporary}", "--user=root"]
         done = self.run("mariadb-install-db", *own, "--skip-test-db", timeout=120)
         if done.returncode:
             raise ClusterError(f"mariadb-install-db: {done.stderr}")
