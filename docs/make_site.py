@@ -1,7 +1,7 @@
 """The pages of the site, in .site/pages/, of which `make site` has Zensical build site/. Nothing is trained.
 
 README, RESULTS and other pages are copied, with the files that they link to; the method cards are computed anew; the
-notebooks of the published studies are executed, from figures/data. Each number in a table of RESULTS.md or of a card
+notebooks of the published studies are executed, from figures/data. Each number in a table of results or of a card
 becomes a link to the runs that it was computed from.
 """
 
@@ -94,10 +94,11 @@ def first_page(readme: str, results: str) -> str:
     return "".join([start, found.replace("\n", f"\n{figure}\n\n*{caption}*\n\n", 1), digits, *rest])
 
 
-def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
-    """RESULTS.md, in whose tables the numbers link to the runs of their row's arm, and studies to all of theirs."""
+def linked_to_runs(text: str, plans: Iterable[Plan], page: str = "RESULTS.md") -> str:
+    """A page in whose tables the numbers link to the runs of their row's arm, and studies to all of theirs."""
+    published = os.path.relpath("published", Path(page).parent)
     by_name = {plan.name: plan for plan in plans}
-    by_study = {plan.study.name: f"published/{plan.name}.md" for plan in plans}
+    by_study = {plan.study.name: f"{published}/{plan.name}.md" for plan in plans}
 
     def of_table(table: re.Match[str]) -> str:
         other, plan = (by_name.get(Path(name or "").stem.removesuffix("-runs")) for name in table.group(2, 3))
@@ -108,12 +109,12 @@ def linked_to_runs(results: str, plans: Iterable[Plan]) -> str:
             lines.append([])
             for head, cell in zip(heads, row, strict=True):
                 of = other if other and head == table[1] else plan
-                page = f"published/{of.name}.md#{anchor(of, arm)}" if of else by_study.get(arm)
+                to = f"{published}/{of.name}.md#{anchor(of, arm)}" if of else by_study.get(arm)
                 own = cell == arm or (not head.startswith(NOT_OF_ITS_RUNS) and re.search(r"\d", cell))
-                lines[-1].append(f"[{cell}]({page})" if page and own else cell)
+                lines[-1].append(f"[{cell}]({to})" if to and own else cell)
         return table[0].replace(table[4], "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
-    return TABLE.sub(of_table, results)
+    return TABLE.sub(of_table, text)
 
 
 def card_linked_to_runs(card: str, plans: Iterable[Plan]) -> str:
@@ -213,7 +214,8 @@ def main() -> None:
         filled = {f"{name}.md": pool.submit(cards.filled, name) for name in cards.NAMES}
         texts = {str(path.relative_to(ROOT)): path.read_text() for pattern in COPIED for path in ROOT.glob(pattern)}
         texts["README.md"] = first_page(texts["README.md"], texts["RESULTS.md"])
-        texts["RESULTS.md"] = linked_to_runs(texts["RESULTS.md"], plans)
+        for page in ("RESULTS.md", "docs/data.md"):
+            texts[page] = linked_to_runs(texts[page], plans, page)
         texts |= {f"published/{plan.name}.md": runs(plan) for plan in plans}
         listed = [
             f"- [{plan.study.name}]({plan.name}.md) ([notebook]({plan.name}-notebook.md)): {plan.study.question}"

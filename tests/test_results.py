@@ -1,6 +1,7 @@
-"""RESULTS.md, and README's words on it, against the data: tables are as exported, numbers stand in the data.
+"""RESULTS.md, the recipes of docs/data.md and README's words on results, against the data: tables are as exported,
+numbers stand in the data.
 
-A table of RESULTS.md stands below a comment with the file that it shows, `figures/<name>.csv`; a column of another file
+A table of these pages stands below a comment with the file that it shows, `figures/<name>.csv`; a column of another file
 is named in a comment above that. Below `figures/data` stands what was computed of each published study, below a table
 of published runs how the submodules combine in them.
 """
@@ -25,9 +26,10 @@ SUBMODULES = "figures/data/submodules-cpu-imagefolder-cifar10-jpeg-runs.csv"
 
 @pytest.fixture
 def text(committed: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """RESULTS.md without its marks; published is what is committed."""
+    """RESULTS.md and how recipes were chosen, without their marks; published is what is committed."""
     monkeypatch.setenv("GAM_FIGURES", str(committed / "figures"))
-    return re.sub(r"[`*]", "", (committed / "RESULTS.md").read_text())
+    recipes = (committed / "docs" / "data.md").read_text().partition("\n## How the recipes of ")[2]
+    return re.sub(r"[`*]", "", (committed / "RESULTS.md").read_text() + recipes)
 
 
 def shown(text: str) -> dict[str, str]:

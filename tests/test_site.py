@@ -140,7 +140,8 @@ def test_every_published_run_is_listed_and_its_notebook_is_executed(site: Path) 
 
 @pytest.mark.long
 def test_the_numbers_of_the_results_lead_to_the_runs_of_their_arm(site: Path) -> None:
-    to_runs = [(text, link) for text, link in read(site / "RESULTS.html").cells if link.startswith("published/")]
+    cells = [cell for page in ("RESULTS", "docs/data") for cell in read(site / f"{page}.html").cells]
+    to_runs = [(text, link.removeprefix("../")) for text, link in cells if "published/" in link]
     results = (ROOT / "RESULTS.md").read_text()
     assert len(to_runs) > 200
     for plan in publication.published(folder=DATA):
