@@ -1,9 +1,9 @@
 """RESULTS.md, the recipes of docs/data.md and README's words on results, against the data: tables are as exported,
 numbers stand in the data.
 
-A table of these pages stands below a comment with the file that it shows, `figures/<name>.csv`; a column of another file
-is named in a comment above that. Below `figures/data` stands what was computed of each published study, below a table
-of published runs how the submodules combine in them.
+A table of these pages stands below a comment with the file that it shows, `figures/<name>.csv`; a column of another
+file is named in a comment above that. Below `figures/data` stands what was computed of each published study, below a
+table of published runs how the submodules combine in them.
 """
 
 import re
