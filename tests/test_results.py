@@ -128,6 +128,21 @@ def known(text: str, figures: Path) -> set[str]:
     return there | {*re.findall(r"\d+\.\d+", "".join(shown(text).values()))}
 
 
+def test_what_another_test_would_say(text: str) -> None:
+    """What the page says of verdicts that rest on the choice of the test."""
+
+    def verdicts(study: str, test: str) -> "pd.Series[str]":
+        (plan,) = publication.published([study])
+        runs = load(plan, publication.data_folder()).runs
+        return statistics.compare(runs, plan.study.model_copy(update={"test": test}))["verdict"]
+
+    assert "By the paired test none of the six would be called better" in text
+    assert verdicts("benchmark-cpu", "paired").str.startswith("not told apart").sum() == 6
+    assert "by Welch's five of the ablations' thirteen comparisons would have a verdict" in text
+    ablations = pd.concat([verdicts(study, "welch") for study in ("submodules-cpu", "max_pooling-cpu")])
+    assert len(ablations) == 13 and ablations.isin(["better", "worse"]).sum() == 5
+
+
 def test_no_number_in_the_text_is_from_elsewhere(text: str, committed: Path) -> None:
     """Those with two decimals or more: errors, differences, p, learning rates; of README, its part on these results."""
     readme = (committed / "README.md").read_text().split("\n## Results\n")[1].split("\n## ")[0]
