@@ -1,13 +1,13 @@
 """How often the statistics of a study are wrong, and how often they find what is there: studies drawn with known truth.
 
-    python benchmarks/error_rates.py                 50,000 studies of each kind, two minutes of one core
+    python benchmarks/error_rates.py                 50,000 studies of each kind, three minutes of one core
     python benchmarks/error_rates.py --quick         500, seconds, to see that it works
     python benchmarks/error_rates.py --write         into docs/statistics.md, too
 
-Seven arms are compared with one baseline. Errors are normal over seeds. The baseline's standard deviation is the arms'
-times a ratio, and σ is the root of the mean of both squares. Verdicts are those of `ablation.results.statistics`, for
-many studies at once: `decide` goes from look to look as `gamlib study --until-decided` does. Behind each number stands
-its Monte Carlo standard error.
+Seven arms are compared with one baseline. Errors are normal over seeds, or skewed where it says so. The baseline's
+standard deviation is the arms' times a ratio, and σ is the root of the mean of both squares. Verdicts are those of
+`ablation.results.statistics`, for many studies at once: `decide` goes from look to look as `gamlib study
+--until-decided` does. Behind each number stands its Monte Carlo standard error.
 """
 
 import re
@@ -22,11 +22,13 @@ import numpy as np
 import pandas as pd
 import typer
 from numpy.typing import NDArray
+from scipy import stats
 
 from ablation.console import plain_errors
 from ablation.hypotheses import Hypotheses
 from ablation.paths import ROOT
 from ablation.provenance import processor
+from ablation.results.publication import published_plan
 from ablation.results.statistics import Estimate, estimate, overall_ps
 from gamlib.files import write_whole
 
@@ -118,7 +120,9 @@ def until_significant(test: str, arms: Numbers, baseline: Numbers) -> Numbers:
     return np.any([of.different for of in tests], axis=(0, -1))
 
 
-def drawn(shifts: Sequence[float], ratio: float, seeds: int, seed: int, shared: float = 0) -> Drawn:
+def drawn(
+    shifts: Sequence[float], ratio: float, seeds: int, seed: int, shared: float = 0, skewed: bool = False
+) -> Drawn:
     """Studies in parts, arms and baseline as `decide` takes them.
 
     Args:
@@ -127,13 +131,16 @@ def drawn(shifts: Sequence[float], ratio: float, seeds: int, seed: int, shared: 
         seeds: how many.
         seed: of the generator.
         shared: correlation over seeds of any two arms, the baseline too.
+        skewed: errors are exponential above their least, not normal.
     """
 
     def draw(studies: int) -> Iterator[tuple[Numbers, Numbers]]:
         generator = np.random.default_rng([seed, seeds])
         for first in range(0, studies, AT_ONCE):
             size = min(AT_ONCE, studies - first)
-            noise = generator.normal(size=(size, 1 + len(shifts), seeds)) * (1 - shared) ** 0.5
+            shape = size, 1 + len(shifts), seeds
+            noise = generator.exponential(size=shape) - 1 if skewed else generator.normal(size=shape)
+            noise *= (1 - shared) ** 0.5
             noise += generator.normal(size=(size, 1, seeds)) * shared**0.5
             noise /= ((1 + ratio**2) / 2) ** 0.5
             yield noise[:, 1:] + np.array(shifts)[:, None], noise[:, :1] * ratio
@@ -142,8 +149,11 @@ def drawn(shifts: Sequence[float], ratio: float, seeds: int, seed: int, shared: 
 
 
 def mean(studies: int, draw: Drawn, value: Callable[[Numbers, Numbers], Numbers], percent: bool = True) -> str:
-    """The mean over studies of a number that each gives, in percent or as it is, ± its standard error."""
+    """The mean over studies of a number that each gives, in percent or as it is, ± its standard error; NaN is none."""
     values = np.concatenate([value(*part) for part in draw(studies)]).astype(float) * (100 if percent else 1)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return "none"
     digits = 1 if percent else 2
     return f"{values.mean():.{digits}f} ± {values.std() / len(values) ** 0.5:.2f}"
 
@@ -169,6 +179,9 @@ def errors(studies: int, seed: int) -> pd.DataFrame:
         truths = {"all equal": equal, "all apart by it": apart, "three apart by it": [*equal[3:], *apart[:3]]}
         for text, shifts in truths.items():
             rows[f"welch, {name}, margin {margin:g} σ: {text}"] = seeds, shifts, partial(wrong, of, shifts)
+    rows["welch, 3 seeds"] = 3, equal, partial(wrong, Hypotheses(), equal)
+    rows["welch, 3 seeds, skewed"] = rows["welch, 3 seeds"]
+    rows["welch, 4 seeds, skewed"] = rows["welch, 4 seeds"]
     rows["pooled, 4 seeds"] = 4, equal, lambda *part: pooled(*part).any(-1)
     for test in ("welch", "paired"):
         for text, shifts in (("", equal), (": one comparison", [0.0])):
@@ -176,7 +189,8 @@ def errors(studies: int, seed: int) -> pd.DataFrame:
             rows[f"{test}, 3 to 10 seeds, until corrected p < 0.05{text}"] = 10, shifts, value
     found = []
     for name, (seeds, shifts, value) in rows.items():
-        cells = {f"ratio {ratio:g}": mean(studies, drawn(shifts, ratio, seeds, seed), value) for ratio in RATIOS}
+        draws = {ratio: drawn(shifts, ratio, seeds, seed, skewed=name.endswith("skewed")) for ratio in RATIOS}
+        cells = {f"ratio {ratio:g}": mean(studies, draw, value) for ratio, draw in draws.items()}
         found.append({"any wrong verdict, % of studies": name, **cells})
     return pd.DataFrame(found)
 
@@ -211,19 +225,31 @@ def power(studies: int, seed: int) -> pd.DataFrame:
 
 
 def intervals(studies: int, seed: int) -> pd.DataFrame:
-    """How many of Welch's 95 % intervals hold the true difference, and how far the estimate is off after stopping."""
+    """How many of Welch's 95 % intervals hold the true difference, and how far the estimate is off after stopping.
+
+    Of one comparison a study, and of those that ended at the second look, too.
+    """
     rows = []
-    plans: list[tuple[str, float, int, list[int]]] = [("4 seeds", 0, 4, []), ("12 seeds", 0, 12, [])]
-    plans += [(f"looks at 4, 8, 12; differ by {effect:g} σ", effect, 12, LOOKS) for effect in (0, 2, 4)]
-    for name, effect, seeds, looks in plans:
+    plans: list[tuple[str, float, int, list[int], int | None]] = [("4 seeds", 0, 4, [], None)]
+    plans += [("12 seeds", 0, 12, [], None)]
+    for effect in (0, 1, 1.5, 2, 4):
+        name = f"looks at 4, 8, 12; differ by {effect:g} σ"
+        plans += [(name, effect, 12, LOOKS, None)]
+        plans += [(f"{name}; ended at 8", effect, 12, LOOKS, 8)] if effect else []
+    for name, effect, seeds, looks, ended in plans:
         of, shifts = Hypotheses(looks=looks), [effect] * ARMS
 
-        def holds(*part: Numbers, of: Hypotheses = of, effect: float = effect) -> Numbers:
-            low, high = decide(of, *part).estimate.interval()
-            return ((low <= effect) & (effect <= high)).mean(-1)
+        def kept(found: Decided, values: Numbers, ended: int | None = ended) -> Numbers:
+            return np.where(found.seeds[:, 0] == (ended or found.seeds[:, 0]), values[:, 0], np.nan)
 
-        def bias(*part: Numbers, of: Hypotheses = of, effect: float = effect) -> Numbers:
-            return decide(of, *part).estimate.difference.mean(-1) - effect
+        def holds(*part: Numbers, of: Hypotheses = of, effect: float = effect, kept: Any = kept) -> Numbers:
+            found = decide(of, *part)
+            low, high = found.estimate.interval()
+            return np.asarray(kept(found, (low <= effect) & (effect <= high)))
+
+        def bias(*part: Numbers, of: Hypotheses = of, effect: float = effect, kept: Any = kept) -> Numbers:
+            found = decide(of, *part)
+            return np.asarray(kept(found, found.estimate.difference - effect))
 
         cells = {f"ratio {ratio:g}": mean(studies, drawn(shifts, ratio, seeds, seed), holds) for ratio in RATIOS}
         bias_of = mean(studies, drawn(shifts, 1, seeds, seed), bias, percent=False)
@@ -249,19 +275,34 @@ def correlation(studies: int, seed: int) -> pd.DataFrame:
 def seen() -> pd.DataFrame:
     """The correlation of arms over seeds in published runs: mean covariance of two arms over the mean variance.
 
-    Three seeds say little of two arms; of all pairs of a study together they say more.
+    Of studies whose errors are of test images. The 95 % interval is by the F distribution (McGraw and Wong, 1996, the
+    consistency of single measurements).
     """
     rows = []
     for path in sorted((ROOT / "figures" / "data").glob("*-runs.csv")):
+        study = path.name.removesuffix("-runs.csv")
+        if published_plan(study, None, path.parent).configs[0].evaluate_on != "test":
+            continue
         runs = pd.read_csv(path)
         errors = runs[runs["state"] == "done"].pivot(index="seed", columns="arm", values="top1_error").dropna(axis=1)
         if min(errors.shape) < 2:
             continue
         covariance = np.cov(errors.to_numpy().T)
-        number = len(covariance)
-        between = (covariance.sum() - np.trace(covariance)) / (number - 1) / np.trace(covariance)
-        study = path.name.removesuffix("-runs.csv")
-        rows.append({"published": study, "arms": number, "seeds": len(errors), "correlation": f"{between:.2f}"})
+        seeds, number = errors.shape
+        of_seeds = covariance.sum() / number  # the mean square of seeds; what is left is that of the rest
+        ratio = of_seeds * (number - 1) / (np.trace(covariance) - of_seeds)
+        df = seeds - 1, (seeds - 1) * (number - 1)
+        ratios = np.array([ratio, ratio / stats.f.ppf(0.975, *df), ratio / stats.f.ppf(0.025, *df)])
+        between, low, high = (ratios - 1) / (ratios + number - 1)
+        rows.append(
+            {
+                "published": study,
+                "arms": number,
+                "seeds": seeds,
+                "correlation": f"{between:.2f}",
+                "95 % interval": f"{low:.2f} to {high:.2f}",
+            }
+        )
     return pd.DataFrame(rows)
 
 
