@@ -28,6 +28,7 @@ from ablation.hypotheses import Hypotheses
 from ablation.paths import ROOT
 from ablation.provenance import processor
 from ablation.results.statistics import Estimate, estimate, overall_ps
+from ablation.results.typeset import markdown
 from gamlib.files import write_whole
 
 ARMS = 7
@@ -263,12 +264,6 @@ def seen() -> pd.DataFrame:
         study = path.name.removesuffix("-runs.csv")
         rows.append({"published": study, "arms": number, "seeds": len(errors), "correlation": f"{between:.2f}"})
     return pd.DataFrame(rows)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of texts, the first column left, the others right."""
-    lines = [[*map(str, table)], ["---", *["---:"] * (table.shape[1] - 1)], *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @app.command()

@@ -28,19 +28,13 @@ def filled(name: str) -> str:
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n\n{made[block[1]](name)}", text)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame of texts as a table of Markdown, the first column left, the others right; without a last line break."""
-    rows = [[*map(str, frame)], ["---", *["---:"] * (frame.shape[1] - 1)], *frame.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-
-
 def options_table(name: str) -> str:
     """Its options and their defaults."""
     known = {} if name in WITHOUT_BLOCKS else options(name)
     if not known:
         return "It has no options."
     texts = {"Option": [f"`{key}`" for key in known], "Default": [f"`{default!r}`" for default in known.values()]}
-    return markdown(pd.DataFrame(texts))
+    return typeset.markdown(pd.DataFrame(texts))
 
 
 def cost(name: str) -> str:
@@ -59,7 +53,7 @@ def cost(name: str) -> str:
             row[f"{title} added"] = f"{100 * (number / without - 1):+.1f} %".replace("-", "−")
             row[f"{title} printed"] = f"{of_paper[key]}{letter}" if of_paper else typeset.NOTHING
         rows.append(row)
-    return markdown(pd.DataFrame(rows))
+    return typeset.markdown(pd.DataFrame(rows))
 
 
 @cache
@@ -86,7 +80,7 @@ def measured(name: str) -> str:
     mine = of[(of["first"] == name) | (of["second"] == name)].drop(columns=["first", "second"])
     if mine.empty:
         return "Nothing: no published study has it."
-    return markdown(mine)
+    return typeset.markdown(mine)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import pandas as pd
 from nbconvert import MarkdownExporter
 
 from ablation.paths import NOTEBOOKS, ROOT, cores, figures_root, runs_root
-from ablation.results import load, publication
+from ablation.results import load, publication, typeset
 from ablation.results.frames import COLUMNS
 from ablation.results.report import report
 from ablation.studies import Plan
@@ -166,7 +166,7 @@ def runs(plan: Plan) -> str:
         lines += [
             f"## {arm} {{#{anchor(plan, arm)}}}",
             valued(own[arm]),
-            cards.markdown(texts.fillna("–")),
+            typeset.markdown(texts.fillna("–")),
         ]
     return "\n\n".join(filter(None, lines)) + "\n"
 

@@ -117,6 +117,12 @@ def shown(frame: pd.DataFrame, *lines: str) -> Styler:
     return style.set_caption("<br>".join(map(html.escape, lines)))
 
 
+def markdown(texts: pd.DataFrame) -> str:
+    """A frame as a table of Markdown, the first column left, the others right; without a last line break."""
+    rows = [[*map(str, texts)], ["---", *["---:"] * (texts.shape[1] - 1)], *texts.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
+
+
 def _bold(texts: pd.DataFrame) -> pd.DataFrame:
     """Of every cell its style."""
     styles = pd.DataFrame("", texts.index, texts.columns)
