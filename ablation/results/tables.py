@@ -178,9 +178,8 @@ def begun_before(results: Results) -> int:
         return 0
     ended = pd.to_datetime(results.done["ended"], utc=True, errors="coerce", format="ISO8601")
     began = ended - pd.to_timedelta(results.done["seconds"], unit="s")
-    return int(
-        (began < pd.Timestamp(results.plan.declared.at) - pd.Timedelta(seconds=2)).sum()
-    )  # both are whole seconds
+    declared = pd.Timestamp(results.plan.declared.at) - pd.Timedelta(seconds=2)  # both are whole seconds
+    return int((began < declared).sum())
 
 
 def _ended(results: Results) -> str:
@@ -195,7 +194,7 @@ def outdated(results: Results) -> str:
     if not set(results.done["source"]) - {source_hash()}:
         return ""
     made = f"Other code made these numbers, at commit {_commits(results)},"
-    return f"{made} than the present, which is {source_hash()} at commit {_short(*commit())}."
+    return f"{made} than the present, which is {source_hash()} at commit {short_commit(*commit())}."
 
 
 def _seeds(plan: Plan) -> list[int]:
@@ -213,10 +212,10 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _commits(results: Results) -> str:
     """The commits of the finished runs; of a run without a whole `provenance.json`, "unknown"."""
     made = results.done[KEY].merge(results.origins, how="left", on=KEY)
-    return ", ".join(sorted({_short(*of) for of in zip(made["commit"], made["clean"], strict=True)})) or "none"
+    return ", ".join(sorted({short_commit(*of) for of in zip(made["commit"], made["clean"], strict=True)})) or "none"
 
 
-def _short(commit: Any, clean: Any) -> str:
+def short_commit(commit: Any, clean: Any) -> str:
     """A commit as people write it, and whether files had changed since."""
     if pd.isna(commit):
         return "unknown"

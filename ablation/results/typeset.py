@@ -39,7 +39,7 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
     def errors(key: str) -> list[str]:
         return list(map(_interval, table[f"{key}_error"], table[f"{key}_half"]))
 
-    words = pd.DataFrame(columns=["Arm", *COMPARED]) if compared is None else comparisons(compared)
+    words = pd.DataFrame() if compared is None else comparisons(compared)
     words = words.reindex(columns=["Arm", *COMPARED])
     short = words["Verdict"].astype(str).str.replace(r"^(not told apart|undecided) by .*", r"\1", regex=True)
     words["Verdict"] = short.replace(VERDICTS)
