@@ -141,7 +141,7 @@ def restore(plan: Plan) -> int:
     restored = 0
     for arm, configs in plan.arms.items():
         for run in map(Run, configs):
-            (outcome,) = _rows(results.runs, arm, run)
+            (outcome,) = _rows("runs", arm, run, results)
             if outcome["state"] != "missing":
                 run.folder.mkdir(parents=True, exist_ok=True)
                 with suppress(Timeout), run.lock(timeout=0):  # whose it is has it under way
@@ -157,8 +157,8 @@ def restore(plan: Plan) -> int:
 def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> None:
     run.archive()
     if outcome["state"] == "done":
-        origins = [row | {"versions": json.loads(row["versions"])} for row in _rows(results.origins, arm, run)]
-        epochs = [json.dumps(epoch) + "\n" for epoch in _rows(results.epochs, arm, run)]
+        origins = [row | {"versions": json.loads(row["versions"])} for row in _rows("origins", arm, run, results)]
+        epochs = [json.dumps(epoch) + "\n" for epoch in _rows("epochs", arm, run, results)]
         result = Result.model_validate({"signature": run.signature, **outcome})
         predicted, label = results.predictions[predicted_by(arm, run.config.seed)], results.predictions["label"]
         run.write("metrics.jsonl", "".join(epochs))
@@ -171,7 +171,7 @@ def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> N
     run.write("status.json", status.model_dump_json(indent=2))
 
 
-def _rows(frame: pd.DataFrame, arm: str, run: Run) -> list[dict[str, Any]]:
-    """The rows of a run, without its arm, its seed and what is not known."""
-    rows = frame[(frame["arm"] == arm) & (frame["seed"] == run.config.seed)].drop(columns=KEY).to_dict("records")
+def _rows(name: str, arm: str, run: Run, results: Results) -> list[dict[str, Any]]:
+    """The rows of a run in a frame, without what is not known."""
+    rows = results.of_run(name, arm, run.config.seed).to_dict("records")
     return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]

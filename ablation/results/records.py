@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +14,7 @@ import pandas as pd
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.results import publication
-from ablation.results.frames import KEY, Results, load, predicted_by
+from ablation.results.frames import Results, load, predicted_by
 from ablation.runs import first_line
 from ablation.studies import Plan
 from gamlib.data.datasets import DatasetError, describe
@@ -43,8 +43,7 @@ class Record:
 
     def rows(self, name: str, results: Results | None = None) -> pd.DataFrame:
         """Its rows in a frame of the published results, or of others."""
-        frame: pd.DataFrame = getattr(results or self.results, name)
-        return frame[(frame["arm"] == self.arm) & (frame["seed"] == self.config.seed)].drop(columns=KEY)
+        return (results or self.results).of_run(name, self.arm, self.config.seed)
 
     def predicted(self, results: Results | None = None) -> pd.DataFrame:
         """The classes of the test images and those that it gave them, which are NaN where there are none."""
@@ -77,6 +76,11 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.run}: {self.number} is published as {self.published}, and by {self.source} it is {self.computed}"
+
+
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for JSON, which has no NaN: what is not known is None."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
 def records(
@@ -126,13 +130,14 @@ def contradictions(record: Record) -> Iterator[Problem]:
 
 def lacking(found: Iterable[Record]) -> list[str]:
     """The data sets of published runs whose images are not here."""
-    names = set()
-    for dataset in {record.config.dataset for record in found}:
-        try:
-            describe(dataset)
-        except DatasetError:
-            names.add(dataset)
-    return sorted(names)
+    return sorted({record.config.dataset for record in found if _image_size(record.config.dataset) is None})
+
+
+def _image_size(dataset: str) -> tuple[int, int] | None:
+    """Width and height of its images, if they are here."""
+    with suppress(DatasetError):
+        return describe(dataset).image_size
+    return None
 
 
 def _computed(record: Record) -> Iterator[tuple[str, str, Any]]:
@@ -148,9 +153,7 @@ def _computed(record: Record) -> Iterator[tuple[str, str, Any]]:
     label, given = (predicted[name] for name in predicted)
     yield "top1_error", "predictions.csv", None if given.isna().all() else 100 * float((given != label).mean())
     yield "source", "origins.csv", "+".join(dict.fromkeys(map(str, record.rows("origins")["source"])))
-    size = None
-    with suppress(DatasetError):
-        size = describe(record.config.dataset).image_size
+    size = _image_size(record.config.dataset)
     try:  # every class has an image at least, whatever is tested on
         architecture = record.config.architecture(int(label.max()) + 1) | {"attention": record.attention()}
         parameters, flops = _count(json.dumps(architecture | {"weights": None}), size or (64, 64))

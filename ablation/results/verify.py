@@ -34,7 +34,7 @@ from ablation.paths import cores, runs_root
 from ablation.provenance import source_hash
 from ablation.results import publication, statistics
 from ablation.results.frames import Results, load
-from ablation.results.records import ERRORS, Record
+from ablation.results.records import ERRORS, Record, known
 from ablation.runs import Run
 from ablation.status import duration
 
@@ -90,8 +90,7 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Its values, and those that are not known as None."""
-        values = vars(self) | {"folder": str(self.folder), "reproduced": self.reproduced}
-        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+        return known(vars(self) | {"folder": str(self.folder), "reproduced": self.reproduced})
 
 
 def verified(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> list[Verdict]:
@@ -219,10 +218,8 @@ def _first_difference(record: Record, results: Results) -> str:
     )
     if published.index.tolist() != here.index.tolist():
         return f"it has {len(published)} epochs, here {len(here)}"
-    both = here.reindex(columns=published.columns)
-    other = (published.ne(both) & ~(published.isna() & both.isna())).any(axis=1)
-    if other.any():
-        return f"metrics differ from epoch {other.idxmax()} on"
+    if len(other := published.compare(here.reindex(columns=published.columns))):
+        return f"metrics differ from epoch {other.index[0]} on"
     if wrong := int((given != now).sum()):
         return f"{wrong} predictions differ"
     row, again = record.row, _as_published(record.rows("runs", results)).iloc[0]
