@@ -24,7 +24,7 @@ from ablation.runs import Run, RunFailed
 from ablation.status import UNDER_WAY, Result, Status
 from ablation.studies import Plan
 from gamlib.files import write_whole
-from gamlib.sources import own_file, split_hash
+from gamlib.sources import file_hash, own_file, split_hash
 
 
 def data_folder() -> Path:
@@ -56,8 +56,9 @@ def publish(plan: Plan) -> list[Path]:
     definition_text = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
     for run in (Run(config) for configs in plan.arms.values() for config in configs):
         if (file := own_file(run.config.attention)) is not None:
-            code = next(path for path in (run.folder / file.name, file) if path.is_file())
-            texts[code_file(run.config)] = code.read_text()
+            for code in (run.folder / file.name, file):  # which may have changed, where no run has a copy
+                if code.is_file() and file_hash("code", code) == split_hash(run.config.attention)[1]:
+                    texts[code_file(run.config)] = code.read_text()
             definition_text = definition_text.replace(json.dumps(f"{file.parent}/")[1:-1], "")
     # last: until it is there, the tables are those of nothing
     texts[data_folder() / f"{plan.name}.json"] = definition_text
