@@ -187,12 +187,11 @@ def judge(record: Record, failed: Mapping[str, str]) -> Verdict:
     values = {"run": str(record), "published": published["top1_error"], "published_seconds": published["seconds"]}
     values |= {"low": low, "high": high, "others": len(others), "folder": run.folder}
     plan = record.plan.model_copy(update={"arms": {record.arm: [record.config]}, "seeds": [record.config.seed]})
-    results = load(plan)
-    if run.result() is None:
+    if (result := run.result()) is None:
         reason = failed.get(run.signature) or run.status().error or "it has no result"
         return Verdict(verdict=NOT, reason=reason, here=None, seconds=None, differences={}, **values)
-    here, reason = dict(record.rows("runs", results).iloc[0]), _first_difference(record, results)
-    pair = (float(published["top1_error"]), float(here["top1_error"]))
+    results = load(plan)
+    reason, pair = _first_difference(record, results), (float(published["top1_error"]), result.top1_error)
     if not reason or reason == OTHER_IMAGES:
         verdict = NOT if reason else IDENTICAL
     elif math.isnan(low):
@@ -201,7 +200,7 @@ def judge(record: Record, failed: Mapping[str, str]) -> Verdict:
         verdict = WITHIN if all(low <= error <= high for error in pair) else NOT
     origins = zip(ORIGIN, _origins(record.rows("origins")), _origins(record.rows("origins", results)), strict=True)
     differences = {name: (was, now) for name, was, now in origins if was and now and was != now}
-    values |= {"here": pair[1], "seconds": here["seconds"], "differences": differences}
+    values |= {"here": result.top1_error, "seconds": result.seconds, "differences": differences}
     return Verdict(verdict=verdict, reason=reason, **values)
 
 
