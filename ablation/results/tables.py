@@ -139,13 +139,14 @@ def note(results: Results) -> str:
     machines = _machines(results)
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = ", measured on validation images" * (usual[0].evaluate_on == "validation")
+    seeds = plan.seeds[: max(map(len, plan.arms.values()))]  # of a study that ended at a look not all
     ends = results.runs["state"].value_counts().drop("done", errors="ignore")
     how = ", ".join(f"{number} {state}" for state, number in ends.items())
     partly = f"; {missing(results)} runs are done ({how})" if how else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     said = [
         f"{plan.dataset_title}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
-        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(_seeds(plan))}{partly}; "
+        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(seeds)}{partly}; "
         f"gamlib at commit {_commits(results)}, code {code}."
     ]
     if len(machines) == 1:
@@ -195,11 +196,6 @@ def outdated(results: Results) -> str:
         return ""
     made = f"Other code made these numbers, at commit {_commits(results)},"
     return f"{made} than the present, which is {source_hash()} at commit {short_commit(*commit())}."
-
-
-def _seeds(plan: Plan) -> list[int]:
-    """Those of the runs that were asked for: of a study that ended at a look not all."""
-    return plan.seeds[: max(map(len, plan.arms.values()))]
 
 
 def _ranges(numbers: Sequence[int]) -> str:
