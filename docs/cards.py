@@ -10,7 +10,7 @@ from functools import cache
 import pandas as pd
 
 from ablation.paths import ROOT, write_changed
-from ablation.results import load, publication, statistics, tables, typeset
+from ablation.results import load, publication, tables, typeset
 from gamlib import paper
 from gamlib.attention import options
 from gamlib.names import ATTENTIONS, BACKBONES, WITHOUT_BLOCKS
@@ -64,14 +64,15 @@ def comparisons() -> pd.DataFrame:
         if plan.configs[0].evaluate_on != "test":
             continue
         results = load(plan, DATA)
-        compared = statistics.compare(results.runs, plan.study)
+        compared = tables.compared(results)
         errors = typeset.for_reading(tables.summary(results)).set_index("Arm")["Top-1 error"]
         texts = typeset.comparisons(compared)
         texts.insert(0, "Study", f"[{plan.study.name}](../../figures/data/{plan.name}-runs.csv)")
         texts.insert(2, "Top-1 error", texts["Arm"].map(errors))
         of = {arm: configs[0].attention for arm, configs in plan.arms.items()}
         found.append(texts.assign(first=compared["arm"].map(of), second=compared["reference"].map(of)))
-    return pd.concat(found)
+    texts = pd.concat(found).fillna(typeset.NOTHING)  # some studies have columns that others lack
+    return texts.assign(Verdict=texts.pop("Verdict"))  # the last one
 
 
 def measured(name: str) -> str:
@@ -80,7 +81,7 @@ def measured(name: str) -> str:
     mine = of[(of["first"] == name) | (of["second"] == name)].drop(columns=["first", "second"])
     if mine.empty:
         return "Nothing: no published study has it."
-    return typeset.markdown(mine)
+    return typeset.markdown(mine.loc[:, (~mine.isin([typeset.NOTHING])).any()])
 
 
 if __name__ == "__main__":
