@@ -41,14 +41,13 @@ class Record:
         """Its outcome."""
         return dict(self.rows("runs").iloc[0])
 
-    def rows(self, name: str, results: Results | None = None) -> pd.DataFrame:
-        """Its rows in a frame of the published results, or of others."""
-        return (results or self.results).of_run(name, self.arm, self.config.seed)
+    def rows(self, name: str) -> pd.DataFrame:
+        """Its rows in a frame of the results."""
+        return self.results.of_run(name, self.arm, self.config.seed)
 
-    def predicted(self, results: Results | None = None) -> pd.DataFrame:
+    def predicted(self) -> pd.DataFrame:
         """The classes of the test images and those that it gave them, which are NaN where there are none."""
-        frame = (results or self.results).predictions
-        return frame.reindex(columns=["label", predicted_by(self.arm, self.config.seed)])
+        return self.results.predictions.reindex(columns=["label", predicted_by(self.arm, self.config.seed)])
 
     def others(self) -> "pd.Series[float]":
         """Top-1 errors of the other published seeds of its arm."""
