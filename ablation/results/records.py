@@ -21,6 +21,7 @@ from gamlib.data.datasets import DatasetError, describe
 from gamlib.sources import own_file, split_hash
 
 ERRORS = ("top1_error", "top5_error", "test_loss", "train_loss", "train_top1_error")  # of a run's last epoch
+NEEDED = (*ERRORS, "seconds", "epochs", "parameters")
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,7 @@ def records(
             if (wanted := int((arm, seed) in of_plan)) != number:
                 problems.append(Problem(name, "its number of rows in runs.csv", number, wanted, f"{plan.name}.json"))
             elif number and (record := Record(plan, arm, of_plan[arm, seed], results, folder)).row["state"] == "done":
-                if lacks := [
-                    name for name in (*ERRORS, "seconds", "epochs", "parameters") if pd.isna(record.row[name])
-                ]:
+                if lacks := [name for name in NEEDED if pd.isna(record.row[name])]:
                     raise ConfigError(f"{record}: runs.csv has no {lacks[0]} of it")
                 found.append(record)
     if not found and not problems:

@@ -104,10 +104,8 @@ def verified(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[st
         for record in chosen:
             check(record)
         for record in chosen:
-            took = duration(record.row["seconds"])
-            print(
-                f"{record}: trained in {took} when it was published, now again in {os.path.relpath(folder)}", flush=True
-            )
+            took, where = duration(record.row["seconds"]), os.path.relpath(folder)
+            print(f"{record}: trained in {took} when it was published, now again in {where}", flush=True)
         failed = train(chosen, cluster, slurm)
         verdicts = [judge(record, failed) for record in chosen]
         for verdict in verdicts:
@@ -137,10 +135,9 @@ def check(record: Record) -> None:
     Raises:
         ConfigError: its images, weights or code are not there or others, or a value is refused, or lacks.
     """
+    values = record.config.model_dump(exclude={"tensorboard"}, warnings=False)
     try:
-        here = RunConfig(
-            **record.config.model_dump(exclude={"tensorboard"}, warnings=False) | {"attention": record.attention()}
-        )
+        here = RunConfig(**values | {"attention": record.attention()})
     except ConfigError as error:
         raise ConfigError(f"{record} cannot be trained here: {error}") from None
     published = record.config.identity()
