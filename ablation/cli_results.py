@@ -98,10 +98,9 @@ def verify(
         chosen = found if all_ else records.cheapest(found, 1 if runs is None else runs)
         verdicts = verify.verified(chosen, cluster, slurm) if chosen else []
     if json_:
-        rows = [verdict.as_json() for verdict in verdicts]
-        print(
-            json.dumps({"problems": [vars(problem) for problem in problems], "runs": rows}, indent=2, default=int)
-        )  # numpy's are none of JSON's
+        said = [records.known(vars(problem)) for problem in problems]
+        answer = {"problems": said, "runs": [verdict.as_json() for verdict in verdicts]}
+        print(json.dumps(answer, indent=2, default=int))  # numpy's numbers are none of JSON's
     if problems or not all(verdict.reproduced for verdict in verdicts):
         raise typer.Exit(console.FAILED)
 

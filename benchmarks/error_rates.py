@@ -30,6 +30,7 @@ from ablation.paths import ROOT
 from ablation.provenance import processor
 from ablation.results.publication import published_plan
 from ablation.results.statistics import Estimate, estimate, overall_ps
+from ablation.results.typeset import markdown
 from gamlib.files import write_whole
 
 ARMS = 7
@@ -304,12 +305,6 @@ def seen() -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of texts, the first column left, the others right."""
-    lines = [[*map(str, table)], ["---", *["---:"] * (table.shape[1] - 1)], *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from functools import cache
 import pandas as pd
 
 from ablation.paths import ROOT, write_changed
-from ablation.results import load, publication, statistics, tables, typeset
+from ablation.results import load, publication, tables, typeset
 from gamlib import paper
 from gamlib.attention import options
 from gamlib.names import ATTENTIONS, BACKBONES, WITHOUT_BLOCKS
@@ -28,19 +28,13 @@ def filled(name: str) -> str:
     return BLOCK.sub(lambda block: f"<!-- {block[1]} -->\n\n{made[block[1]](name)}", text)
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """A frame of texts as a table of Markdown, the first column left, the others right; without a last line break."""
-    rows = [[*map(str, frame)], ["---", *["---:"] * (frame.shape[1] - 1)], *frame.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
-
-
 def options_table(name: str) -> str:
     """Its options and their defaults."""
     known = {} if name in WITHOUT_BLOCKS else options(name)
     if not known:
         return "It has no options."
     texts = {"Option": [f"`{key}`" for key in known], "Default": [f"`{default!r}`" for default in known.values()]}
-    return markdown(pd.DataFrame(texts))
+    return typeset.markdown(pd.DataFrame(texts))
 
 
 def cost(name: str) -> str:
@@ -59,7 +53,7 @@ def cost(name: str) -> str:
             row[f"{title} added"] = f"{100 * (number / without - 1):+.1f} %".replace("-", "−")
             row[f"{title} printed"] = f"{of_paper[key]}{letter}" if of_paper else typeset.NOTHING
         rows.append(row)
-    return markdown(pd.DataFrame(rows))
+    return typeset.markdown(pd.DataFrame(rows))
 
 
 @cache
@@ -70,14 +64,15 @@ def comparisons() -> pd.DataFrame:
         if plan.configs[0].evaluate_on != "test":
             continue
         results = load(plan, DATA)
-        compared = statistics.compare(results.runs, plan.study)
+        compared = tables.compared(results)
         errors = typeset.for_reading(tables.summary(results)).set_index("Arm")["Top-1 error"]
         texts = typeset.comparisons(compared)
         texts.insert(0, "Study", f"[{plan.study.name}](../../figures/data/{plan.name}-runs.csv)")
         texts.insert(2, "Top-1 error", texts["Arm"].map(errors))
         of = {arm: configs[0].attention for arm, configs in plan.arms.items()}
         found.append(texts.assign(first=compared["arm"].map(of), second=compared["reference"].map(of)))
-    return pd.concat(found)
+    texts = pd.concat(found).fillna(typeset.NOTHING)  # some studies have columns that others lack
+    return texts.assign(Verdict=texts.pop("Verdict"))  # the last one
 
 
 def measured(name: str) -> str:
@@ -86,7 +81,7 @@ def measured(name: str) -> str:
     mine = of[(of["first"] == name) | (of["second"] == name)].drop(columns=["first", "second"])
     if mine.empty:
         return "Nothing: no published study has it."
-    return markdown(mine)
+    return typeset.markdown(mine.loc[:, (~mine.isin([typeset.NOTHING])).any()])
 
 
 if __name__ == "__main__":

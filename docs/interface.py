@@ -7,7 +7,6 @@ the fields of configurations, which pydantic describes, are written here.
 import ast
 import inspect
 
-import cards
 import nbformat
 import pandas as pd
 from papermill import inspect_notebook
@@ -16,6 +15,7 @@ from pydantic import BaseModel
 import gamlib
 from ablation.config import RunConfig
 from ablation.paths import NOTEBOOKS
+from ablation.results import typeset
 from ablation.studies import Study
 from gamlib import attention
 
@@ -73,7 +73,7 @@ def fields(model: type[BaseModel]) -> str:
     ]
     table = pd.DataFrame(rows).replace("", pd.NA).dropna(axis="columns", how="all").fillna("")
     heading = f"### Fields of `{model.__name__}` {{data-toc-label='fields'}}"
-    return f"{heading}\n\n{cards.markdown(table).replace('---:', '---')}\n\n"
+    return f"{heading}\n\n{typeset.markdown(table).replace('---:', '---')}\n\n"
 
 
 def escaped(text: str | None) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 from nbconvert import MarkdownExporter
 
 from ablation.paths import NOTEBOOKS, ROOT, cores, figures_root, runs_root
-from ablation.results import load, publication
+from ablation.results import load, publication, tables, typeset
 from ablation.results.frames import COLUMNS
 from ablation.results.report import report
 from ablation.studies import Plan
@@ -64,9 +64,8 @@ def write(page: str, text: str, origin: str | None = None) -> None:
             if not (PAGES / name).exists():
                 write_whole(PAGES / name, "")  # it is being written
                 files = sorted(path.name for path in there.iterdir() if path.name[0] not in "._")
-                write(
-                    str(name), "\n".join([f"# {there.name.capitalize()}\n", *(f"- [{file}]({file})" for file in files)])
-                )
+                lines = [f"# {there.name.capitalize()}\n", *(f"- [{file}]({file})" for file in files)]
+                write(str(name), "\n".join(lines))
         elif there.suffix == ".ipynb":
             name = name.with_suffix(".md")
         elif there.suffix != ".md":
@@ -139,8 +138,8 @@ def anchor(plan: Plan, arm: str) -> str:
 def runs(plan: Plan) -> str:
     """The page of a published study: every run with its configuration, seed, errors, commit and device."""
     results, (shared, own) = load(plan, cards.DATA), plan.values()
-    origins = results.origins.assign(Commit=results.origins["commit"].str[:7], Device=results.origins["device"])
-    origins.loc[origins["clean"] != True, "Commit"] += " with changes"  # noqa: E712
+    origins = results.origins.rename(columns={"device": "Device"})
+    origins["Commit"] = list(map(tables.short_commit, origins["commit"], origins["clean"]))
     said = origins.groupby(["arm", "seed"])[["Commit", "Device"]].agg(listed)
     table = results.runs.join(said, on=["arm", "seed"])
     data = f"../figures/data/{plan.name}"
@@ -164,11 +163,7 @@ def runs(plan: Plan) -> str:
                 "Code": of_arm["source"],
             }
         ).dropna(axis="columns", how="all")
-        lines += [
-            f"## {arm} {{#{anchor(plan, arm)}}}",
-            valued(own[arm]),
-            cards.markdown(texts.fillna("–")),
-        ]
+        lines += [f"## {arm} {{#{anchor(plan, arm)}}}", valued(own[arm]), typeset.markdown(texts.fillna("–"))]
     return "\n\n".join(filter(None, lines)) + "\n"
 
 

@@ -1,11 +1,15 @@
 """The method cards: one for each mechanism, with no number that is not computed."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import cards
 import pytest
 
 from ablation.paths import ROOT
+from ablation.results import publication
+from ablation.studies import Study
 from gamlib.names import ATTENTIONS
 
 QUICK = ("options", "measured")
@@ -56,6 +60,27 @@ def test_options_and_measurements_of_a_card_are_as_computed(name: str, monkeypat
     monkeypatch.setattr(cards, "cost", lambda name: "it takes seconds")
     made = blocks(cards.filled(name))
     assert {key: there[key] for key in QUICK} == {key: made[key] for key in QUICK}
+
+
+def test_studies_that_test_differently_share_a_table(
+    finish_all: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has a margin, and ran some of its arms only; nothing of it stands in a table of the other alone."""
+    arms: dict[str, Any] = {"plain": {"attention": "none"}, "GAM": {}, "SE": {"attention": "se"}}
+    errors = {"plain": [6.0, 6.1, 6.3], "GAM": [5.0, 5.2, 5.1], "SE": [6.0, 5.9, 6.1]}
+    plans = [
+        Study(name="some", arms=arms, base={"epochs": 1}, margin=0.5).plan(seeds="0-2", arms=["plain", "GAM"]),
+        Study(name="usual", arms=arms, base={"epochs": 1}).plan(seeds="0-2"),
+    ]
+    for plan in plans:
+        finish_all(plan, errors)
+        publication.publish(plan)
+    monkeypatch.setattr(cards, "DATA", publication.data_folder())
+    monkeypatch.setattr(cards, "comparisons", cards.comparisons.__wrapped__)
+    head, _, first, second = cards.measured("gam").splitlines()
+    assert "| p, equal (Holm) | Verdict |" in head and "| – | better |" in second and "nan" not in first + second
+    head, _, only = cards.measured("se").splitlines()
+    assert "equal" not in head and "| [usual](" in only
 
 
 @pytest.mark.slow

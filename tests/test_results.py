@@ -37,12 +37,6 @@ def shown(text: str) -> dict[str, str]:
     return dict(re.findall(TABLE, text))
 
 
-def markdown(texts: pd.DataFrame) -> str:
-    """A frame of texts as a table of Markdown, the first column left, the others right."""
-    rows = [[str(name) for name in texts], ["---", *["---:"] * (texts.shape[1] - 1)], *texts.to_numpy().tolist()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
-
-
 def computed() -> pd.DataFrame:
     """What was computed of each published study: runs and how they ended, time, code, machine."""
     rows = []
@@ -105,7 +99,7 @@ def test_every_table_is_the_exported_one(text: str, committed: Path) -> None:
                 if to == name:
                     other = typeset.for_reading(pd.read_csv(committed / file)).set_index("Arm")[column]
                     exported[f"{column}, quiet"] = exported["Arm"].map(other).fillna("")
-        assert markdown(exported[columns]) == table, name
+        assert typeset.markdown(exported[columns]) == table.rstrip("\n"), name
 
 
 def test_every_published_study_is_there_with_all_its_arms_and_comparisons(text: str) -> None:

@@ -34,19 +34,22 @@ class Gates:
     factor: Tensor
 
 
+def _in_turn(channel: Tensor | None, spatial: Tensor | None) -> Gates:
+    """Gates by both of which the input is multiplied, or by the one that there is."""
+    maps = [gate[:, None, None] if gate.ndim == 1 else gate for gate in (channel, spatial) if gate is not None]
+    return Gates(channel, spatial, torch.stack(torch.broadcast_tensors(*maps)).prod(0))
+
+
 def _gam(outputs: Outputs) -> Gates:
-    found = {name: outputs[name][0] for name in ("channel", "spatial") if name in outputs}
-    return Gates(found.get("channel"), found.get("spatial"), torch.stack(list(found.values())).prod(0))
+    return _in_turn(*(outputs[name][0] if name in outputs else None for name in ("channel", "spatial")))
 
 
 def _se(outputs: Outputs) -> Gates:
-    channel = outputs["mlp"][0].sigmoid()
-    return Gates(channel, None, channel[:, None, None])
+    return _in_turn(outputs["mlp"][0].sigmoid(), None)
 
 
 def _cbam(outputs: Outputs) -> Gates:
-    channel, spatial = torch.stack(outputs["mlp"]).sum(0).sigmoid(), outputs["norm"][0].sigmoid()
-    return Gates(channel, spatial, channel[:, None, None] * spatial)
+    return _in_turn(torch.stack(outputs["mlp"]).sum(0).sigmoid(), outputs["norm"][0].sigmoid())
 
 
 def _bam(outputs: Outputs) -> Gates:
@@ -62,10 +65,9 @@ def _tam(outputs: Outputs) -> Gates:
 
 def _copied(outputs: Outputs) -> Gates:
     spatial = outputs["spatial_attention"][0].sigmoid()
-    if "channel_gate" not in outputs:
-        return Gates(None, spatial, outputs["channel_attention"][0].movedim(-1, 0) * spatial)
-    channel = outputs["channel_gate"][0]
-    return Gates(channel, spatial, channel * spatial)
+    if "channel_gate" in outputs:
+        return _in_turn(outputs["channel_gate"][0], spatial)
+    return Gates(None, spatial, outputs["channel_attention"][0].movedim(-1, 0) * spatial)
 
 
 def _abn(outputs: Outputs) -> Gates:
@@ -74,11 +76,10 @@ def _abn(outputs: Outputs) -> Gates:
 
 
 def _told(channel: Tensor | None, spatial: Tensor | None) -> Gates:
-    gates = [None if gate is None else gate[0] for gate in (channel, spatial)]
-    factor = torch.stack(torch.broadcast_tensors(*(gate for gate in gates if gate is not None))).prod(0)
-    return Gates(
-        gates[0].flatten() if gates[0] is not None and gates[0].shape[1:] == (1, 1) else gates[0], gates[1], factor
-    )
+    of_channels, of_places = (None if gate is None else gate[0] for gate in (channel, spatial))
+    if of_channels is not None and of_channels.shape[1:] == (1, 1):
+        of_channels = of_channels.flatten()
+    return _in_turn(of_channels, of_places)
 
 
 READERS: dict[type[nn.Module], Callable[[Outputs], Gates]] = {

@@ -1,6 +1,7 @@
 """The networks of finished runs, as initialised, along training and at its end, and images to look at through them."""
 
 import os
+import shlex
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from torchvision.transforms.functional import pil_to_tensor
 from ablation.config import RunConfig
 from ablation.runs import Run, RunFailed
 from ablation.studies import Plan
-from ablation.study_files import PAPER_STUDIES
+from ablation.study_files import OF_THE_PROJECT, PAPER_STUDIES
 from gamlib.backbones import build_model
 from gamlib.data import images as data
 from gamlib.data.batches import FromFiles, FromMemory, for_test
@@ -42,10 +43,11 @@ def runs_by_arm(plan: Plan) -> dict[str, Run]:
             except RunFailed as error:
                 warnings.warn(f"not shown: {error}", stacklevel=2)
     if not found:
-        name = plan.study.name if plan.study.name in PAPER_STUDIES else f"studies/{plan.study.name}.yaml"
-        chosen = "".join(f" -p {key}={value}" for key, value in plan.overrides.items())
-        command = f"gamlib study {name} --dataset {plan.dataset} --seeds {','.join(map(str, plan.seeds))}{chosen}"
-        raise RunFailed(f"no run with attention of {plan.name} is done: `{command}` makes them")
+        name, by_file = plan.study.name, OF_THE_PROJECT - {*PAPER_STUDIES}
+        command = ["gamlib", "study", f"studies/{name}.yaml" if name in by_file else name, "--dataset", plan.dataset]
+        command += ["--seeds", ",".join(map(str, plan.seeds))]
+        command += [part for key, value in plan.overrides.items() for part in ("-p", f"{key}={value}")]
+        raise RunFailed(f"no run with attention of {plan.name} is done: `{shlex.join(command)}` makes them")
     return found
 
 

@@ -33,13 +33,7 @@ UNDATED: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {"So
 SEED: dict[str, Any] = {"color": "0.55", "linewidth": 0, "warn_thresh": 1}  # the dot of one seed, for seaborn
 MEAN: dict[str, Any] = {"marker": "D", "markersize": 3.5, "color": "black", "linestyle": "none"}
 MEAN |= {"capsize": 0.12, "err_kws": {"linewidth": 1}, "native_scale": True}
-INTERVAL: dict[str, Any] = {
-    "fmt": "D",
-    "markersize": 3.5,
-    "color": "black",
-    "linewidth": 1,
-    "capsize": 3,
-}  # Axes.errorbar
+INTERVAL: dict[str, Any] = {"fmt": "D", "markersize": 3.5, "color": "black", "linewidth": 1, "capsize": 3}  # errorbar
 # A grey print tells the arms apart by these. As there are more markers than colours, 8 x 11 arms differ.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">", "p")
 DASHES: tuple[tuple[float, ...], ...] = (

@@ -74,6 +74,11 @@ class Results:
         """The rows of the finished runs."""
         return self.runs[self.runs["state"] == "done"]
 
+    def of_run(self, name: str, arm: str, seed: int) -> pd.DataFrame:
+        """The rows of a run in the frame `name`, without its arm and seed."""
+        frame: pd.DataFrame = getattr(self, name)
+        return frame[(frame["arm"] == arm) & (frame["seed"] == seed)].drop(columns=KEY)
+
     def labelled(self) -> "Results":
         """The same results, each arm called by its label: what figures and tables show."""
         plan = self.plan.labelled()

@@ -5,7 +5,8 @@ Sources: Cohen, "Statistical power analysis for the behavioral sciences" (1988);
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
+from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.hypotheses import in_words
 from ablation.results import publication
@@ -42,24 +44,23 @@ class Design:
         looks = [round(look * seeds / self.looks[-1]) for look in self.looks] or [seeds]
         return list(dict.fromkeys(max(2, look) for look in looks))
 
-    def _found(self, seeds: int, shift: float, decided: Callable[[Any, float], NDArray[np.bool_]]) -> float:
-        looks = self._looks(seeds)
-        levels = nominal_levels(self.level, looks) if len(looks) > 1 else [self.level]
-        halves = [2 * half for half in nominal_levels(self.level / 2, looks)] if len(looks) > 1 else levels
+    def _found(self, seeds: int, shift: float, sides: int, decided: Callable[[Any, float], NDArray[np.bool_]]) -> float:
+        looks, levels = self._looks(seeds), [self.level]
+        if len(looks) > 1:
+            levels = [sides * level for level in nominal_levels(self.level / sides, looks)]
         arm, reference = self.spread * self._noise[..., :seeds]
         found = np.zeros(SIMULATED, bool)
-        for look, one_sided, two_sided in zip(looks, levels, halves, strict=True):
-            of_look = estimate(self.test, arm[:, :look] + shift, reference[:, :look])
-            found |= decided(of_look, one_sided if shift == 0 else two_sided)
+        for look, level in zip(looks, levels, strict=True):
+            found |= decided(estimate(self.test, arm[:, :look] + shift, reference[:, :look]), level)
         return float(found.mean())
 
     def power(self, effect: float, seeds: int) -> float:
         """The share of studies that find an arm better which errs less by so many points; or worse, by symmetry."""
-        return self._found(seeds, -effect, lambda of, level: (of.p() < level) & (of.difference < 0))
+        return self._found(seeds, -effect, 2, lambda of, level: (of.p() < level) & (of.difference < 0))
 
     def power_equal(self, margin: float, seeds: int) -> float:
         """The share of studies that find two arms equal within the margin which are equal."""
-        return self._found(seeds, 0.0, lambda of, level: of.p_equal(margin) < level)
+        return self._found(seeds, 0.0, 1, lambda of, level: of.p_equal(margin) < level)
 
     def smallest(self, seeds: int) -> float:
         """The smallest effect, in points, that is found in 80 % of studies."""
@@ -71,46 +72,36 @@ class Design:
 
 def seeds_for(power: Callable[[int], float]) -> int | None:
     """The fewest seeds at which a power reaches 80 %; None if more than `MOST_SEEDS` were needed."""
-    low, high = 1, MOST_SEEDS
-    if power(high) < POWER:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
-    return high
+    return None if power(MOST_SEEDS) < POWER else bisect_left(range(MOST_SEEDS), POWER, lo=2, key=power)
 
 
 def seen(plan: Plan) -> pd.DataFrame:
     """The finished runs of the arms of a plan, of whatever seed: those in the folder of runs, and published ones.
 
     Columns: arm, seed, top1_error in percent, seconds.
+
+    Raises:
+        ConfigError: a published file is damaged.
     """
+    columns = ["arm", "seed", "top1_error", "seconds"]
     wanted = {_key(configs[0]): arm for arm, configs in plan.arms.items()}
-    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: list[tuple[Any, ...]] = []
     for run in all_runs(plan.configs[0].dataset_name)[0]:
         if (arm := wanted.get(_key(run.config))) is not None and (result := run.result()) is not None:
-            row = {"arm": arm, "seed": run.config.seed, "top1_error": result.top1_error, "seconds": run.took(result)}
-            rows[arm, run.config.seed] = row
-    for other in _published(plan):
+            rows.append((arm, run.config.seed, result.top1_error, run.took(result)))
+    folder = publication.data_folder()
+    for other in publication.published(folder=folder) if [*folder.glob("*.json")] else ():
         arms = {name: wanted[key] for name, of in other.arms.items() if (key := _key(of[0])) in wanted}
-        if not arms:
-            continue
-        done = load(other, publication.data_folder()).done
-        for name, seed, error, seconds in done[["arm", "seed", "top1_error", "seconds"]].to_numpy().tolist():
-            if (arm := arms.get(name)) is not None:
-                rows.setdefault((arm, seed), {"arm": arm, "seed": seed, "top1_error": error, "seconds": seconds})
-    return pd.DataFrame(rows.values(), columns=["arm", "seed", "top1_error", "seconds"])
+        if arms:
+            done = load(other, folder).done
+            done = done[columns].assign(arm=done["arm"].map(arms)).dropna(subset="arm")
+            rows += done.itertuples(index=False, name=None)
+    return pd.DataFrame(rows, columns=columns).drop_duplicates(["arm", "seed"], ignore_index=True)
 
 
-def _key(config: Any) -> str:
-    return str(config.model_dump_json(exclude={"seed"}))
-
-
-def _published(plan: Plan) -> Sequence[Plan]:
-    try:
-        return publication.published(dataset=plan.dataset)
-    except ConfigError:  # nothing is
-        return ()
+def _key(config: RunConfig) -> str:
+    """What runs of one arm share: all that makes them other runs but for the seed."""
+    return config.model_copy(update={"seed": 0}).signature
 
 
 def spread_of(errors: pd.DataFrame) -> tuple[float, int]:
@@ -153,12 +144,10 @@ def for_reading(table: pd.DataFrame) -> pd.DataFrame:
         return table[key].map(lambda value: nothing if pd.isna(value) else form.format(value))
 
     more = f"over {MOST_SEEDS}"
-    found = {"Arm": table["arm"], "Reference": table["reference"], "Effect": texts("effect", "{:.2f}")}
+    found = {"Arm": table["arm"], "Reference": table["reference"]}
     if table["effect"].notna().any():
-        found["Power"] = texts("power", "{:.0%}")
+        found |= {"Effect": texts("effect", "{:.2f}"), "Power": texts("power", "{:.0%}")}
         found["Seeds for 80 %"] = texts("seeds_needed", "{:.0f}", more).where(table["effect"].notna(), "–")
-    else:
-        del found["Effect"]
     found["Smallest at 80 %"] = texts("smallest", "{:.2f}")
     if table["margin"].notna().any():
         found |= {"Margin": texts("margin", "{:g}"), "Power, if equal": texts("power_equal", "{:.0%}")}
@@ -198,8 +187,7 @@ def power_of_plan(plan: Plan, effect: float | None = None, sd: float | None = No
     effects = {pair: abs(means[pair[0]] - means[pair[1]]) for pair in known}
     effects = effects if effect is None else dict.fromkeys(plan.compare, effect)
     design = Design(plan, sd or found)
-    groups = runs.groupby("arm")["seed"].count()
-    whose = f"{len(runs)} finished runs of {len(groups)} of the arms"
+    whose = f"{len(runs)} finished runs of {len(means)} of the arms"
     if df:  # by the chi-squared distribution of a variance
         low, high = (found * (df / stats.chi2.ppf(chance, df)) ** 0.5 for chance in (0.975, 0.025))
         whose += f", {df} degrees of freedom, 95 % interval {low:.2f} to {high:.2f}"

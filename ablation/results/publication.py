@@ -24,7 +24,7 @@ from ablation.runs import Run, RunFailed
 from ablation.status import UNDER_WAY, Result, Status
 from ablation.studies import Plan
 from gamlib.files import write_whole
-from gamlib.sources import own_file, split_hash
+from gamlib.sources import file_hash, own_file, split_hash
 
 
 def data_folder() -> Path:
@@ -56,8 +56,9 @@ def publish(plan: Plan) -> list[Path]:
     definition_text = json.dumps(definition, indent=1, ensure_ascii=False) + "\n"
     for run in (Run(config) for configs in plan.arms.values() for config in configs):
         if (file := own_file(run.config.attention)) is not None:
-            code = next(path for path in (run.folder / file.name, file) if path.is_file())
-            texts[code_file(run.config)] = code.read_text()
+            for code in (run.folder / file.name, file):  # which may have changed, where no run has a copy
+                if code.is_file() and file_hash("code", code) == split_hash(run.config.attention)[1]:
+                    texts[code_file(run.config)] = code.read_text()
             definition_text = definition_text.replace(json.dumps(f"{file.parent}/")[1:-1], "")
     # last: until it is there, the tables are those of nothing
     texts[data_folder() / f"{plan.name}.json"] = definition_text
@@ -141,7 +142,7 @@ def restore(plan: Plan) -> int:
     restored = 0
     for arm, configs in plan.arms.items():
         for run in map(Run, configs):
-            (outcome,) = _rows(results.runs, arm, run)
+            (outcome,) = _rows("runs", arm, run, results)
             if outcome["state"] != "missing":
                 run.folder.mkdir(parents=True, exist_ok=True)
                 with suppress(Timeout), run.lock(timeout=0):  # whose it is has it under way
@@ -157,8 +158,8 @@ def restore(plan: Plan) -> int:
 def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> None:
     run.archive()
     if outcome["state"] == "done":
-        origins = [row | {"versions": json.loads(row["versions"])} for row in _rows(results.origins, arm, run)]
-        epochs = [json.dumps(epoch) + "\n" for epoch in _rows(results.epochs, arm, run)]
+        origins = [row | {"versions": json.loads(row["versions"])} for row in _rows("origins", arm, run, results)]
+        epochs = [json.dumps(epoch) + "\n" for epoch in _rows("epochs", arm, run, results)]
         result = Result.model_validate({"signature": run.signature, **outcome})
         predicted, label = results.predictions[predicted_by(arm, run.config.seed)], results.predictions["label"]
         run.write("metrics.jsonl", "".join(epochs))
@@ -171,7 +172,7 @@ def _restore(run: Run, arm: str, outcome: dict[str, Any], results: Results) -> N
     run.write("status.json", status.model_dump_json(indent=2))
 
 
-def _rows(frame: pd.DataFrame, arm: str, run: Run) -> list[dict[str, Any]]:
-    """The rows of a run, without its arm, its seed and what is not known."""
-    rows = frame[(frame["arm"] == arm) & (frame["seed"] == run.config.seed)].drop(columns=KEY).to_dict("records")
+def _rows(name: str, arm: str, run: Run, results: Results) -> list[dict[str, Any]]:
+    """The rows of a run in a frame, without what is not known."""
+    rows = results.of_run(name, arm, run.config.seed).to_dict("records")
     return [{str(key): value for key, value in row.items() if not pd.isna(value)} for row in rows]

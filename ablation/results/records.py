@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -14,13 +14,14 @@ import pandas as pd
 from ablation.config import RunConfig
 from ablation.errors import ConfigError
 from ablation.results import publication
-from ablation.results.frames import KEY, Results, load, predicted_by
+from ablation.results.frames import Results, load, predicted_by
 from ablation.runs import first_line
 from ablation.studies import Plan
 from gamlib.data.datasets import DatasetError, describe
 from gamlib.sources import own_file, split_hash
 
 ERRORS = ("top1_error", "top5_error", "test_loss", "train_loss", "train_top1_error")  # of a run's last epoch
+NEEDED = (*ERRORS, "seconds", "epochs", "parameters")
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,13 @@ class Record:
         """Its outcome."""
         return dict(self.rows("runs").iloc[0])
 
-    def rows(self, name: str, results: Results | None = None) -> pd.DataFrame:
-        """Its rows in a frame of the published results, or of others."""
-        frame: pd.DataFrame = getattr(results or self.results, name)
-        return frame[(frame["arm"] == self.arm) & (frame["seed"] == self.config.seed)].drop(columns=KEY)
+    def rows(self, name: str) -> pd.DataFrame:
+        """Its rows in a frame of the results."""
+        return self.results.of_run(name, self.arm, self.config.seed)
 
-    def predicted(self, results: Results | None = None) -> pd.DataFrame:
+    def predicted(self) -> pd.DataFrame:
         """The classes of the test images and those that it gave them, which are NaN where there are none."""
-        frame = (results or self.results).predictions
-        return frame.reindex(columns=["label", predicted_by(self.arm, self.config.seed)])
+        return self.results.predictions.reindex(columns=["label", predicted_by(self.arm, self.config.seed)])
 
     def others(self) -> "pd.Series[float]":
         """Top-1 errors of the other published seeds of its arm."""
@@ -79,6 +78,11 @@ class Problem:
         return f"{self.run}: {self.number} is published as {self.published}, and by {self.source} it is {self.computed}"
 
 
+def known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values for JSON, which has no NaN: what is not known is None."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
 def records(
     names: Iterable[str] = (), dataset: str | None = None, folder: Path | str | None = None
 ) -> tuple[list[Record], list[Problem]]:
@@ -103,9 +107,7 @@ def records(
             if (wanted := int((arm, seed) in of_plan)) != number:
                 problems.append(Problem(name, "its number of rows in runs.csv", number, wanted, f"{plan.name}.json"))
             elif number and (record := Record(plan, arm, of_plan[arm, seed], results, folder)).row["state"] == "done":
-                if lacks := [
-                    name for name in (*ERRORS, "seconds", "epochs", "parameters") if pd.isna(record.row[name])
-                ]:
+                if lacks := [name for name in NEEDED if pd.isna(record.row[name])]:
                     raise ConfigError(f"{record}: runs.csv has no {lacks[0]} of it")
                 found.append(record)
     if not found and not problems:
@@ -126,13 +128,14 @@ def contradictions(record: Record) -> Iterator[Problem]:
 
 def lacking(found: Iterable[Record]) -> list[str]:
     """The data sets of published runs whose images are not here."""
-    names = set()
-    for dataset in {record.config.dataset for record in found}:
-        try:
-            describe(dataset)
-        except DatasetError:
-            names.add(dataset)
-    return sorted(names)
+    return sorted({record.config.dataset for record in found if _image_size(record.config.dataset) is None})
+
+
+def _image_size(dataset: str) -> tuple[int, int] | None:
+    """Width and height of its images, if they are here."""
+    with suppress(DatasetError):
+        return describe(dataset).image_size
+    return None
 
 
 def _computed(record: Record) -> Iterator[tuple[str, str, Any]]:
@@ -148,9 +151,7 @@ def _computed(record: Record) -> Iterator[tuple[str, str, Any]]:
     label, given = (predicted[name] for name in predicted)
     yield "top1_error", "predictions.csv", None if given.isna().all() else 100 * float((given != label).mean())
     yield "source", "origins.csv", "+".join(dict.fromkeys(map(str, record.rows("origins")["source"])))
-    size = None
-    with suppress(DatasetError):
-        size = describe(record.config.dataset).image_size
+    size = _image_size(record.config.dataset)
     try:  # every class has an image at least, whatever is tested on
         architecture = record.config.architecture(int(label.max()) + 1) | {"attention": record.attention()}
         parameters, flops = _count(json.dumps(architecture | {"weights": None}), size or (64, 64))

@@ -86,8 +86,8 @@ def report(plan: Plan, folder: Path | None = None, anew: bool = True, output: Ou
 
 def _stands(plan: Plan, notebook: str, given: dict[str, Any], files: list[Path]) -> bool:
     """Whether the last report has these parameters and files, and is younger than what it was made from."""
-    output, package = _executed(plan.name), ROOT / "ablation"
-    made_from = [NOTEBOOKS / notebook, *package.rglob("*.py"), *package.rglob("*.mplstyle")]
+    output, code = _executed(plan.name), [*(ROOT / "ablation").rglob("*"), *(ROOT / "gamlib").rglob("*")]
+    made_from = [NOTEBOOKS / notebook, *(path for path in code if path.suffix in (".py", ".mplstyle", ".csv"))]
     made_from += [folder for config in plan.configs if (folder := Run(config).folder).exists()]
     try:
         papermill = json.loads(output.read_text())["metadata"]["papermill"]

@@ -43,7 +43,6 @@ COLUMNS = ["arm", "reference", "gaps", "seeds", "difference", "low", "high", "pr
 COLUMNS += ["p_equal", "p_equal_corrected", "smallest", "verdict"]
 NUMBERS = [*COLUMNS[4:-1], "overall", "overall_equal"]
 DECIDED = ("better", "worse", "equal within")  # how a verdict begins that a test has given
-PAIRED = Hypotheses(test="paired")
 
 
 def ci95(values: "Iterable[float] | pd.Series[float]") -> tuple[float, float]:
@@ -155,7 +154,7 @@ def compare(runs: pd.DataFrame, hypotheses: Hypotheses) -> pd.DataFrame:
 def judge(comparisons: Iterable[tuple[str, str]], gaps: Iterable[Any]) -> pd.DataFrame:
     """`compare` by the paired test on differences [seeds] in points, one array a comparison."""
     pairs = [(np.array(gap, dtype=float), np.zeros(len(gap))) for gap in gaps]
-    return _compared(pairs, PAIRED.model_copy(update={"compare": list(comparisons)}))
+    return _compared(pairs, Hypotheses(test="paired").model_copy(update={"compare": list(comparisons)}))
 
 
 def _compared(errors: Sequence[tuple[NDArray[Any], NDArray[Any]]], of: Hypotheses) -> pd.DataFrame:
@@ -179,12 +178,8 @@ def _tested(arm: NDArray[Any], reference: NDArray[Any], of: Hypotheses, margin: 
     looks = [number for number in of.looks if both[:number].sum() == number]
     if looks:
         arm, reference, both = (values[: looks[-1]] for values in (arm, reference, both))
-    row: dict[str, Any] = dict.fromkeys(COLUMNS[4:-1], math.nan)
-    row |= {
-        "gaps": tuple(np.round((arm - reference)[both], 9).tolist()),
-        "overall": math.nan,
-        "overall_equal": math.nan,
-    }
+    row: dict[str, Any] = dict.fromkeys(NUMBERS, math.nan)
+    row["gaps"] = tuple(np.round((arm - reference)[both], 9).tolist())
     arm, reference = (values[both if of.test == "paired" else ~np.isnan(values)] for values in (arm, reference))
     row["seeds"] = min(len(arm), len(reference))
     if row["seeds"]:

@@ -139,13 +139,14 @@ def note(results: Results) -> str:
     machines = _machines(results)
     overrides = "".join(f", {k}={v}" for k, v in plan.overrides.items() if k not in ("epochs", "backbone", "width"))
     where = ", measured on validation images" * (usual[0].evaluate_on == "validation")
+    seeds = plan.seeds[: max(map(len, plan.arms.values()))]  # of a study that ended at a look not all
     ends = results.runs["state"].value_counts().drop("done", errors="ignore")
     how = ", ".join(f"{number} {state}" for state, number in ends.items())
     partly = f"; {missing(results)} runs are done ({how})" if how else ""
     own = f" ({', '.join(f'{arm}: {width:g}' for arm, width in found.items())})" if found else ""
     said = [
         f"{plan.dataset_title}, {each('backbone')} at width {each('width')}{own}, {each('epochs')} epochs{overrides}"
-        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(_seeds(plan))}{partly}; "
+        f"{where}; errors in percent, mean ± 95 % interval over seeds {_ranges(seeds)}{partly}; "
         f"gamlib at commit {_commits(results)}, code {code}."
     ]
     if len(machines) == 1:
@@ -178,9 +179,8 @@ def begun_before(results: Results) -> int:
         return 0
     ended = pd.to_datetime(results.done["ended"], utc=True, errors="coerce", format="ISO8601")
     began = ended - pd.to_timedelta(results.done["seconds"], unit="s")
-    return int(
-        (began < pd.Timestamp(results.plan.declared.at) - pd.Timedelta(seconds=2)).sum()
-    )  # both are whole seconds
+    declared = pd.Timestamp(results.plan.declared.at) - pd.Timedelta(seconds=2)  # both are whole seconds
+    return int((began < declared).sum())
 
 
 def _ended(results: Results) -> str:
@@ -195,12 +195,7 @@ def outdated(results: Results) -> str:
     if not set(results.done["source"]) - {source_hash()}:
         return ""
     made = f"Other code made these numbers, at commit {_commits(results)},"
-    return f"{made} than the present, which is {source_hash()} at commit {_short(*commit())}."
-
-
-def _seeds(plan: Plan) -> list[int]:
-    """Those of the runs that were asked for: of a study that ended at a look not all."""
-    return plan.seeds[: max(map(len, plan.arms.values()))]
+    return f"{made} than the present, which is {source_hash()} at commit {short_commit(*commit())}."
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -213,10 +208,10 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _commits(results: Results) -> str:
     """The commits of the finished runs; of a run without a whole `provenance.json`, "unknown"."""
     made = results.done[KEY].merge(results.origins, how="left", on=KEY)
-    return ", ".join(sorted({_short(*of) for of in zip(made["commit"], made["clean"], strict=True)})) or "none"
+    return ", ".join(sorted({short_commit(*of) for of in zip(made["commit"], made["clean"], strict=True)})) or "none"
 
 
-def _short(commit: Any, clean: Any) -> str:
+def short_commit(commit: Any, clean: Any) -> str:
     """A commit as people write it, and whether files had changed since."""
     if pd.isna(commit):
         return "unknown"

@@ -37,8 +37,8 @@ def halves(results: Results, compared: pd.DataFrame) -> list[float]:
     generator = np.random.default_rng(0)
     drawn = (np.bincount(generator.integers(images, size=images), minlength=images) for _ in range(RESAMPLES))
     counts = [np.ones(images), *drawn]  # the images as they are come first
-    errors = np.stack([100 * (count.astype(np.float32) @ wrong) / images for count in counts])  # [1 + resamples, runs]
-    place = {name: number for number, name in enumerate(names)}
+    percent = np.stack([100 * (count.astype(np.float32) @ wrong) / images for count in counts])  # [1 + resamples, runs]
+    errors = pd.DataFrame(percent, columns=names)
     found = []
     for *pair, number in compared[["arm", "reference", "seeds"]].itertuples(index=False):
         arms = [results.done.loc[results.done["arm"] == arm, "seed"].tolist() for arm in pair]
@@ -47,11 +47,8 @@ def halves(results: Results, compared: pd.DataFrame) -> list[float]:
         if results.plan.study.test == "paired":
             arms = [[seed for seed in arms[0] if seed in arms[1]]] * 2
         columns = [[predicted_by(arm, seed) for seed in seeds] for arm, seeds in zip(pair, arms, strict=True)]
-        if min(map(len, columns)) < 2 or not {*columns[0], *columns[1]} <= place.keys():
-            found.append(math.nan)
-            continue
-        arm, reference = (errors[:, [place[name] for name in of_arm]] for of_arm in columns)
-        found.append(_half(results.plan.study.test, arm, reference))
+        usable = min(map(len, columns)) > 1 and {*columns[0], *columns[1]} <= {*names}
+        found.append(_half(results.plan.study.test, *(errors[of].to_numpy() for of in columns)) if usable else math.nan)
     return found
 
 

@@ -39,7 +39,7 @@ def for_reading(table: pd.DataFrame, compared: pd.DataFrame | None = None) -> pd
     def errors(key: str) -> list[str]:
         return list(map(_interval, table[f"{key}_error"], table[f"{key}_half"]))
 
-    words = pd.DataFrame(columns=["Arm", *COMPARED]) if compared is None else comparisons(compared)
+    words = pd.DataFrame() if compared is None else comparisons(compared)
     words = words.reindex(columns=["Arm", *COMPARED])
     short = words["Verdict"].astype(str).str.replace(r"^(not told apart|undecided) by .*", r"\1", regex=True)
     words["Verdict"] = short.replace(VERDICTS)
@@ -115,6 +115,12 @@ def shown(frame: pd.DataFrame, *lines: str) -> Styler:
     css["caption"] = "caption-side: bottom; text-align: left; max-width: 60em"
     style.set_table_styles([{"selector": place, "props": props} for place, props in css.items()])
     return style.set_caption("<br>".join(map(html.escape, lines)))
+
+
+def markdown(texts: pd.DataFrame) -> str:
+    """A frame as a table of Markdown, the first column left, the others right; without a last line break."""
+    rows = [[*map(str, texts)], ["---", *["---:"] * (texts.shape[1] - 1)], *texts.astype(str).to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows)
 
 
 def _bold(texts: pd.DataFrame) -> pd.DataFrame:

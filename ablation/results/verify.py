@@ -16,7 +16,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from shutil import rmtree
@@ -33,8 +33,8 @@ from ablation.parameter_counts import NAME
 from ablation.paths import cores, runs_root
 from ablation.provenance import source_hash
 from ablation.results import publication, statistics
-from ablation.results.frames import Results, load
-from ablation.results.records import ERRORS, Record
+from ablation.results.frames import load
+from ablation.results.records import ERRORS, Record, known
 from ablation.runs import Run
 from ablation.status import duration
 
@@ -90,8 +90,7 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Its values, and those that are not known as None."""
-        values = vars(self) | {"folder": str(self.folder), "reproduced": self.reproduced}
-        return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+        return known(vars(self) | {"folder": str(self.folder), "reproduced": self.reproduced})
 
 
 def verified(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> list[Verdict]:
@@ -105,10 +104,8 @@ def verified(chosen: Sequence[Record], cluster: str = "local", slurm: Mapping[st
         for record in chosen:
             check(record)
         for record in chosen:
-            took = duration(record.row["seconds"])
-            print(
-                f"{record}: trained in {took} when it was published, now again in {os.path.relpath(folder)}", flush=True
-            )
+            took, where = duration(record.row["seconds"]), os.path.relpath(folder)
+            print(f"{record}: trained in {took} when it was published, now again in {where}", flush=True)
         failed = train(chosen, cluster, slurm)
         verdicts = [judge(record, failed) for record in chosen]
         for verdict in verdicts:
@@ -138,10 +135,9 @@ def check(record: Record) -> None:
     Raises:
         ConfigError: its images, weights or code are not there or others, or a value is refused, or lacks.
     """
+    values = record.config.model_dump(exclude={"tensorboard"}, warnings=False)
     try:
-        here = RunConfig(
-            **record.config.model_dump(exclude={"tensorboard"}, warnings=False) | {"attention": record.attention()}
-        )
+        here = RunConfig(**values | {"attention": record.attention()})
     except ConfigError as error:
         raise ConfigError(f"{record} cannot be trained here: {error}") from None
     published = record.config.identity()
@@ -188,45 +184,42 @@ def judge(record: Record, failed: Mapping[str, str]) -> Verdict:
     values = {"run": str(record), "published": published["top1_error"], "published_seconds": published["seconds"]}
     values |= {"low": low, "high": high, "others": len(others), "folder": run.folder}
     plan = record.plan.model_copy(update={"arms": {record.arm: [record.config]}, "seeds": [record.config.seed]})
-    results = load(plan)
-    if run.result() is None:
+    if (result := run.result()) is None:
         reason = failed.get(run.signature) or run.status().error or "it has no result"
         return Verdict(verdict=NOT, reason=reason, here=None, seconds=None, differences={}, **values)
-    here, reason = dict(record.rows("runs", results).iloc[0]), _first_difference(record, results)
-    pair = (float(published["top1_error"]), float(here["top1_error"]))
+    again = replace(record, plan=plan, results=load(plan))
+    reason, pair = _first_difference(record, again), (float(published["top1_error"]), result.top1_error)
     if not reason or reason == OTHER_IMAGES:
         verdict = NOT if reason else IDENTICAL
     elif math.isnan(low):
         verdict = UNJUDGED
     else:
         verdict = WITHIN if all(low <= error <= high for error in pair) else NOT
-    origins = zip(ORIGIN, _origins(record.rows("origins")), _origins(record.rows("origins", results)), strict=True)
+    origins = zip(ORIGIN, _origins(record.rows("origins")), _origins(again.rows("origins")), strict=True)
     differences = {name: (was, now) for name, was, now in origins if was and now and was != now}
-    values |= {"here": pair[1], "seconds": here["seconds"], "differences": differences}
+    values |= {"here": result.top1_error, "seconds": result.seconds, "differences": differences}
     return Verdict(verdict=verdict, reason=reason, **values)
 
 
-def _first_difference(record: Record, results: Results) -> str:
+def _first_difference(record: Record, again: Record) -> str:
     """Where what was trained again first differs from what was published, in words; nothing if it does not."""
     from gamlib.training.loop import MEASURED
 
-    given, now = (predicted.to_numpy() for predicted in (record.predicted(), record.predicted(results)))
+    given, now = (of.predicted().to_numpy() for of in (record, again))
     if given.shape != now.shape or (given[:, 0] != now[:, 0]).any():
         return OTHER_IMAGES
     published, here = (
         frame.drop(columns=[*MEASURED], errors="ignore").set_index("epoch")
-        for frame in (record.rows("epochs"), _as_published(record.rows("epochs", results)))
+        for frame in (record.rows("epochs"), _as_published(again.rows("epochs")))
     )
     if published.index.tolist() != here.index.tolist():
         return f"it has {len(published)} epochs, here {len(here)}"
-    both = here.reindex(columns=published.columns)
-    other = (published.ne(both) & ~(published.isna() & both.isna())).any(axis=1)
-    if other.any():
-        return f"metrics differ from epoch {other.idxmax()} on"
+    if len(other := published.compare(here.reindex(columns=published.columns))):
+        return f"metrics differ from epoch {other.index[0]} on"
     if wrong := int((given != now).sum()):
         return f"{wrong} predictions differ"
-    row, again = record.row, _as_published(record.rows("runs", results)).iloc[0]
-    return next((f"{name} differs" for name in ERRORS if row[name] != again[name]), "")
+    row, now_row = record.row, _as_published(again.rows("runs")).iloc[0]
+    return next((f"{name} differs" for name in ERRORS if row[name] != now_row[name]), "")
 
 
 def _as_published(frame: pd.DataFrame) -> pd.DataFrame:

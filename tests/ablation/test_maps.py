@@ -204,6 +204,9 @@ def test_a_study_of_which_nothing_is_done_says_which_command_runs_it() -> None:
         runs_by_arm(plan)
     with pytest.raises(RunFailed, match=r"`gamlib study submodules --dataset digits --seeds 1`"):
         runs_by_arm(find_study("submodules").plan(seeds="1"))
+    mine = Study(name="mine", arms={"gam": {}}).plan(seeds="0", milestones=[0.3, 0.6])  # whose file may lie anywhere
+    with pytest.raises(RunFailed, match=r"`gamlib study mine --dataset digits --seeds 0 -p 'milestones=\[0.3, 0.6\]'`"):
+        runs_by_arm(mine)
 
 
 def test_the_runs_of_the_study_are_runs_of_the_papers_studies() -> None:

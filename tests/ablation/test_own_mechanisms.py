@@ -246,6 +246,17 @@ def test_published_runs_bring_the_code_and_no_path(
     assert run.signature == plan.arms["ECA"][0].signature
 
 
+def test_code_is_published_as_the_runs_had_it_though_its_file_has_changed_or_is_gone(
+    folder: Path, finish_all: Callable[..., None]
+) -> None:
+    plan = Study(name="own", arms={"ECA": {"attention": f"{folder}/eca.py:ECA"}}).plan(seeds="0-1")
+    finish_all(plan, {"ECA": [5.0, None]})  # what has not begun has no copy of it
+    before = (folder / "eca.py").read_text()
+    for change in (lambda: (folder / "eca.py").write_text("# another one"), (folder / "eca.py").unlink):
+        change()
+        assert [path.read_text() for path in publication.publish(plan) if path.suffix == ".py"] == [before]
+
+
 @pytest.mark.slow
 def test_an_exported_network_is_the_runs(folder: Path, tmp_path: Path) -> None:
     plan = Study(name="own", question="Which?", arms={"eca": {"attention": f"{folder}/eca.py:ECA"}}).plan(

@@ -10,10 +10,12 @@ import pytest
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
 from ablation.errors import ConfigError
+from ablation.paths import ROOT
 from ablation.results import power, publication
 from ablation.results.power import Design, power_of_plan, seeds_for, seen, spread_of
 from ablation.runs import Run
 from ablation.studies import Plan, Study
+from gamlib.files import write_whole
 
 ARMS: dict[str, Any] = {"plain": {"attention": "none"}, "gam": {}, "se": {"attention": "se"}}
 FinishAll = Callable[..., None]
@@ -86,6 +88,31 @@ def test_finished_runs_of_any_seed_are_found_here_and_among_what_is_published(
         ["none", 20, 6.0],
         ["none", 21, 6.2],
     ]
+
+
+def test_runs_are_those_of_an_arm_wherever_its_mechanism_lies_and_whether_it_wrote_events_or_not(
+    finish_all: FinishAll, places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published names the file of a mechanism of one's own without its folder."""
+    file = places / "my_eca.py"
+    file.write_text((ROOT / "examples" / "eca.py").read_text())
+    own = Study(name="own", arms={"eca": {"attention": f"{file}:ECA"}}, base={"epochs": 1, "width": 0.25})
+    there = own.plan(seeds="20-21")
+    finish_all(there, {"eca": [6.0, 6.2]})
+    there.save()
+    publication.publish(there)
+    quiet = own.plan(seeds="0-3")
+    events = quiet.arms["eca"][0].model_copy(update={"tensorboard": True})
+    assert len(seen(quiet.model_copy(update={"arms": {"eca": [events]}}))) == 2
+    monkeypatch.setenv("GAM_RUNS", str(places / "elsewhere"))
+    assert seen(quiet)["top1_error"].tolist() == [6.0, 6.2]
+
+
+def test_a_damaged_publication_is_named_and_not_left_out(finish_all: FinishAll) -> None:
+    assert seen(plan()).empty  # nothing is published
+    write_whole(publication.data_folder() / "own-digits.json", "{")
+    with pytest.raises(ConfigError, match=r"own-digits\.json is not a published study"):
+        seen(plan())
 
 
 def test_the_spread_is_that_of_all_arms_around_their_means() -> None:

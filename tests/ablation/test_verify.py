@@ -135,6 +135,13 @@ def test_a_doctored_number_is_named_without_training(
     assert code == 1 and message in output and not runs_root().exists(), output
 
 
+def test_what_a_file_lacks_is_null_in_json_which_has_no_nan(data: Path) -> None:
+    doctor(data, "epochs", r"^(ch,0,2,[\d.]+),[\d.]+", r"\1,")
+    result = CliRunner().invoke(app, ["verify", "small", "--from", str(data), "--runs", "0", "--json"])
+    (problem,) = json.loads(result.stdout, parse_constant=pytest.fail)["problems"]
+    assert result.exit_code == 1 and problem["computed"] is None and problem["published"] > 0
+
+
 def test_a_configuration_of_another_length_or_size_contradicts_its_tables(data: Path) -> None:
     configure(data, epochs=3, width=0.5)
     code, output = gamlib("small", "--from", str(data), "--runs", "0")
