@@ -16,6 +16,7 @@ from ablation.errors import ConfigError
 from ablation.execution.execute import SIGNALS, execute
 from ablation.execution.forkserver import ForkServer, Job
 from ablation.execution.progress import Progress
+from ablation.paths import usable_gpus
 from ablation.runs import REMOVED, Run, RunFailed, RunStopped
 from gamlib.signals import held_back
 
@@ -35,9 +36,7 @@ def environments_of(todo: Sequence[Run], workers: int, environment: dict[str, st
     devices = max(run.config.devices for run in todo)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None and any(map(os.path.exists, GPU_DRIVERS)):  # else there is no need to wait for torch
-        import torch
-
-        visible = ",".join(map(str, range(torch.cuda.device_count())))
+        visible = ",".join(map(str, range(usable_gpus())))
     gpus = [name for name in (visible or "").split(",") if name]
     if 0 < len(gpus) < devices:
         raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")

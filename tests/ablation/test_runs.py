@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 from filelock import FileLock
 
 from ablation.config import RunConfig
@@ -431,6 +432,12 @@ def test_runs_at_once_share_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) 
         visible(3, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible(1, 4) == [""] * 4
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(pool, "GPU_DRIVERS", [os.devnull])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for usable in (True, False):  # a driver may be too old, which counts them all the same
+        monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
+        assert visible(1, 4) == (["0", "1", "0", "1"] if usable else [""] * 4)
 
 
 def test_a_request_that_came_while_its_process_was_still_to_start_stops_a_run() -> None:
