@@ -118,6 +118,17 @@ def test_a_request_to_stop_is_for_the_job_that_runs_and_not_for_the_next() -> No
         assert run.asked_to_stop() == ""
 
 
+def test_who_queues_a_run_as_it_begins_does_not_undo_its_attempt(finish: Finish) -> None:
+    """Two commands at once: the second has read the status before the first owns the run, and writes it after that."""
+    run = Run(RunConfig())
+    run.queue()
+    before = (run.folder / "status.json").read_text()
+    with run.claim():
+        run.write("status.json", before)
+        finish(run.config, 5.0)
+    assert run.status().attempts == 1
+
+
 def test_a_run_whose_owner_is_gone_is_lost() -> None:
     run = Run(RunConfig())
     gone = subprocess.Popen([sys.executable, "-c", ""])
