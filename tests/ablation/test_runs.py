@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -387,6 +388,29 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
     with pytest.raises(KeyboardInterrupt):
         pool.execute_all([run := Run(RunConfig())], [{}], progress, Mock(start=start))
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called
+
+
+def test_ctrl_c_that_comes_while_a_process_starts_stops_its_run() -> None:
+    def start(_: object, run: Run, *__: object) -> Mock:
+        signal.raise_signal(signal.SIGINT)
+        run.write_status(state="running", **this_process() | {"pid": NO_PROCESS})
+        return Mock(pid=NO_PROCESS, error=None, ended=lambda _=0: bool(run.asked_to_stop()))
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.execute_all([run := Run(RunConfig())], [{}], Mock(), Mock(start=start))
+    assert run.asked_to_stop() == "its dispatcher"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_another_has_under_way_does_not_fail_with_the_server_of_this_command() -> None:
+    def start(_: object, run: Run, *__: object) -> Mock:
+        run.write_status(state="running", host="elsewhere", pid=1)
+        raise RunFailed("no job can be started")
+
+    progress = Mock()
+    pool.execute_all([run := Run(RunConfig())], [{}], progress, Mock(start=start))
+    assert run.status().state == "running"
+    assert progress.ended.call_args.args[::2] == (run, "no job can be started")
 
 
 def test_a_run_has_failed_whose_job_has_ended_and_is_still_in_the_systems_table() -> None:
