@@ -98,7 +98,7 @@ class Lent:
     """In place of a `ForkServer` that is started for a few runs: jobs are forks of the session's."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        # Now: threads start jobs, which share one environment and hold back signals that commands are to hear.
+        # Now: a server has the environment of its start.
         self._server, self._environment = server(), {**os.environ, **environment}
 
     def start(self, function: Callable[..., object], *arguments: object) -> Job:
