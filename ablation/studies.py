@@ -143,7 +143,7 @@ class Plan(BaseModel):
     dataset: str
     seeds: list[int] = Field(min_length=1)
     overrides: dict[str, Any]
-    arms: dict[str, list[Recorded]]
+    arms: dict[str, list[Recorded]] = Field(min_length=1)
     source: str  # hash of the code that checked it
     cluster: str = "local"  # where it was submitted to last
     slurm: dict[str, Any] = {}  # options of its jobs there

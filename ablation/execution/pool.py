@@ -35,7 +35,7 @@ def environments_of(todo: Sequence[Run], workers: int, environment: dict[str, st
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None and any(map(os.path.exists, GPU_DRIVERS)):  # else there is no need to wait for torch
         visible = ",".join(map(str, range(usable_gpus())))
-    gpus = [name for name in (visible or "").split(",") if name]
+    gpus = [name for name in (visible or "").split(",") if name not in ("", "-1")]  # which says that there are none
     if 0 < len(gpus) < devices:
         raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")
     shares = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)] or [""]

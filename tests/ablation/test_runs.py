@@ -465,8 +465,9 @@ def test_runs_at_once_share_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) 
     assert visible(2, 4) == ["2,5"]
     with pytest.raises(ConfigError, match="devices=3: allowed: 1 to 2, the GPUs of this machine"):
         visible(3, 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible(1, 4) == [""] * 4
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert visible(1, 4) == [""] * 4 and visible(2, 4) == [""] * 4, "the run says that there are no GPUs"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(pool, "GPU_DRIVERS", [os.devnull])
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -472,6 +472,7 @@ def test_plans_that_earlier_versions_wrote_are_known_and_keep_their_place() -> N
             "study: loks is not a parameter: did you mean looks",
         ),
         ({"seeds": []}, "seeds: List should have at least 1 item"),
+        ({"arms": {}}, "arms: Dictionary should have at least 1 item"),
         (None, "JSONDecodeError: Expecting value: line 1 column 1"),
     ],
 )
