@@ -198,8 +198,11 @@ class _Fork:
 
 
 def _launch(server: Any, anew: Callable[[ForkServer], None] = ForkServer._launch) -> None:
-    """Launch the server of a command as a fork of it, or as usual when it has threads by now."""
-    if len(psutil.Process().threads()) > 1:
+    """Launch the server of a command as a fork of it, or as usual when it has threads or jobs by now.
+
+    A fork would keep the connections of those jobs open, by whose closing they are seen to end.
+    """
+    if len(psutil.Process().threads()) > 1 or hasattr(server, "_process"):
         return anew(server)
     server._control, its = socket.socketpair()
 
