@@ -87,15 +87,12 @@ def _gamlib() -> Found:
     """The package, its notebooks, and the packages that it asks for."""
     require(NOTEBOOKS / "run.ipynb")
     with suppress(metadata.PackageNotFoundError):
-        wanted = map(Requirement, metadata.requires("gamlib") or ())
-        if lacking := [one for one in wanted if _needed(one) and not _satisfied(one)]:
+        asked = map(Requirement, metadata.requires("gamlib") or ())
+        needed = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": "lab"})]
+        if lacking := [one for one in needed if not _satisfied(one)]:
             names = ", ".join(f"{one.name}{one.specifier}" for one in lacking)
             return PROBLEM, f"{version()} lacks {names}: pip install 'gamlib[lab]'"
     return OK, f"{version()}, its notebooks and studies in {NOTEBOOKS.parent}"
-
-
-def _needed(requirement: Requirement) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": "lab"})
 
 
 def _satisfied(requirement: Requirement) -> bool:

@@ -1,7 +1,9 @@
 """What is asked for and cannot be done: the error, its one line, and what is checked when it is given."""
 
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,10 +36,10 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         name = str(detail["loc"][0]) if detail["loc"] else ""
         if detail["type"] == "extra_forbidden":
             found.append(unknown_name(name, model.model_fields))
-        elif name in model.model_fields:
-            found.append(f"{name}={detail['input']!r}: allowed: {model.model_fields[name].description}")
+        elif name in model.model_fields and (allowed := model.model_fields[name].description):
+            found.append(f"{name}={detail['input']!r}: allowed: {allowed}")
         else:
-            found.append(str(detail["msg"]).removeprefix("Value error, "))
+            found.append(": ".join(filter(None, (name, detail["msg"].removeprefix("Value error, ")))))
     return "; ".join(found)
 
 
@@ -46,3 +48,9 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known := list(known), n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{name} is not a parameter: {hint}There are {', '.join(known)}"
+
+
+@cache
+def complain_once(line: str) -> None:
+    """Print a line on stderr that is no error, once in a process."""
+    print(line, file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
@@ -82,25 +81,6 @@ def in_short(of: Hypotheses) -> str:
     number = len(of.compare)
     test = TESTS[of.test].removeprefix("the ")
     return f"Verdicts: {test}, corrected for {number} by Holm" if number > 1 else f"Verdict: {test}"
-
-
-def declaration(
-    now: dict[str, Any], seeds: list[int], earlier: Declared | None, before: dict[str, Any], begun: bool
-) -> Declared:
-    """What counts as a plan's declaration.
-
-    Args:
-        now: what the plan declares, see `Plan.declares`.
-        seeds: of the plan.
-        earlier: the declaration of the plan of this name before it, if that has one.
-        before: what that plan declares.
-        begun: whether any of its runs has begun.
-    """
-    if earlier is not None and begun and before == now:
-        return earlier
-    changed = [before] if earlier is not None and begun else []
-    at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Declared(at=at, seeds=seeds, before=[*(earlier.before if earlier else ()), *changed])
 
 
 def in_words(of: Hypotheses) -> str:

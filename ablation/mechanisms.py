@@ -84,8 +84,10 @@ def chosen_options(attention: str, values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key}={value!r}: attention={split_hash(attention)[0]} has none, {own}")
         if key in ATTENTIONS.get(attention, {}):
             found[key] = value  # the field coerces it
-        elif (value := _coerced(attention, known[key], value)) != _plain(known[key].default):
-            more[key] = value
+        else:
+            value, usual = _coerced(attention, known[key], value), known[key].default
+            if value != (list(usual) if isinstance(usual, tuple) else usual):  # as JSON has a tuple
+                more[key] = value
     return found | {"options": more or None}
 
 
@@ -96,11 +98,6 @@ def _parameters(attention: str) -> dict[str, Parameter]:
         return parameters(attention)
     known = {**ATTENTIONS[attention], **MORE_OPTIONS.get(attention, {})}
     return {key: Parameter(key, Parameter.KEYWORD_ONLY, default=value) for key, value in known.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A tuple as JSON has it."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _coerced(attention: str, parameter: Parameter, value: Any) -> Any:

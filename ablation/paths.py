@@ -78,6 +78,13 @@ def cores() -> int:
     return int(cpu_count())
 
 
+def usable_gpus() -> int:
+    """GPUs that torch can compute on; the driver counts those too for which it is too old."""
+    import torch  # late: whoever looks for a folder has no need of it
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def share_of_cores(workers: int | None = None) -> int:
     """Threads of a run: its share of the cores beside `workers - 1` others, by default one for each core, four at most.
 

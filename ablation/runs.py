@@ -231,8 +231,9 @@ class Run:
             self._forget_requests(since)
             (self.folder / PROGRESS).unlink(missing_ok=True)  # of an owner that was killed
             self.write_config()
-            mine = {"state": "running", **this_process(), "cluster": cluster, "job_id": job_id}
-            self.write_status(attempts=self.status().attempts + 1, error="", **mine)
+            attempts = self.status().attempts + 1
+            mine = {"state": "running", "attempts": attempts, **this_process(), "cluster": cluster, "job_id": job_id}
+            self.write_status(error="", **mine)
             ended = threading.Event()
 
             def beat() -> None:  # and say whose it is: who submitted it may have written "queued" a moment late
@@ -243,16 +244,16 @@ class Run:
 
             heart = threading.Thread(target=beat, daemon=True)
             heart.start()
-            changes: dict[str, Any] = {"state": "done", "error": ""}
+            changes: dict[str, Any] = {"attempts": attempts, "state": "done", "error": ""}
             try:
                 yield True
                 if self.result() is None:
                     raise RunFailed("it ended without a whole result.json")
             except (RunStopped, KeyboardInterrupt) as stopped:
-                changes = {"state": "preempted", "error": str(stopped) or "stopped from outside"}
+                changes |= {"state": "preempted", "error": str(stopped) or "stopped from outside"}
                 raise
             except BaseException as error:
-                changes = {"state": "failed", "error": first_line(error)}
+                changes |= {"state": "failed", "error": first_line(error)}
                 raise
             finally:
                 ended.set()

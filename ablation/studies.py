@@ -4,25 +4,25 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 from ablation.arms import Arm, Seeds, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
-from ablation.errors import ConfigError, unknown_name
-from ablation.hypotheses import Declared, Hypotheses, declaration
+from ablation.errors import ConfigError, complain_once, one_line, unknown_name
+from ablation.hypotheses import Declared, Hypotheses
 from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
 from ablation.paths import runs_root
 from ablation.provenance import source_hash
-from ablation.runs import Run
+from ablation.runs import Run, first_line
 from gamlib.files import locked, write_whole
 
-ASKED = {"study", "dataset", "seeds", "overrides"}  # by a plan, its arms aside
 Recorded = Annotated[RunConfig, WrapValidator(lambda run, _: RunConfig.recorded(dict(run)))]
 
 
@@ -42,10 +42,7 @@ class Study(Hypotheses):
     def __init__(self, **values: Any) -> None:  # of any type: they are coerced or refused
         super().__init__(**values)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _named(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return resolved(given)
+    _resolved = model_validator(mode="before")(resolved)
 
     @model_validator(mode="after")
     def _is_sound(self) -> Self:
@@ -146,7 +143,7 @@ class Plan(BaseModel):
     dataset: str
     seeds: list[int] = Field(min_length=1)
     overrides: dict[str, Any]
-    arms: dict[str, list[Recorded]]
+    arms: dict[str, list[Recorded]] = Field(min_length=1)
     source: str  # hash of the code that checked it
     cluster: str = "local"  # where it was submitted to last
     slurm: dict[str, Any] = {}  # options of its jobs there
@@ -207,9 +204,13 @@ class Plan(BaseModel):
 
     def declaring(self, before: "Plan") -> "Plan":
         """The plan with its declaration: that of an earlier one of which runs have begun, or one of this moment."""
-        begun = any(of.state == "done" or of.attempts for of in (Run(config).status() for config in before.configs))
-        made = declaration(self.declares(), self.seeds, before.declared, before.declares(), begun)
-        return self.model_copy(update={"declared": self.declared or made})
+        found, declares = before.declared, before.declares()
+        began = (of.state == "done" or of.attempts for of in (Run(config).status() for config in before.configs))
+        begun = found is not None and any(began)
+        if not begun or declares != self.declares():
+            changed = [*(found.before if found else ()), *([declares] if begun else ())]
+            found = Declared(at=datetime.now(UTC).isoformat(timespec="seconds"), seeds=self.seeds, before=changed)
+        return self.model_copy(update={"declared": self.declared or found})
 
     def save(self, cluster: str = "local", slurm: Mapping[str, Any] | None = None) -> None:
         """Remember what was submitted, in a file of its own in `runs/studies/`: a definition, not a state.
@@ -224,7 +225,7 @@ class Plan(BaseModel):
         with locked(folder / ".lock"):
             there = _read_all()
             before = next((of for of in there.values() if of.name == self.name), self)
-            same = before.model_dump(include=ASKED) == self.model_dump(include=ASKED)
+            same = all(getattr(before, key) == getattr(self, key) for key in ("study", "dataset", "seeds", "overrides"))
             if not self.submitted and same and before.arms.keys() - self.arms.keys():
                 with suppress(ConfigError):  # refused by now: they are no part of it any more
                     arms = before.arms | self.arms  # some may go on to fewer seeds than others
@@ -292,4 +293,6 @@ def _read_all(attempts: int = 3) -> dict[Path, Plan]:
         except (OSError, ValueError, TypeError) as error:  # a file that is not whole
             if isinstance(error, FileNotFoundError) and attempts:  # a plan that has its runs has just taken its place
                 return _read_all(attempts - 1)
+            why = one_line(error, Plan) if isinstance(error, ValidationError) else first_line(error)
+            complain_once(f"{path} is no plan that this code can read, and is left out: {why}")
     return dict(sorted(found.items(), key=lambda item: -item[1].submitted))

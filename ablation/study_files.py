@@ -1,5 +1,6 @@
 """Studies by name, or from YAML files: one file may hold several, and a study may extend one of the paper's three."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,8 @@ def find_studies(name: str) -> list[Study]:
         return read_studies(_paper_file(name))
     if name.endswith((".yaml", ".yml")):
         return read_studies(Path(name))
-    for plan in Plan.saved():
-        if plan.study.name == name:
-            return [plan.study]
+    with suppress(ConfigError):
+        return [Plan.load(name).study]
     raise ConfigError(f"study {name!r}: allowed: {', '.join(PAPER_STUDIES)}, or a YAML file")
 
 

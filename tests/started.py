@@ -98,7 +98,7 @@ class Lent:
     """In place of a `ForkServer` that is started for a few runs: jobs are forks of the session's."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        # Now: threads start jobs, which share one environment and hold back signals that commands are to hear.
+        # Now: a server has the environment of its start.
         self._server, self._environment = server(), {**os.environ, **environment}
 
     def start(self, function: Callable[..., object], *arguments: object) -> Job:
@@ -198,8 +198,11 @@ class _Fork:
 
 
 def _launch(server: Any, anew: Callable[[ForkServer], None] = ForkServer._launch) -> None:
-    """Launch the server of a command as a fork of it, or as usual when it has threads by now."""
-    if len(psutil.Process().threads()) > 1:
+    """Launch the server of a command as a fork of it, or as usual when it has threads or jobs by now.
+
+    A fork would keep the connections of those jobs open, by whose closing they are seen to end.
+    """
+    if len(psutil.Process().threads()) > 1 or hasattr(server, "_process"):
         return anew(server)
     server._control, its = socket.socketpair()
 

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -24,17 +24,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
 
 @contextmanager
-def forward_signals(to: Callable[[str], object]) -> Iterator[None]:
-    """While the block lasts, SIGTERM, SIGUSR2 and SIGINT do nothing but call `to` with their name.
+def forward_signals(to: Callable[[str], object], numbers: Collection[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """While the block lasts, SIGTERM, SIGUSR2 and SIGINT, or some of them, do nothing but call `to` with their name.
 
-    It makes a request of them in the run's folder, which training reads after every step: so they reach the process
-    that trains, wherever they come from. That is a grandchild in a session of its own, and would end without a word.
+    For a run that makes a request in its folder, which training reads after every step: so they reach the process that
+    trains, wherever they come from. That is a grandchild in a session of its own, and would end without a word.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    before = {number: signal.signal(number, lambda number, _: to(signal.Signals(number).name)) for number in SIGNALS}
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    before = {number: signal.signal(number, lambda number, _: to(signal.Signals(number).name)) for number in numbers}
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
     try:
         yield
     finally:

@@ -3,8 +3,9 @@
 import os
 import signal
 from collections.abc import Mapping
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
@@ -16,7 +17,7 @@ from ablation.execution.forkserver import name_process
 from gamlib.signals import held_back
 
 
-class ForkedKernel:
+class ForkedKernel(ForkProcess):
     """A fork of this process that waits until it is launched as a kernel, and ends if this process does before.
 
     Make it before there is any thread, any event loop or anything computed: a fork does not survive those. It has of
@@ -28,12 +29,10 @@ class ForkedKernel:
     def __init__(self, but: Connection) -> None:
         """Fork; `but` is a connection of this process's that the fork does not keep open."""
         self._launches, launch = Pipe()
-        others = (self._launches, but)
-        self._process = get_context("fork").Process(target=_become_kernel, args=(launch, others))
+        super().__init__(target=_become_kernel, args=(launch, (self._launches, but)))
         with held_back(signal.SIGTERM, signal.SIGUSR2):  # which SLURM sends to all processes of a job
-            self._process.start()
+            self.start()
         launch.close()
-        self.pid = self._process.pid or 0
 
     def launch(self, arguments: list[str], directory: str, log: str, environment: Mapping[str, str]) -> None:
         """Become a kernel with the arguments of ipykernel, in a directory, writing to a log."""
@@ -41,24 +40,16 @@ class ForkedKernel:
 
     def poll(self) -> int | None:
         """The exit code, the negative of a signal's number; None while it runs."""
-        return self._process.exitcode
+        return self.exitcode
 
     def wait(self) -> int | None:
         """Wait for its end, and return the exit code."""
-        self._process.join()
-        return self._process.exitcode
+        self.join()
+        return self.exitcode
 
     def send_signal(self, number: int) -> None:
         """Send it a signal."""
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """Kill it."""
-        self._process.kill()
-
-    def terminate(self) -> None:
-        """Send it SIGTERM."""
-        self._process.terminate()
+        os.kill(self.pid, number)  # type: ignore[arg-type]  # it has started
 
 
 def _become_kernel(launch: Connection, others: tuple[Connection, ...]) -> None:

@@ -54,7 +54,7 @@ class ForkServer:
     """Starts jobs as forks of one process, which it starts anew when that was killed; jobs outlive both."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment, self._lock = {**os.environ, **environment}, threading.Lock()
+        self._environment = {**os.environ, **environment}
 
     def _launch(self) -> None:
         self._control, its = socket.socketpair()
@@ -81,7 +81,7 @@ class ForkServer:
         """
         for _ in range(2):
             own, its = Pipe()
-            with its, self._lock, suppress(OSError):
+            with its, suppress(OSError):
                 if self._process.poll() is not None:
                     self._control.close()
                     self._launch()

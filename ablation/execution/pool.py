@@ -3,21 +3,20 @@
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from queue import SimpleQueue
-from threading import Event, Thread
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
 from ablation.errors import ConfigError
-from ablation.execution.execute import SIGNALS, execute
+from ablation.execution.execute import SIGNALS, execute, forward_signals
 from ablation.execution.forkserver import ForkServer, Job
 from ablation.execution.progress import Progress
+from ablation.paths import usable_gpus
 from ablation.runs import REMOVED, Run, RunFailed, RunStopped
-from gamlib.signals import held_back
 
 if TYPE_CHECKING:
     from ablation.execution.forked_kernel import ForkedKernel
@@ -35,10 +34,8 @@ def environments_of(todo: Sequence[Run], workers: int, environment: dict[str, st
     devices = max(run.config.devices for run in todo)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None and any(map(os.path.exists, GPU_DRIVERS)):  # else there is no need to wait for torch
-        import torch
-
-        visible = ",".join(map(str, range(torch.cuda.device_count())))
-    gpus = [name for name in (visible or "").split(",") if name]
+        visible = ",".join(map(str, range(usable_gpus())))
+    gpus = [name for name in (visible or "").split(",") if name not in ("", "-1")]  # which says that there are none
     if 0 < len(gpus) < devices:
         raise ConfigError(f"devices={devices}: allowed: 1 to {len(gpus)}, the GPUs of this machine")
     shares = [",".join(gpus[first : first + devices]) for first in range(0, len(gpus) - devices + 1, devices)] or [""]
@@ -88,7 +85,7 @@ def execute_all(
     before: Callable[[], object] = lambda: None,
     job: SlurmJob | None = None,
 ) -> None:
-    """Execute runs in their order, each in a process of its own, with a thread that waits for it.
+    """Execute runs in their order, some at once, each in a process of its own.
 
     A run that fails in a job of SLURM's, or is cancelled by itself, leaves that job: it may be submitted again.
 
@@ -100,82 +97,76 @@ def execute_all(
     Raises:
         RunStopped: the job was told to end; its message is by what.
     """
-    at_once, stopping, hurry, by = len(environments), Event(), Event(), "its dispatcher"
-    threads, finished = ThreadPoolExecutor(at_once), SimpleQueue["Future[tuple[float, str]]"]()
-    futures: dict[Future[tuple[float, str]], Run] = {}
+    told, waiting = job.told if job else list[str](), deque(runs)
+    active: dict[Run, tuple[Job, dict[str, str], float]] = {}  # the process, its kernel's variables, when it began
+    ended: deque[tuple[Run, float, str]] = deque()  # and not told yet: the seconds, why it failed, or nothing
 
-    def under_way() -> list[Run]:
-        return [run for future, run in futures.items() if future.running()]
-
-    def execute_in_process(run: Run) -> tuple[float, str]:
-        """The seconds that the process of a run took, and why the run failed, or nothing."""
-        if stopping.is_set():
-            return 0, "stopped from outside"
-        began, since = time.monotonic(), time.time()
+    def begin(run: Run) -> None:
+        began, since = time.monotonic(), time.time()  # now: a request to stop that comes later is for this execution
         if job and not run.status().belongs_to(job.id):
-            return 0, "it has left this job"
-        if not job and (asked := run.asked_to_stop()):
+            ended.append((run, 0, "it has left this job"))
+        elif not job and (asked := run.asked_to_stop()):
             run.write_status(state="preempted", error=f"stopped by {asked} before it began")
-            return 0, run.status().error
-        environment = environments.pop()
-        try:
-            process = server.start(execute_here, run, environment, since, (job.id if job else "", os.getpid()))
-            while not process.ended(POLL_SECONDS) and not stopping.is_set():
-                pass
-            if not process.ended():
-                _end(run, process, by, hurry)
-            reason = _reason(run, process, by if stopping.is_set() else "", job)
-        except RunFailed as error:
-            reason = str(error)
-            with suppress(OSError):
-                run.write_status(state="failed", error=reason)
-        finally:
-            environments.append(environment)
+            ended.append((run, 0, run.status().error))
+        else:
+            try:
+                slurm_job = (job.id if job else "", os.getpid())
+                process = server.start(execute_here, run, environments[-1], since, slurm_job)
+                active[run] = process, environments.pop(), began
+            except RunFailed as error:
+                end(run, began, str(error), os.getpid())
+
+    def end(run: Run, began: float, error: str | None, pid: int, stopped_by: str = "") -> None:
+        ended.append((run, time.monotonic() - began, _reason(run, error, pid, stopped_by, job)))
         if job:
             _leave(run, job)
-        return time.monotonic() - began, reason
 
-    try:
-        before()
-        with held_back(*SIGNALS):  # a terminal sends SIGINT to all; jobs hear of it by a request, in time
-            for run in runs:
-                future = threads.submit(execute_in_process, run)
-                futures[future] = run
-                future.add_done_callback(finished.put)
-        for _ in runs:
-            while finished.empty():
-                if job and job.told:
-                    raise RunStopped(job.told[0])
-                progress.show(under_way())
+    def stop(by: str) -> None:
+        for run, process in [(run, process) for run, (process, *_) in active.items() if not process.ended()]:
+            if (status := run.status()).mine(process.pid) and status.state not in ENDED:
+                run.ask_to_stop(by)
+            else:  # it has not begun, or waits for another's to end
+                _kill(process)
+        if active:
+            with suppress(OSError):  # whoever read this may be gone, and the jobs must end all the same
+                progress.write("stopping: every run saves its state; Ctrl-C again does not wait for that")
+        until = time.monotonic() + (job.grace_seconds if job else GRACE_SECONDS)
+        with suppress(KeyboardInterrupt):
+            while not all(process.ended() for process, *_ in active.values()) and time.monotonic() < until:
+                if not job and len(told) > 1:
+                    break
                 time.sleep(POLL_SECONDS)
-            future = finished.get()
-            progress.show(under_way())
-            progress.ended(futures[future], *future.result())
-    except BaseException as error:  # Ctrl-C among them: the jobs end with this process
-        by = str(error) if isinstance(error, RunStopped) else by
-        stopping.set()  # before all that a second Ctrl-C may end: Python waits for the threads when it exits
-        try:
-            threads.shutdown(wait=False, cancel_futures=True)
-            if active := [future for future in futures if future.running()]:
-                with suppress(OSError):  # whoever read this may be gone, and the jobs must end all the same
-                    progress.write("stopping: every run saves its state; Ctrl-C again does not wait for that")
-            with suppress(KeyboardInterrupt):
-                wait(active, job.grace_seconds if job else GRACE_SECONDS)
-        finally:
-            hurry.set()
-        wait(active, 15)
+        for run, (process, _, began) in active.items():
+            _kill(process)
+            end(run, began, process.error, process.pid, by)
         for run in runs:
             if (status := run.status()).state == "queued" and status.mine():  # it never began
                 run.write_status(state="missing", pid=0)
+
+    raising = [number for number in SIGNALS if signal.getsignal(number) is signal.default_int_handler]
+    try:
+        before()
+        with forward_signals(told.append, raising):  # or Ctrl-C could come when a process has just begun, unknown yet
+            while waiting or active or ended:
+                while waiting and environments and not told:
+                    begin(waiting.popleft())
+                progress.show([*active])
+                while ended:
+                    progress.ended(*ended.popleft())
+                if told:
+                    raise RunStopped(told[0]) if job else KeyboardInterrupt
+                for run, (process, environment, began) in [*active.items()]:
+                    if process.ended(POLL_SECONDS / len(active)):
+                        del active[run]
+                        environments.append(environment)
+                        end(run, began, process.error, process.pid)
+    except BaseException as error:
+        with forward_signals(told.append, raising):
+            stop(str(error) if isinstance(error, RunStopped) else "its dispatcher")
         raise
 
 
-def _end(run: Run, process: Job, by: str, hurry: Event) -> None:
-    """Have the process of a run save and end, and kill it if it takes too long."""
-    if (status := run.status()).mine(process.pid) and status.state not in ENDED:  # or it waits, for another's to end
-        run.ask_to_stop(by)
-        while not process.ended(POLL_SECONDS) and not hurry.is_set():
-            pass
+def _kill(process: Job) -> None:
     if not process.ended():
         with suppress(psutil.NoSuchProcess):
             itself = psutil.Process(process.pid)
@@ -184,20 +175,23 @@ def _end(run: Run, process: Job, by: str, hurry: Event) -> None:
                     one.kill()
 
 
-def _reason(run: Run, process: Job, stopping_by: str, job: SlurmJob | None) -> str:
-    """Why the run of a process that has ended failed, or nothing; where that was killed, this says so in its place."""
+def _reason(run: Run, error: str | None, pid: int, stopped_by: str, job: SlurmJob | None) -> str:
+    """Why the run of a process that has ended failed, or nothing; where that was killed, this says so in its place.
+
+    `error` is what the process said at its end, None if it left no word; `stopped_by`, who has stopped all runs, if so.
+    """
     status = run.status()
     if status.state == "done":
         return ""
     if status.state in ENDED:
         return status.error or REMOVED
-    error, state = process.error or f"its process ended without a word; see {run.folder / 'log.txt'}", "failed"
-    if stopping_by:
-        error = f"stopped by {stopping_by} before it could save" if job else "stopped from outside"
-    if stopping_by or error.startswith(BY_SIGNAL):
+    error, state = error or f"its process ended without a word; see {run.folder / 'log.txt'}", "failed"
+    if stopped_by:
+        error = f"stopped by {stopped_by} before it could save" if job else "stopped from outside"
+    if stopped_by or error.startswith(BY_SIGNAL):
         state = "preempted"
-    still_waits = status.state == "queued" and (stopping_by or (job and state == "preempted"))
-    owned = status.state == "running" and status.mine(process.pid)  # it may not be gone from the system's table yet
+    still_waits = status.state == "queued" and (stopped_by or (job and state == "preempted"))
+    owned = status.state == "running" and status.mine(pid)  # it may not be gone from the system's table yet
     if (status.state in ("queued", "lost") or owned) and not still_waits:  # and not running as another's
         with suppress(OSError):
             run.write_status(state=state, error=error)

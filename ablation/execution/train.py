@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ablation.execution.execute import forward_signals
 from ablation.execution.progress import ProgressFile
-from ablation.paths import share_of_cores
+from ablation.paths import share_of_cores, usable_gpus
 from ablation.provenance import processor, provenance
 from ablation.runs import BATCH, JOB, Run, RunFailed, RunStopped
 from ablation.status import Result
@@ -61,10 +61,9 @@ def train(run: Run) -> Run:
 
 
 def _train(run: Run) -> None:
-    devices, gpus = run.config.devices, torch.cuda.device_count()
+    devices, gpus = run.config.devices, usable_gpus()
     if devices == 1:
-        usable = torch.cuda.is_available()  # which a GPU is not that is there and whose driver is too old
-        stopped = _fit(run, Group(torch.device("cuda" if usable else "cpu")))
+        stopped = _fit(run, Group(torch.device("cuda" if gpus else "cpu")))
     elif devices > gpus:
         raise RunFailed(f"devices={devices}: this machine shows {gpus or 'no'} GPU{'s' * (gpus > 1)}")
     else:

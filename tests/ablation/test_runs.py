@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from unittest.mock import Mock
 
 import psutil
 import pytest
+import torch
 from filelock import FileLock
 
 from ablation.config import RunConfig
@@ -115,6 +117,17 @@ def test_a_request_to_stop_is_for_the_job_that_runs_and_not_for_the_next() -> No
     run.ask_to_stop("a test")
     with pytest.raises(RunFailed), run.claim():
         assert run.asked_to_stop() == ""
+
+
+def test_who_queues_a_run_as_it_begins_does_not_undo_its_attempt(finish: Finish) -> None:
+    """Two commands at once: the second has read the status before the first owns the run, and writes it after that."""
+    run = Run(RunConfig())
+    run.queue()
+    before = (run.folder / "status.json").read_text()
+    with run.claim():
+        run.write("status.json", before)
+        finish(run.config, 5.0)
+    assert run.status().attempts == 1
 
 
 def test_a_run_whose_owner_is_gone_is_lost() -> None:
@@ -377,6 +390,29 @@ def test_jobs_are_stopped_though_nobody_reads_what_a_dispatch_prints_any_more() 
     assert run.asked_to_stop() == "its dispatcher" and progress.write.called
 
 
+def test_ctrl_c_that_comes_while_a_process_starts_stops_its_run() -> None:
+    def start(_: object, run: Run, *__: object) -> Mock:
+        signal.raise_signal(signal.SIGINT)
+        run.write_status(state="running", **this_process() | {"pid": NO_PROCESS})
+        return Mock(pid=NO_PROCESS, error=None, ended=lambda _=0: bool(run.asked_to_stop()))
+
+    with pytest.raises(KeyboardInterrupt):
+        pool.execute_all([run := Run(RunConfig())], [{}], Mock(), Mock(start=start))
+    assert run.asked_to_stop() == "its dispatcher"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_that_another_has_under_way_does_not_fail_with_the_server_of_this_command() -> None:
+    def start(_: object, run: Run, *__: object) -> Mock:
+        run.write_status(state="running", host="elsewhere", pid=1)
+        raise RunFailed("no job can be started")
+
+    progress = Mock()
+    pool.execute_all([run := Run(RunConfig())], [{}], progress, Mock(start=start))
+    assert run.status().state == "running"
+    assert progress.ended.call_args.args[::2] == (run, "no job can be started")
+
+
 def test_a_run_has_failed_whose_job_has_ended_and_is_still_in_the_systems_table() -> None:
     def start(_: object, run: Run, *__: object) -> Mock:
         run.write_status(
@@ -429,8 +465,15 @@ def test_runs_at_once_share_the_gpus_there_are(monkeypatch: pytest.MonkeyPatch) 
     assert visible(2, 4) == ["2,5"]
     with pytest.raises(ConfigError, match="devices=3: allowed: 1 to 2, the GPUs of this machine"):
         visible(3, 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible(1, 4) == [""] * 4
+    for nothing in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
+        assert visible(1, 4) == [""] * 4 and visible(2, 4) == [""] * 4, "the run says that there are no GPUs"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(pool, "GPU_DRIVERS", [os.devnull])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for usable in (True, False):  # a driver may be too old, which counts them all the same
+        monkeypatch.setattr(torch.cuda, "is_available", lambda usable=usable: usable)
+        assert visible(1, 4) == (["0", "1", "0", "1"] if usable else [""] * 4)
 
 
 def test_a_request_that_came_while_its_process_was_still_to_start_stops_a_run() -> None:

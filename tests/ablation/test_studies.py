@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from ablation import parameter_counts, study_files
+from ablation import errors, parameter_counts, study_files
 from ablation import paths as places
 from ablation.cli import app
 from ablation.config import RunConfig
@@ -461,6 +462,35 @@ def test_plans_that_earlier_versions_wrote_are_known_and_keep_their_place() -> N
     earlier.save("slurm", {"mem": 64})  # as `gamlib retry` does
     assert [(plan.seeds, plan.slurm) for _, _, plan in submitted("submodules")] == [([1], {}), ([0], {"mem": 64})]
     assert len(list(folder.rglob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"study": {"name": "own", "arms": {"a": {}}, "loks": [2]}},
+            "study: loks is not a parameter: did you mean looks",
+        ),
+        ({"seeds": []}, "seeds: List should have at least 1 item"),
+        ({"arms": {}}, "arms: Dictionary should have at least 1 item"),
+        (None, "JSONDecodeError: Expecting value: line 1 column 1"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_named_once_and_the_others_are_known(
+    change: dict[str, Any] | None, why: str
+) -> None:
+    find_study("submodules").plan(seeds=0, arms="ch").save()
+    folder = places.runs_root() / "studies"
+    (sound,) = folder.glob("*.json")
+    (other := folder / "own-digits.1.json").write_text(
+        json.dumps(json.loads(sound.read_text()) | change) if change else ""
+    )
+    for command in ("status submodules --json", "cancel submodules", "retry submodules --cluster slurm"):
+        errors.complain_once.cache_clear()  # of another command
+        done = CliRunner().invoke(app, command.split())
+        assert done.stderr.count("\n") == 1 + ("sbatch" in done.stderr), done.stderr
+        assert done.stderr.startswith(f"{other} is no plan that this code can read, and is left out: {why}")
+        assert "--json" not in command or [row["arm"] for row in json.loads(done.stdout)] == ["ch"]
 
 
 def test_a_plan_is_known_when_its_images_are_gone(tmp_path: Path) -> None:

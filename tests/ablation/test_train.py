@@ -284,9 +284,11 @@ def test_a_checkpoint_of_the_first_version_goes_on() -> None:
 
 def test_a_gpu_whose_driver_is_too_old_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVML counts it, and torch cannot use it."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train(run_of(epochs=1)).result() is not None
+    with pytest.raises(RunFailed, match=r"^devices=2: this machine shows no GPU$"):
+        train(run_of(epochs=1, devices=2))
 
 
 def test_more_devices_than_the_machine_has_are_refused() -> None:

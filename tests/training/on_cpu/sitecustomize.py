@@ -8,9 +8,9 @@ from pathlib import Path
 if "ablation.execution.forkserver" in sys.orig_argv or (
     "GAM_JOB" in os.environ and "resource_tracker" not in str(sys.orig_argv)
 ):
-    import torch
-
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     import sync_batchnorm  # noqa: F401
 
-    torch.cuda.device_count = lambda: 2
+    from ablation import paths
+
+    paths.usable_gpus = lambda: 2
