@@ -51,6 +51,6 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
 
 
 @cache
-def complain_once(line: str) -> None:
+def warn_once(line: str) -> None:
     """Print a line on stderr that is no error, once in a process."""
     print(line, file=sys.stderr)

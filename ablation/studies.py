@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidato
 
 from ablation.arms import Arm, Seeds, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
-from ablation.errors import ConfigError, complain_once, one_line, unknown_name
+from ablation.errors import ConfigError, warn_once, one_line, unknown_name
 from ablation.hypotheses import Declared, Hypotheses
 from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
@@ -294,5 +294,5 @@ def _read_all(attempts: int = 3) -> dict[Path, Plan]:
             if isinstance(error, FileNotFoundError) and attempts:  # a plan that has its runs has just taken its place
                 return _read_all(attempts - 1)
             why = one_line(error, Plan) if isinstance(error, ValidationError) else first_line(error)
-            complain_once(f"{path} is no plan that this code can read, and is left out: {why}")
+            warn_once(f"{path} is no plan that this code can read, and is left out: {why}")
     return dict(sorted(found.items(), key=lambda item: -item[1].submitted))

@@ -165,7 +165,9 @@ def note(results: Results) -> str:
         said.append(declared_in_words(plan.declared, plan.declares(), begun, plan.seeds))
         if plan.study.looks:
             said.append(
-                f"A difference is of the first seeds up to the last look that both arms have come to{_ended(results)}."
+                f"A difference is of the first seeds up to the last look that both arms have come to{_ended(results)}. "
+                "p is the lowest of all looks, each at a level of its own. After an early end a difference is an upper "
+                "estimate."
             )
     source, printed = _printed(plan)
     if printed:
