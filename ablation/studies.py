@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidato
 
 from ablation.arms import Arm, Seeds, Values, check_looks, configurations, resolved
 from ablation.config import RunConfig, title, translated
-from ablation.errors import ConfigError, warn_once, one_line, unknown_name
+from ablation.errors import ConfigError, one_line, unknown_name, warn_once
 from ablation.hypotheses import Declared, Hypotheses
 from ablation.parameter_counts import remember
 from ablation.parameters import parse_seeds
