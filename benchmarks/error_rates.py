@@ -225,35 +225,32 @@ def power(studies: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def first_estimate(
+    of: Hypotheses, effect: float, ended: Sequence[int], bias: bool, arms: Numbers, baseline: Numbers
+) -> Numbers:
+    """Of the first comparison: whether its interval holds the truth, or the bias; NaN if it ended at other seeds."""
+    found = decide(of, arms, baseline)
+    low, high = found.estimate.interval()
+    value = found.estimate.difference - effect if bias else (low <= effect) & (effect <= high)
+    return np.where(np.isin(found.seeds[:, 0], ended), value[:, 0], np.nan)
+
+
 def intervals(studies: int, seed: int) -> pd.DataFrame:
     """How many of Welch's 95 % intervals hold the true difference, and how far the estimate is off after stopping.
 
     Of one comparison a study, and of those that ended at the second look, too.
     """
     rows = []
-    plans: list[tuple[str, float, int, list[int], int | None]] = [("4 seeds", 0, 4, [], None)]
-    plans += [("12 seeds", 0, 12, [], None)]
+    plans: list[tuple[str, float, list[int], list[int]]] = [("4 seeds", 0, [], [4]), ("12 seeds", 0, [], [12])]
     for effect in (0, 1, 1.5, 2, 4):
         name = f"looks at 4, 8, 12; differ by {effect:g} σ"
-        plans += [(name, effect, 12, LOOKS, None)]
-        plans += [(f"{name}; ended at 8", effect, 12, LOOKS, 8)] if effect else []
-    for name, effect, seeds, looks, ended in plans:
-        of, shifts = Hypotheses(looks=looks), [effect] * ARMS
-
-        def kept(found: Decided, values: Numbers, ended: int | None = ended) -> Numbers:
-            return np.where(found.seeds[:, 0] == (ended or found.seeds[:, 0]), values[:, 0], np.nan)
-
-        def holds(*part: Numbers, of: Hypotheses = of, effect: float = effect, kept: Any = kept) -> Numbers:
-            found = decide(of, *part)
-            low, high = found.estimate.interval()
-            return np.asarray(kept(found, (low <= effect) & (effect <= high)))
-
-        def bias(*part: Numbers, of: Hypotheses = of, effect: float = effect, kept: Any = kept) -> Numbers:
-            found = decide(of, *part)
-            return np.asarray(kept(found, found.estimate.difference - effect))
-
-        cells = {f"ratio {ratio:g}": mean(studies, drawn(shifts, ratio, seeds, seed), holds) for ratio in RATIOS}
-        bias_of = mean(studies, drawn(shifts, 1, seeds, seed), bias, percent=False)
+        plans += [(name, effect, LOOKS, LOOKS)]
+        plans += [(f"{name}; ended at 8", effect, LOOKS, [8])] if effect else []
+    for name, effect, looks, ended in plans:
+        draws = {ratio: drawn([effect] * ARMS, ratio, (looks or ended)[-1], seed) for ratio in RATIOS}
+        holds, bias = (partial(first_estimate, Hypotheses(looks=looks), effect, ended, of) for of in (False, True))
+        cells = {f"ratio {ratio:g}": mean(studies, draw, holds) for ratio, draw in draws.items()}
+        bias_of = mean(studies, draws[1], bias, percent=False)
         rows.append({"95 % interval holds the truth, %": name, **cells, "bias at ratio 1, σ": bias_of})
     return pd.DataFrame(rows)
 
