@@ -40,7 +40,7 @@ test-faults: env ## 25 runs killed at random moments, and a full disk: all go on
 
 test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the faults they survive; as root, on Debian
 	@$(BIN)/python tests/debian.py slurm || true
-	@GAM_SLURM=1 $(BIN)/pytest -n 2 --dist worksteal -rs tests/slurm
+	@GAM_SLURM=1 $(BIN)/pytest -n 3 --dist worksteal -rs tests/slurm
 
 test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with screenshots; installs it as root, on Debian
 	@$(BIN)/python tests/debian.py chromium || true

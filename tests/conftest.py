@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from ablation.runs import Run
 from gamlib.files import locked
 
 LABEL = np.arange(40) % 10
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
 torch.set_num_threads(1)  # tests run side by side; threads that wait for each other's cores take ten times as long
 
 

@@ -21,7 +21,10 @@ from torchvision.models import (
     regnet_y_400mf,
     resnet18,
 )
+from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+from torchvision.models.densenet import DenseNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 
 from gamlib import GAM, attach, build_model
 from gamlib.attention import BAM, CBAM, MECHANISMS, SE
@@ -69,11 +72,13 @@ class Detector(nn.Module):
         return x
 
 
+CONVNEXT = [CNBlockConfig(64, 128, 1), CNBlockConfig(128, 256, 2), CNBlockConfig(256, None, 1)]
+EFFICIENTNET = [MBConvConfig(1, 3, 1, 32, 16, 1), MBConvConfig(6, 3, 2, 16, 24, 2), MBConvConfig(6, 5, 2, 24, 40, 2)]
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], int]] = {  # how, what attach is told, blocks
     "resnet18": (resnet18, {}, 8),
-    "convnext_tiny": (convnext_tiny, {}, 18),
-    "efficientnet_b0": (efficientnet_b0, {"round_reduction": True}, 16),
-    "densenet121": (densenet121, {}, 4),
+    "convnext": (lambda: ConvNeXt(CONVNEXT), {}, 4),
+    "efficientnet": (lambda: EfficientNet(EFFICIENTNET, 0.2), {"round_reduction": True}, 5),
+    "densenet": (lambda: DenseNet(block_config=(2, 2, 2, 2)), {}, 4),
     "resnet_fpn": (lambda: resnet_fpn_backbone(backbone_name="resnet18", weights=None), {}, 8),
     "detector": (Detector, {"after": ["layers.0", "layers.1", "layers.2"], "reduction": 4}, 3),
 }

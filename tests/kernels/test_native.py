@@ -496,7 +496,7 @@ for number in (1, 2):
             block = accelerate(GAM(channels, channels // hidden, submodules), engine)
             x = torch.randn(3, channels, *size, requires_grad=True)
             block(x).sum().backward()
-assert not [line for number in range(1000) for line in failures(number, seed=1)]
+assert not [line for number in range(400) for line in failures(number, seed=1)]
 print("watched")
 """
 
@@ -511,8 +511,8 @@ def test_no_memory_is_touched_that_was_not_asked_for(cache: Path, tmp_path: Path
     )
     if not Path(library).is_absolute():
         pytest.skip("no address sanitizer beside this C compiler")
-    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
-    watched = compiler(tmp_path, f'exec cc "$@" -O1 {flags}')  # -O3, which it is given, would take four times as long
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g1"
+    watched = compiler(tmp_path, f'exec cc "$@" -Og {flags}')  # -O3, which it is given, would take four times as long
     environment = {**os.environ, "LD_PRELOAD": f"{library} {exceptions}", "GAM_COMPILER": watched}
     environment |= {"ASAN_OPTIONS": "detect_leaks=0:protect_shadow_gap=0"}
     environment |= {

@@ -167,8 +167,8 @@ def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
 def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once.
 
-    Half of them share a job with three others at first, half have one each; what is submitted again, by chance.
-    It is the first test since it takes the longest: another worker does the others meanwhile.
+    Half of them share a job with three others at first, half have one each; what is submitted again, by chance, and at
+    the end all share. It is the first test since it takes the longest: other workers do the others meanwhile.
     """
     values = LONG | {"epochs": 12}
     chance = random.Random(number := int(os.environ.get("GAM_MAYHEM", random.randrange(1000))))
@@ -180,7 +180,7 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     done: Counter[str] = Counter()
 
     def ask() -> None:
-        retry = command("retry", "own", "--no-wait")
+        retry = command("retry", "own", "--no-wait", *chance.choice([[], SHARED]))
         both = (retry, submitted(study, values, *chance.choice([[], SHARED])))
         for each in both:
             asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
@@ -266,7 +266,7 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
             wait_for(over, 900, every=2)
             if all(run.result() for run in runs):
                 break
-            again = gamlib("retry", "own", "--no-wait")
+            again = gamlib("retry", "own", "--no-wait", *SHARED)
             assert again.returncode == 0, again.stderr
     assert not several, several[0]
     again = subprocess.run(submitted(study, values), capture_output=True, text=True)  # keeps killed jobs' notebooks
@@ -409,17 +409,6 @@ def test_a_job_of_several_runs(tmp_path: Path, cluster: Cluster, undisturbed: pd
     survives("runs that fail or are cancelled in a job of several runs")
 
 
-def test_a_killed_kernel_is_a_failure_with_its_reason(survives: Survives) -> None:
-    run = submit(LONG)
-    trains(run)
-    (kernel,) = kernels()
-    kernel.kill()
-    status = ended(run)
-    assert status.state == "failed"
-    assert "the kernel died by signal 9" in status.error
-    survives("a kernel killed by SIGKILL")
-
-
 def test_a_memory_limit_is_a_failure_with_its_reason(cluster: Cluster, survives: Survives) -> None:
     run = submit(LONG, mem=0.2)
     status = ended(run)
@@ -474,9 +463,19 @@ def test_nothing_is_lost_while_accounting_and_controller_are_away(
     cluster.start_daemon("slurmctld")
     wait_for(lambda: cluster.run("scontrol", "ping").returncode == 0)
     assert now(run).state == "running"
+    job_id = run.status().job_id
+    cluster.kill("slurmctld", signal.SIGTERM)
+    os.kill(run.status().pid, signal.SIGUSR2)
     kernel.resume()
+    wait_for(lambda: run.status().state == "queued")
+    time.sleep(5)
+    assert run.status().state == "queued", "it asks again"
+    cluster.start_daemon("slurmctld")
+    begun(run, 2)
     assert_undisturbed(run, undisturbed)
+    assert run.status().job_id == job_id
     survives("accounting away, controller restarted")
+    survives("a controller that is away when a run has itself queued again")
 
 
 def test_two_studies_at_once_train_each_run_once(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
@@ -498,7 +497,7 @@ def test_a_study_goes_on_until_it_is_decided(tmp_path: Path, cluster: Cluster, s
     base = "{" + ", ".join(f"{key}: {value}" for key, value in SHORT.items()) + "}"
     study.write_text(f"looks: [2, 3]\nbase: {base}\narms: {{plain: {{attention: none}}, gam: {{attention: gam}}}}\n")
     runs = [Run(config) for config in find_study(str(study)).plan().configs]
-    asked = ["study", str(study), "--until-decided", "--cluster", "slurm", "--cpus", "1"]
+    asked = ["study", str(study), "--until-decided", "--cluster", "slurm", "--cpus", "1", *SHARED]
     assert cluster.run("scontrol", "update", "partitionname=gpu", "state=down").returncode == 0  # nothing starts yet
     try:
         for _ in range(2):
@@ -550,42 +549,32 @@ def test_code_that_differs_from_the_submitters_is_told(cluster: Cluster, monkeyp
 def test_a_job_killed_on_its_node_gets_one_job_in_its_place(
     cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
 ) -> None:
+    """SLURM takes a job back for some time after its end; the run has another one by then. The dead job is seen,
+    cancelled, and of no effect."""
     run = submit(LONG)
     trains(run)
     status = run.status()
     assert status.host in NODES and status.host != socket.gethostname()
     psutil.Process(status.pid).kill()
     wait_for(lambda: now(run).state == "failed", every=0.05)
-    for _ in range(3):
-        submit(LONG, slurm=["hold"])
-    assert jobs(cluster) == {run.status().job_id: [run.signature]}
-    assert cluster.run("scontrol", "release", run.status().job_id).returncode == 0
-    assert_undisturbed(run, undisturbed)
-    survives("a job killed by SIGKILL on another host, and submitted three times")
-
-
-def test_a_dead_job_that_is_queued_again_by_hand_is_seen_cancelled_and_of_no_effect(
-    cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
-) -> None:
-    """SLURM takes a job back for some time after its end; the run has another one by then."""
-    run = submit(LONG)
-    trains(run)
-    dead = run.status().job_id
-    psutil.Process(run.status().pid).kill()
-    wait_for(lambda: now(run).state == "failed", every=0.05)
     for cancels in (True, False):
         submit(LONG, slurm=["hold"])
         another = run.status().job_id
-        assert cluster.run("scontrol", "requeue", dead).returncode == 0
-        assert jobs(cluster) == {dead: [run.signature], another: [run.signature]}
+        assert jobs(cluster) == {another: [run.signature]}
+        assert cluster.run("scontrol", "requeue", status.job_id).returncode == 0
+        assert jobs(cluster) == {status.job_id: [run.signature], another: [run.signature]}
         assert now(run).state == "queued"
         if cancels:
             assert cancel([run])[run].state == "preempted"
             assert not jobs(cluster)
-    wait_for(lambda: dead not in jobs(cluster))
-    assert f"job {another} has this run" in slurm.log_of(dead).read_text()
+    wait_for(lambda: status.job_id not in jobs(cluster))
+    assert f"job {another} has this run" in slurm.log_of(status.job_id).read_text()
+    for _ in range(2):
+        submit(LONG, slurm=["hold"])
+    assert jobs(cluster) == {another: [run.signature]}
     assert cluster.run("scontrol", "release", another).returncode == 0
     assert_undisturbed(run, undisturbed)
+    survives("a job killed by SIGKILL on another host, and submitted three times")
     survives("a dead job that is queued again by hand")
 
 
@@ -657,24 +646,6 @@ def test_arms_that_are_submitted_at_once_are_all_cancelled(
     survives("three arms submitted at once, more seeds later, and all of them cancelled")
 
 
-def test_a_controller_that_is_away_when_a_run_is_put_back(
-    cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
-) -> None:
-    run = submit(LONG)
-    trains(run)
-    job_id = run.status().job_id
-    cluster.kill("slurmctld", signal.SIGTERM)
-    os.kill(run.status().pid, signal.SIGUSR2)
-    wait_for(lambda: run.status().state == "queued")
-    time.sleep(5)
-    assert run.status().state == "queued", "it asks again"
-    cluster.start_daemon("slurmctld")
-    begun(run, 2)
-    assert_undisturbed(run, undisturbed)
-    assert run.status().job_id == job_id
-    survives("a controller that is away when a run has itself queued again")
-
-
 def remove(folder: Path) -> None:
     while folder.exists():  # others write into it
         shutil.rmtree(folder, ignore_errors=True)
@@ -744,6 +715,8 @@ def test_cancel_and_retry_from_every_state(
     psutil.Process(killed.status().pid).kill()
     (kernel,) = of_test("ipykernel_launcher", f"GAM_JOB={failed.signature}")
     kernel.kill()
+    wait_for(lambda: now(failed).state == "failed")
+    assert "the kernel died by signal 9" in now(failed).error
     cluster.run("scancel", preempted.status().job_id)
     cluster.run("scontrol", "requeue", put_back.status().job_id)
     cluster.run("scancel", put_back.status().job_id)
@@ -757,10 +730,11 @@ def test_cancel_and_retry_from_every_state(
     wait_for(lambda: not jobs(cluster), 30)
     states = {run: now(run).state for run in runs}
     assert not {"queued", "running"} & set(states.values()), states
-    again = gamlib("retry", "own", "--no-wait")
+    again = gamlib("retry", "own", "--no-wait", *SHARED)
     assert again.returncode == 0 and "runs submitted" in again.stdout, again.stdout + again.stderr
     for run in runs:
         if states[run] != "done":
             assert_undisturbed(run, undisturbed)
     assert queued.result() is not None
+    survives("a kernel killed by SIGKILL")
     survives("cancel and retry, from every state")
