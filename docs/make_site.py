@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,10 +18,13 @@ import interface
 import pandas as pd
 from nbconvert import MarkdownExporter
 
+from ablation.execution.forkserver import ForkServer
+from ablation.execution.pool import THREAD_VARIABLES
 from ablation.paths import NOTEBOOKS, ROOT, cores, figures_root, runs_root
 from ablation.results import load, publication, tables, typeset
 from ablation.results.frames import COLUMNS
 from ablation.results.report import report
+from ablation.runs import RunFailed
 from ablation.studies import Plan
 from gamlib.files import write_whole
 
@@ -199,14 +202,31 @@ def notebook(path: Path, page: str, heading: str = "", below: str = "") -> None:
     write(page, text, origin=f"notebooks/{path.name}")
 
 
+def executed_by(server: ForkServer, plan: Plan) -> None:
+    """Execute the notebook of a published study.
+
+    Raises:
+        RunFailed: it failed; the message says why.
+    """
+    job = server.start(report, plan, cards.DATA)
+    while not job.ended(60):
+        pass
+    if job.error != "":
+        raise RunFailed(job.error or "its job was killed")
+
+
 def main() -> None:
     """Write all pages."""
     shutil.rmtree(STAGE, ignore_errors=True)
     os.environ |= {"GAM_RUNS": str(STAGE / "runs"), "GAM_FIGURES": str(STAGE / "figures")}
     plans = publication.published(folder=cards.DATA)
-    with ProcessPoolExecutor(cores(), get_context("fork")) as pool:
-        executed = [pool.submit(report, plan, cards.DATA) for plan in plans]
-        filled = {f"{name}.md": pool.submit(cards.filled, name) for name in cards.NAMES}
+    with (
+        ProcessPoolExecutor(cores(), get_context("fork")) as pool,
+        ForkServer(dict.fromkeys(THREAD_VARIABLES, "1")) as server,
+        ThreadPoolExecutor(cores()) as threads,
+    ):
+        filled = {f"{name}.md": pool.submit(cards.filled, name) for name in cards.NAMES}  # before there are threads
+        executed = [threads.submit(executed_by, server, plan) for plan in plans]
         texts = {str(path.relative_to(ROOT)): path.read_text() for pattern in COPIED for path in ROOT.glob(pattern)}
         texts["README.md"] = first_page(texts["README.md"], texts["RESULTS.md"])
         for page in ("RESULTS.md", "docs/data.md"):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -15,6 +15,9 @@ from ablation.runs import Run, RunFailed, first_line
 from ablation.studies import Plan
 from ablation.study_files import OF_THE_PROJECT
 from gamlib.files import write_whole
+
+if TYPE_CHECKING:
+    from ablation.execution.forked_kernel import ForkedKernel
 
 ANY_STUDY = "4_study.ipynb"  # the notebook of studies that name none
 TABLES = ("csv", "tex")
@@ -57,7 +60,13 @@ class Output(Checked):
 USUAL = Output()
 
 
-def report(plan: Plan, folder: Path | None = None, anew: bool = True, output: Output = USUAL) -> list[Path]:
+def report(
+    plan: Plan,
+    folder: Path | None = None,
+    anew: bool = True,
+    output: Output = USUAL,
+    kernel: "ForkedKernel | None" = None,
+) -> list[Path]:
     """Execute the notebook of a study; the figures and tables that it wrote. Nothing is trained.
 
     Args:
@@ -65,6 +74,7 @@ def report(plan: Plan, folder: Path | None = None, anew: bool = True, output: Ou
         folder: of published results; by default the runs are reported as they stand now.
         anew: or else the files stay that a report has written after the last result, with the code as it is.
         output: where figures and tables go, in which formats and how wide.
+        kernel: what becomes the notebook's kernel, if that is not to be a new process.
 
     Raises:
         RunFailed: no run is done, or the notebook failed; the message says where its log is.
@@ -80,7 +90,7 @@ def report(plan: Plan, folder: Path | None = None, anew: bool = True, output: Ou
     given |= output.model_dump(mode="json", exclude_defaults=True)
     notebook = plan.study.notebook or ANY_STUDY
     if anew or not _stands(plan, notebook, given, exported(plan, output)):
-        _execute(notebook, plan.name, given)
+        _execute(notebook, plan.name, given, kernel)
     return exported(plan, output)
 
 
@@ -108,13 +118,13 @@ def complexity_report() -> list[Path]:
     return [output, *(figures_root() / f"complexity.{kind}" for kind in ("pdf", "png", "csv", "tex"))]
 
 
-def _execute(notebook: str, name: str, parameters: dict[str, Any]) -> Path:
+def _execute(notebook: str, name: str, parameters: dict[str, Any], kernel: "ForkedKernel | None" = None) -> Path:
     path, output = require(NOTEBOOKS / notebook), _executed(name)
     log_path = output.with_suffix(".txt")
     output.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("w", buffering=1) as log:
         try:
-            execute_notebook(path, output, parameters, log, {})
+            execute_notebook(path, output, parameters, log, {}, kernel)
         except Exception as error:
             raise RunFailed(f"{notebook}: {first_line(error)}; see {output} and {log_path}") from None
     return output

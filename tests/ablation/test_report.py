@@ -329,7 +329,7 @@ def test_a_report_stands_until_a_run_the_code_or_what_is_asked_for_changes(
 ) -> None:
     executed = []
 
-    def execute(notebook: str, name: str, given: dict[str, Any]) -> None:
+    def execute(notebook: str, name: str, given: dict[str, Any], kernel: None) -> None:
         executed.append(given["arms"])
         told = {"parameters": given, "exception": None}
         write_whole(places / "runs" / "studies" / f"{name}.ipynb", json.dumps({"metadata": {"papermill": told}}))

@@ -44,19 +44,19 @@ def now(run: Run) -> Status:
     return slurm.statuses([run])[run]
 
 
-def wait_for(happened: Callable[[], object], seconds: float = 240, every: float = 0.2) -> None:
+def wait_for(happened: Callable[[], object], seconds: float = 600, every: float = 0.5) -> None:
     started.wait_for(happened, seconds, every)
 
 
 def ended(run: Run) -> Status:
-    wait_for(lambda: now(run).state not in ("queued", "running"))
+    wait_for(lambda: now(run).state not in ("queued", "running"), every=1)
     return now(run)
 
 
 def trains(run: Run) -> None:
     """Wait until it does: some epochs of this attempt are over."""
     before = run.metrics()
-    wait_for(lambda: len(run.metrics()) > len(before) + 3 or run.result() is not None)
+    wait_for(lambda: len(run.metrics()) > len(before) + 3 or run.result() is not None, every=0.1)
     assert run.result() is None, "it was through before it could be disturbed"
 
 

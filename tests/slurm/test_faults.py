@@ -71,6 +71,10 @@ ARMS = 24
 def cluster() -> Iterator[Cluster]:
     if reason := missing("slurm") if os.environ.get("GAM_SLURM") else "make test-slurm runs it":
         pytest.skip(reason)
+    with suppress(
+        OSError
+    ):  # tests come before jobs, each of which is a session: who waits for the disturber only starts
+        Path("/proc/self/autogroup").write_text("-10")
     folder = Path(tempfile.mkdtemp(prefix="gam-slurm-", dir="/tmp"))  # sockets lie in it: its path must be short
     made = Cluster(folder)
     try:
@@ -148,7 +152,7 @@ def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.3):
+        while not over.wait(0.5):
             found = [(job_id, run[:8]) for job_id, runs in jobs(cluster).items() for run in runs]
             twice = [run for run, number in Counter(run for _, run in found).items() if number > 1]
             if twice:
@@ -167,8 +171,9 @@ def watched(cluster: Cluster) -> Iterator[list[dict[str, str]]]:
 def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     """Random faults on many runs: each is done once, bit for bit, and has never had two jobs at once.
 
-    Half of them share a job with three others at first, half have one each; what is submitted again, by chance, and at
-    the end all share. It is the first test since it takes the longest: other workers do the others meanwhile.
+    Most share a job with three others at first, four have one each; what is submitted again, by chance, and at the end
+    all share. It is the first test since it takes the longest: other workers do the others meanwhile, and those
+    that come next are short, since a worker keeps two of its own.
     """
     values = LONG | {"epochs": 12}
     chance = random.Random(number := int(os.environ.get("GAM_MAYHEM", random.randrange(1000))))
@@ -180,14 +185,19 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     done: Counter[str] = Counter()
 
     def ask() -> None:
-        retry = command("retry", "own", "--no-wait", *chance.choice([[], SHARED]))
-        both = (retry, submitted(study, values, *chance.choice([[], SHARED])))
+        retry, again = (chance.choice([[], SHARED, SHARED]) for _ in range(2))
+        both = (command("retry", "own", "--no-wait", *retry), submitted(study, values, *again))
         for each in both:
             asked.append(subprocess.Popen(each, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
 
+    def one_that_trains() -> str:
+        """The job of a run that does, if there is one."""
+        of = [(run, run.status()) for run in runs if run.result() is None]
+        return next((was.job_id for run, was in of if was.state == "running" and len(run.metrics())), "")
+
     def over() -> bool:
         cluster.mend()
-        return {now(run).state for run in runs}.isdisjoint(("queued", "running"))
+        return {status.state for status in slurm.statuses(runs).values()}.isdisjoint(("queued", "running"))
 
     def restart(name: str) -> None:
         cluster.kill(name, chance.choice([signal.SIGTERM, signal.SIGKILL]))
@@ -238,9 +248,9 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
 
     with watched(cluster) as several:
         names = [f"r{arm}" for arm in range(ARMS)]
-        for half, options in ((names[ARMS // 2 :], SHARED), (names[: ARMS // 2], [])):
-            of_half = [text for arm in half for text in ("--arms", arm)]
-            line = submitted(study, values, *of_half, *options)
+        for part, options in ((names[4:], SHARED), (names[:4], [])):
+            of_part = [text for arm in part for text in ("--arms", arm)]
+            line = submitted(study, values, *of_part, *options)
             assert subprocess.run(line, stdout=subprocess.DEVNULL).returncode == 0
         while done.total() < FAULTS:
             if done.total() % 16 == 8:
@@ -251,14 +261,16 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
                 print(f"{time.monotonic():.1f} restart of {name}")
                 done[f"restart of {name}"] += 1
             elif found := cluster.run("squeue", "-h", "-r", "-t", "RUNNING", "-o", "%i %A").stdout.splitlines():
-                done[disturb(*chance.choice(found).split())] += 1
+                trains = one_that_trains()  # most faults meet what only starts
+                job = next((line for line in found if line.split()[0] == trains), chance.choice(found))
+                done[disturb(*job.split())] += 1
             else:
                 assert not all(run.result() for run in runs), f"all are done after {done.total()} faults"
                 cluster.mend()
                 if not jobs(cluster):
                     ask()
                     time.sleep(5)
-            time.sleep(chance.uniform(0, 0.6))  # so often that most of a run's starts are met, which cost the most
+            time.sleep(chance.uniform(0, 1.5))  # so often that most of a run's starts are met, which cost the most
         for process in asked:
             output = process.communicate(timeout=120)[0]
             assert process.returncode in (0, 2) and "Traceback" not in output, output  # 2: the controller was away
@@ -282,139 +294,72 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     survives(f"{done.total()} random faults on {ARMS} runs: " + ", ".join(f"{n} {what}" for what, n in done.items()))
 
 
-def test_a_time_limit(cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
-    """SLURM's own signal, some seconds before a limit of a minute; the same job again."""
-    run = submit(LONG, timeout=1)
-    trains(run)
-    job_id = run.status().job_id
-    (kernel,) = kernels()
-    kernel.suspend()  # or the run might be done before the signal comes
-    wait_for((run.folder / "stop").exists, 120)
-    kernel.resume()
-    begun(run, 2)
-    assert cluster.run("scontrol", "update", f"jobid={job_id}", "timelimit=60").returncode == 0  # enough of it
-    assert_undisturbed(run, undisturbed)
-    assert run.status().job_id == job_id
-    survives("a time limit")
-
-
-def test_a_run_that_is_taken_away_again_and_again_goes_on(
-    cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
+def test_a_file_system_without_locks_gets_no_job(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, survives: Survives
 ) -> None:
-    """By what SLURM sends before a time limit, by hand and twice; by an operator; by a job of higher priority."""
-    both = ["sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"]
-    run = submit(LONG)
-    job_id = run.status().job_id
-    how = {
-        "scancel --signal=USR2": ["scancel", "--signal=USR2", job_id],
-        "scancel --signal=USR2, a second time": ["scancel", "--signal=USR2", job_id],
-        "scontrol requeue": ["scontrol", "requeue", job_id],
-        "preemption by a job of higher priority": both,
-    }
-    for attempt, command_line in enumerate(how.values(), 1):
-        trains(run)
-        assert run.status().attempts == attempt
-        assert cluster.run(*command_line).returncode == 0
-        begun(run, attempt + 1)
-    assert_undisturbed(run, undisturbed)
-    assert (run.status().attempts, run.status().job_id) == (5, job_id)
-    for fault in how:
-        survives(fault)
+    for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        with monkeypatch.context() as patch:
+            patch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
+            with pytest.raises(ConfigError, match="has no file locks"):
+                submit(SHORT)
+    assert not jobs(cluster)
+    survives("a file system without locks")
 
 
-def test_a_job_that_starts_python_by_another_command_is_queued_again_with_it(
-    tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
+def test_a_run_gets_as_many_gpus_as_it_has_devices(cluster: Cluster, survives: Survives) -> None:
+    with pytest.raises(ConfigError, match="node configuration is not available"):  # each node has one
+        submit(SHORT | {"devices": 2}, gpus=1)
+    with pytest.raises(ConfigError, match="gpus=2: allowed: 1"):
+        submit(SHORT, gpus=2)
+    assert not jobs(cluster)
+    survives("more and fewer GPUs than a run has devices")
+
+
+def test_the_users_environment_changes_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, survives: Survives
 ) -> None:
-    """As docs/containers.md has it, with a script in place of a container's runtime."""
-    runtime = tmp_path / "apptainer"
-    stays = "trap : USR2"  # the parent, which SLURM signals too: as runtimes do
-    runtime.write_text(f'#!/bin/sh\n{stays}\necho "$@" >> {tmp_path}/calls\nshift 4\n"$@"\n')
-    runtime.chmod(0o755)
-    run = submit(LONG, slurm={"python": f"{runtime} exec --nv --bind=/etc/slurm gam.sif {sys.executable}"})
-    trains(run)
-    assert cluster.run("scancel", "--signal=USR2", now(run).job_id).returncode == 0
-    begun(run, 2)
-    assert_undisturbed(run, undisturbed)
-    calls = (tmp_path / "calls").read_text().splitlines()
-    assert len(calls) == 2 and all(call.startswith("exec --nv --bind=/etc/slurm gam.sif") for call in calls)
-    survives("USR2 to a job in another command than python")
-
-
-def test_a_cancelled_study_says_what_it_left_and_is_retried(
-    tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
-) -> None:
-    study = tmp_path / "one.yaml"
-    study.write_text("arms:\n  only: {}\n")
-    options = ["--cluster", "slurm", "--cpus", "1", "--no-wait"]
-    assert gamlib("study", str(study), "--seeds", "0", *options, values=LONG).returncode == 0
-    run = Run(RunConfig(**LONG))
-    trains(run)
-    left = gamlib("cancel", "one")
-    assert left.returncode == 0 and "1 runs stopped" in left.stdout, left.stdout + left.stderr
-    assert "preempted" in left.stdout and "stopped by SIGTERM in epoch " in left.stdout
+    users = {"SQUEUE_PARTITION": "urgent", "SQUEUE_FORMAT": "%j", "SQUEUE_STATES": "R", "LOGNAME": "nobody"}
+    users |= {"SBATCH_PARTITION": "urgent", "SBATCH_TIMELIMIT": "7", "SBATCH_NO_REQUEUE": "1"}
+    for key, value in users.items():
+        monkeypatch.setenv(key, value)
+    for _ in range(2):
+        run = submit(SHORT, partition="gpu", slurm=["hold"])
+        assert now(run).state == "queued"
+    assert list(jobs(cluster)) == [run.status().job_id]
+    said = cluster.run("scontrol", "show", "job", run.status().job_id).stdout
+    assert "TimeLimit=1-00:00:00" in said and "Requeue=1" in said and "Partition=gpu" in said, said
+    assert cancel([run])[run].state == "preempted"
     assert not cluster.run("squeue", "-h").stdout.strip()
-    again = gamlib("retry", "one", "--no-wait", "--mem", "1.5")
-    assert again.returncode == 0 and "1 runs submitted" in again.stdout, again.stdout + again.stderr
-    assert "1.50G" in cluster.run("squeue", "-h", "-o", "%m").stdout
-    assert_undisturbed(run, undisturbed)
-    survives("scancel and gamlib retry")
+    survives("variables of the user's by which SLURM's commands do other than told")
 
 
-def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
-    """Without SLURM's own requeueing, which would hide it."""
-    run = submit(LONG, slurm=["no-requeue", "nodelist=n1"])
-    trains(run)
-    cluster.kill("slurmd-n1")
-    assert len(steps(cluster)) == 2
-    on_it = [*steps(cluster), psutil.Process(run.status().pid), *kernels()]
-    for process in on_it:  # all at once, so that none tells of another's end
-        process.suspend()
-    for process in on_it:
-        process.kill()
-    wait_for(lambda: "down" in cluster.run("sinfo", "-h", "-n", "n1", "-o", "%T").stdout, 120)
-    wait_for(lambda: now(run).error.startswith("NODE_FAIL: "), 60)
-    assert now(run).state == "failed"
-    submit(LONG)
-    assert_undisturbed(run, undisturbed)
-    survives("a node that dies")
+def test_what_waits_and_what_failed_say_why(cluster: Cluster, survives: Survives) -> None:
+    assert cluster.run("scontrol", "update", "partitionname=gpu", "state=down").returncode == 0
+    try:
+        run = submit(SHORT)
+        wait_for(lambda: now(run).error == "waits: PartitionDown", 60)
+        assert now(run).state == "queued"
+    finally:
+        cluster.run("scontrol", "update", "partitionname=gpu", "state=up")
+    cluster.run("scontrol", "hold", run.status().job_id)
+    wait_for(lambda: now(run).error.startswith("waits: JobHeld"), 60)
+    assert cancel([run])[run].state == "preempted"
+    submit(SHORT, setup=["echo 'cp: cannot create x: No space left on device' >&2; srun --nope; exit 1"])
+    wait_for(lambda: now(run).state == "failed")
+    assert "cannot create x: No space left on device" in now(run).error, now(run)
+    survives("a partition that is down, a job that is held, a full disk of a node")
 
 
-def test_a_job_of_several_runs(tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
-    """Two at once, of five: one fails and is retried meanwhile, one is cancelled, all others go on, in the same job."""
-    study, runs = arms(tmp_path, 5, LONG)
-    assert subprocess.run(submitted(study, LONG, "--runs-per-job", "5", "--at-once", "2")).returncode == 0
-    killed, cancelled, third, _, last = runs
-    for run in (killed, cancelled):
-        trains(run)
-    (job_id,) = jobs(cluster)
-    assert [now(run).state for run in runs] == ["running"] * 2 + ["queued"] * 3
-    assert {run.status().job_id for run in runs} == {job_id}
-    psutil.Process(killed.status().pid).children()[0].kill()
-    wait_for(lambda: now(killed).state == "failed")
-    assert "the kernel died by signal 9" in now(killed).error
-    assert cancel([cancelled])[cancelled].error.startswith("stopped by gamlib cancel in epoch ")
-    assert cancel([last])[last].error == "cancelled before it began"
-    again = gamlib("retry", "own", "--no-wait", "--slurm", "hold")
-    assert again.returncode == 0 and "3 runs submitted" in again.stdout, again.stdout + again.stderr
-    (new,) = jobs(cluster).keys() - {job_id}
-    trains(third)
-    assert cluster.run("scancel", "--signal=USR2", job_id).returncode == 0
-    begun(third, 2)
-    assert cluster.run("scontrol", "release", new).returncode == 0
-    for run in runs:
-        assert_undisturbed(run, undisturbed)
-    assert [run.status().job_id for run in runs] == [new, new, job_id, job_id, new]
-    assert not kernels()
-    survives("USR2 to a job of several runs")
-    survives("runs that fail or are cancelled in a job of several runs")
-
-
-def test_a_memory_limit_is_a_failure_with_its_reason(cluster: Cluster, survives: Survives) -> None:
-    run = submit(LONG, mem=0.2)
-    status = ended(run)
-    assert status.state == "failed" and run.result() is None
-    assert "memory limit" in status.error or "OUT_OF_MEMORY" in status.error, status.error
-    survives("a memory limit exceeded")
+def test_a_bad_parameter_in_one_of_fifty_is_refused_before_any_is_submitted(
+    tmp_path: Path, cluster: Cluster, survives: Survives
+) -> None:
+    study = tmp_path / "fifty.yaml"
+    arms = "\n".join(f"  r{n}: {{lr: {n if n < 49 else -1}e-4}}" for n in range(1, 51))
+    study.write_text(f"arms:\n{arms}\n")
+    done = gamlib("study", str(study), "--seeds", "0", "--cluster", "slurm", "--no-wait")
+    assert done.returncode == 2 and "lr=" in done.stderr
+    assert not cluster.run("squeue", "-h").stdout.strip()
+    survives("a bad parameter in one of fifty runs")
 
 
 def under_way(folder: Path, submission: "subprocess.Popen[bytes]") -> bool:
@@ -449,6 +394,84 @@ def test_a_submission_that_was_killed_is_made_good_by_the_next(
     survives(f"a submission killed half-way, {half_way} of 2 times before the jobs were known")
 
 
+def remove(folder: Path) -> None:
+    while folder.exists():  # others write into it
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_cancel_and_retry_from_every_state(
+    tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
+) -> None:
+    study, runs = arms(tmp_path, 8, LONG)
+    assert subprocess.run(submitted(study, LONG), stdout=subprocess.DEVNULL).returncode == 0
+    killed, failed, preempted, put_back, removed, signalled, trained, queued = runs
+    for run in (killed, failed, preempted, put_back):
+        trains(run)
+    psutil.Process(killed.status().pid).kill()
+    (kernel,) = of_test("ipykernel_launcher", f"GAM_JOB={failed.signature}")
+    kernel.kill()
+    cluster.run("scancel", preempted.status().job_id)
+    job_id = put_back.status().job_id
+    assert cluster.run("scontrol", "requeue", job_id).returncode == 0
+    assert cluster.run("scancel", job_id).returncode == 0
+    wait_for(lambda: now(failed).state == "failed")
+    assert "the kernel died by signal 9" in now(failed).error
+
+    for run in (removed, signalled, trained):
+        trains(run)
+    of_removed = removed.status().job_id
+    remove(removed.folder)
+    cluster.run("scancel", "--signal=USR2", signalled.status().job_id)
+    wait_for(lambda: signalled.status().state == "queued", every=0.05)
+    trained_by = of_test("ipykernel_launcher", f"GAM_JOB={trained.signature}")
+    for kernel in trained_by:
+        kernel.suspend()  # or the run might be done before it is cancelled
+    wait_for(lambda: of_removed not in jobs(cluster), 60)
+    assert removed.result() is None
+    assert "its folder was removed while it ran" in slurm.log_of(of_removed).read_text()
+    wait_for(lambda: not cluster.run("squeue", "-h", "-t", "all", "-j", job_id).stdout, 60)  # it has forgotten the job
+    assert now(put_back).state in ("preempted", "failed", "lost")
+    for kernel in trained_by:
+        kernel.resume()
+    left = gamlib("cancel", "own")
+    assert left.returncode == 0, left.stderr
+    assert "preempted" in left.stdout and "stopped by SIGTERM in epoch " in left.stdout, left.stdout
+    wait_for(lambda: not jobs(cluster), 30)
+    states = {run: now(run).state for run in runs}
+    assert not {"queued", "running"} & set(states.values()), states
+    again = gamlib("retry", "own", "--no-wait", "--mem", "1.5", *SHARED)
+    assert again.returncode == 0 and "runs submitted" in again.stdout, again.stdout + again.stderr
+    assert "1.50G" in cluster.run("squeue", "-h", "-o", "%m").stdout
+    for run in runs:
+        if states[run] != "done":
+            assert_undisturbed(run, undisturbed)
+    assert queued.result() is not None
+    wait_for(lambda: not kernels(), 60)
+    survives("a kernel killed by SIGKILL")
+    survives("scontrol requeue, and scancel at once")
+    survives("a folder that is removed while its run trains")
+    survives("cancel and retry, from every state")
+
+
+def test_a_node_that_dies_under_a_run(cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
+    """Without SLURM's own requeueing, which would hide it."""
+    run = submit(LONG, slurm=["no-requeue", "nodelist=n1"])
+    trains(run)
+    cluster.kill("slurmd-n1")
+    assert len(steps(cluster)) == 2
+    on_it = [*steps(cluster), psutil.Process(run.status().pid), *kernels()]
+    for process in on_it:  # all at once, so that none tells of another's end
+        process.suspend()
+    for process in on_it:
+        process.kill()
+    wait_for(lambda: "down" in cluster.run("sinfo", "-h", "-n", "n1", "-o", "%T").stdout, 120)
+    wait_for(lambda: now(run).error.startswith("NODE_FAIL: "), 60)
+    assert now(run).state == "failed"
+    submit(LONG)
+    assert_undisturbed(run, undisturbed)
+    survives("a node that dies")
+
+
 def test_nothing_is_lost_while_accounting_and_controller_are_away(
     cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
 ) -> None:
@@ -481,7 +504,7 @@ def test_nothing_is_lost_while_accounting_and_controller_are_away(
 def test_two_studies_at_once_train_each_run_once(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
     study = tmp_path / "twice.yaml"
     study.write_text("arms:\n  one: {}\n  other: {attention: none}\n")
-    twice = command("study", str(study), "--seeds", "0", "--cluster", "slurm", "--cpus", "1", values=SHORT)
+    twice = command("study", str(study), "--seeds", "0", "--cluster", "slurm", "--cpus", "1", *SHARED, values=SHORT)
     both = [subprocess.Popen(twice, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -518,32 +541,123 @@ def test_a_study_goes_on_until_it_is_decided(tmp_path: Path, cluster: Cluster, s
     survives("a study that is submitted twice, left, and goes on until it is decided")
 
 
-def test_a_bad_parameter_in_one_of_fifty_is_refused_before_any_is_submitted(
+def test_arms_that_are_submitted_at_once_are_all_cancelled(
     tmp_path: Path, cluster: Cluster, survives: Survives
 ) -> None:
-    study = tmp_path / "fifty.yaml"
-    arms = "\n".join(f"  r{n}: {{lr: {n if n < 49 else -1}e-4}}" for n in range(1, 51))
-    study.write_text(f"arms:\n{arms}\n")
-    done = gamlib("study", str(study), "--seeds", "0", "--cluster", "slurm", "--no-wait")
-    assert done.returncode == 2 and "lr=" in done.stderr
-    assert not cluster.run("squeue", "-h").stdout.strip()
-    survives("a bad parameter in one of fifty runs")
+    study = tmp_path / "own.yaml"
+    study.write_text("arms:\n" + "".join(f"  r{number}: {{lr: {number}e-3}}\n" for number in (1, 2, 3)))
+    options = ["--cluster", "slurm", "--no-wait", "--slurm", "hold"]
+    held = command("study", str(study), "--seeds", "0", *options, values=SHORT)
+    each = [subprocess.Popen([*held, "--arms", f"r{number}"], stdout=subprocess.DEVNULL) for number in (1, 2, 3)]
+    assert [process.wait() for process in each] == [0, 0, 0]
+    assert gamlib("study", str(study), "--seeds", "1", *held[7:]).returncode == 0
+    assert len(jobs(cluster)) == 6
+    done = gamlib("cancel", "own")
+    assert "6 runs stopped" in done.stdout, done.stdout + done.stderr
+    assert not jobs(cluster)
+    survives("three arms submitted at once, more seeds later, and all of them cancelled")
 
 
-def test_code_that_differs_from_the_submitters_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a GPU that is asked for is one that SLURM counts."""
-    with monkeypatch.context() as patch:
-        patch.setattr("ablation.execution.dispatch.source_hash", lambda: "0123456789abcdef")
-        run = submit(SHORT, gpus=1)
-    assert "gres:gpu:1" in cluster.run("squeue", "-h", "-o", "%b").stdout
-    wait_for(lambda: now(run).state == "running" and now(run).error)
-    assert now(run).error == "its code is not the one that it was submitted with"
-    assert ended(run).state == "done"
-    provenance = json.loads((run.folder / "provenance.json").read_text())
-    assert (provenance["submitted_source"], provenance["source"]) == ("0123456789abcdef", source_hash())
-    result = run.folder / "result.json"
-    write_whole(result, result.read_text().replace(source_hash(), "0123456789abcdef"))
-    assert "1 done by other code" in gamlib("status").stdout
+def test_a_memory_limit_is_a_failure_with_its_reason(cluster: Cluster, survives: Survives) -> None:
+    run = submit(LONG, mem=0.2)
+    status = ended(run)
+    assert status.state == "failed" and run.result() is None
+    assert "memory limit" in status.error or "OUT_OF_MEMORY" in status.error, status.error
+    survives("a memory limit exceeded")
+
+
+def test_a_run_that_is_taken_away_again_and_again_goes_on(
+    tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
+) -> None:
+    """By SLURM, some seconds before a time limit; by the same signal, by hand; by an operator; by a job of higher
+    priority.
+
+    Python is started by another command, as docs/containers.md has it, with a script in place of a container's runtime.
+    """
+    runtime = tmp_path / "apptainer"
+    stays = "trap : USR2"  # the parent, which SLURM signals too: as runtimes do
+    runtime.write_text(f'#!/bin/sh\n{stays}\necho "$@" >> {tmp_path}/calls\nshift 4\n"$@"\n')
+    runtime.chmod(0o755)
+    python = f"{runtime} exec --nv --bind=/etc/slurm gam.sif {sys.executable}"
+    run = submit(LONG, timeout=60, slurm={"python": python})
+    trains(run)
+    job_id = run.status().job_id
+    (kernel,) = kernels()
+    kernel.suspend()  # or the run might be done before the signal comes
+    minutes, _ = cluster.run("squeue", "-h", "-j", job_id, "-o", "%M").stdout.split(":")
+    limit = ["scontrol", "update", f"jobid={job_id}"]
+    assert cluster.run(*limit, f"timelimit={int(minutes) + 1}").returncode == 0
+    wait_for((run.folder / "stop").exists, 120)
+    kernel.resume()
+    begun(run, 2)
+    assert cluster.run(*limit, "timelimit=60").returncode == 0  # enough of it
+    how = {
+        "scancel --signal=USR2": ["scancel", "--signal=USR2", job_id],
+        "scontrol requeue": ["scontrol", "requeue", job_id],
+        "preemption by a job of higher priority": [
+            *("sbatch", "-p", "urgent", "-N", "2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3")
+        ],
+    }
+    for attempt, command_line in enumerate(how.values(), 2):
+        trains(run)
+        assert run.status().attempts == attempt
+        assert cluster.run(*command_line).returncode == 0
+        begun(run, attempt + 1)
+    assert_undisturbed(run, undisturbed)
+    assert (run.status().attempts, run.status().job_id) == (5, job_id)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 5 and all(call.startswith("exec --nv --bind=/etc/slurm gam.sif") for call in calls)
+    for fault in ("a time limit", *how, "USR2 to a job in another command than python"):
+        survives(fault)
+
+
+def test_a_job_of_several_runs(tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives) -> None:
+    """Two at once, of five: one fails and is retried meanwhile, one is cancelled, all others go on, in the same job."""
+    study, runs = arms(tmp_path, 5, LONG)
+    assert subprocess.run(submitted(study, LONG, "--runs-per-job", "5", "--at-once", "2")).returncode == 0
+    killed, cancelled, third, _, last = runs
+    for run in (killed, cancelled):
+        trains(run)
+    (job_id,) = jobs(cluster)
+    assert [now(run).state for run in runs] == ["running"] * 2 + ["queued"] * 3
+    assert {run.status().job_id for run in runs} == {job_id}
+    psutil.Process(killed.status().pid).children()[0].kill()
+    wait_for(lambda: now(killed).state == "failed")
+    assert "the kernel died by signal 9" in now(killed).error
+    assert cancel([cancelled])[cancelled].error.startswith("stopped by gamlib cancel in epoch ")
+    assert cancel([last])[last].error == "cancelled before it began"
+    again = gamlib("retry", "own", "--no-wait", "--slurm", "hold")
+    assert again.returncode == 0 and "3 runs submitted" in again.stdout, again.stdout + again.stderr
+    (new,) = jobs(cluster).keys() - {job_id}
+    trains(third)
+    assert cluster.run("scancel", "--signal=USR2", job_id).returncode == 0
+    begun(third, 2)
+    assert cluster.run("scontrol", "release", new).returncode == 0
+    for run in runs:
+        assert_undisturbed(run, undisturbed)
+    assert [run.status().job_id for run in runs] == [new, new, job_id, job_id, new]
+    assert not kernels()
+    survives("USR2 to a job of several runs")
+    survives("runs that fail or are cancelled in a job of several runs")
+
+
+def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Cluster, survives: Survives) -> None:
+    """Another process trains the run, here; so a second job that SLURM has of it ends by itself."""
+    values = LONG | {"epochs": 150}
+    run = Run(RunConfig(**values))
+    local = subprocess.Popen(command("run", values=values), stdout=subprocess.DEVNULL)
+    trains(run)
+    with arrays.submission_lock():
+        (job_id,), record = arrays._submit([[run]], slurm_options.parameters({"cpus": 1}), {}, 1)
+        record.unlink()
+    wait_for(lambda: of_test("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
+    time.sleep(6)  # until it waits for the run
+    assert run.result() is None and job_id in jobs(cluster)
+    assert cluster.run("scancel", "--signal=USR2", job_id).returncode == 0
+    wait_for(lambda: job_id not in jobs(cluster))
+    assert local.wait() == 0
+    assert run.result() is not None and run.status().attempts == 1
+    survives("a signal to a job that waits for a run")
 
 
 def test_a_job_killed_on_its_node_gets_one_job_in_its_place(
@@ -578,163 +692,17 @@ def test_a_job_killed_on_its_node_gets_one_job_in_its_place(
     survives("a dead job that is queued again by hand")
 
 
-def test_a_job_that_is_cancelled_while_it_is_put_back_is_not_waited_for(
-    cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
-) -> None:
-    run = submit(LONG)
-    trains(run)
-    job_id = run.status().job_id
-    assert cluster.run("scontrol", "requeue", job_id).returncode == 0
-    assert cluster.run("scancel", job_id).returncode == 0
-    wait_for(lambda: "Invalid job id" in cluster.run("squeue", "-j", job_id).stderr, 120)
-    assert ended(run).state in ("preempted", "failed", "lost")
-    submit(LONG)
-    assert_undisturbed(run, undisturbed)
-    survives("scontrol requeue, and scancel at once")
-
-
-def test_the_users_environment_changes_nothing(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, survives: Survives
-) -> None:
-    users = {"SQUEUE_PARTITION": "urgent", "SQUEUE_FORMAT": "%j", "SQUEUE_STATES": "R", "LOGNAME": "nobody"}
-    users |= {"SBATCH_PARTITION": "urgent", "SBATCH_TIMELIMIT": "7", "SBATCH_NO_REQUEUE": "1"}
-    for key, value in users.items():
-        monkeypatch.setenv(key, value)
-    for _ in range(2):
-        run = submit(SHORT, partition="gpu", slurm=["hold"])
-        assert now(run).state == "queued"
-    assert list(jobs(cluster)) == [run.status().job_id]
-    said = cluster.run("scontrol", "show", "job", run.status().job_id).stdout
-    assert "TimeLimit=1-00:00:00" in said and "Requeue=1" in said and "Partition=gpu" in said, said
-    assert cancel([run])[run].state == "preempted"
-    assert not cluster.run("squeue", "-h").stdout.strip()
-    survives("variables of the user's by which SLURM's commands do other than told")
-
-
-def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Cluster, survives: Survives) -> None:
-    """Another process trains the run, here; so a second job that SLURM has of it ends by itself."""
-    values = LONG | {"epochs": 150}
-    run = Run(RunConfig(**values))
-    local = subprocess.Popen(command("run", values=values), stdout=subprocess.DEVNULL)
-    trains(run)
-    with arrays.submission_lock():
-        (job_id,), record = arrays._submit([[run]], slurm_options.parameters({"cpus": 1}), {}, 1)
-        record.unlink()
-    wait_for(lambda: of_test("submitit.core._submit", f"SLURM_JOB_ID={job_id}"))
-    time.sleep(6)  # until it waits for the run
-    assert run.result() is None and job_id in jobs(cluster)
-    assert cluster.run("scancel", "--signal=USR2", job_id).returncode == 0
-    wait_for(lambda: job_id not in jobs(cluster))
-    assert local.wait() == 0
-    assert run.result() is not None and run.status().attempts == 1
-    survives("a signal to a job that waits for a run")
-
-
-def test_arms_that_are_submitted_at_once_are_all_cancelled(
-    tmp_path: Path, cluster: Cluster, survives: Survives
-) -> None:
-    study = tmp_path / "own.yaml"
-    study.write_text("arms:\n" + "".join(f"  r{number}: {{lr: {number}e-3}}\n" for number in (1, 2, 3)))
-    held = command("study", str(study), "--seeds", "0", "--cluster", "slurm", "--no-wait", "--slurm", "hold")
-    each = [subprocess.Popen([*held, "--arms", f"r{number}"], stdout=subprocess.DEVNULL) for number in (1, 2, 3)]
-    assert [process.wait() for process in each] == [0, 0, 0]
-    assert gamlib("study", str(study), "--seeds", "1", *held[7:]).returncode == 0
-    assert len(jobs(cluster)) == 6
-    done = gamlib("cancel", "own")
-    assert "6 runs stopped" in done.stdout, done.stdout + done.stderr
-    assert not jobs(cluster)
-    survives("three arms submitted at once, more seeds later, and all of them cancelled")
-
-
-def remove(folder: Path) -> None:
-    while folder.exists():  # others write into it
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def test_a_run_whose_folder_is_removed_stops_and_says_why(
-    cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
-) -> None:
-    run = submit(LONG)
-    trains(run)
-    job_id = run.status().job_id
-    remove(run.folder)
-    wait_for(lambda: job_id not in jobs(cluster), 60)
-    assert run.result() is None and not kernels()
-    assert "its folder was removed while it ran" in slurm.log_of(job_id).read_text()
-    submit(LONG)
-    assert_undisturbed(run, undisturbed)
-    survives("a folder that is removed while its run trains")
-
-
-def test_a_file_system_without_locks_gets_no_job(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, survives: Survives
-) -> None:
-    for number in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-        with monkeypatch.context() as patch:
-            patch.setattr(fcntl, "flock", Mock(side_effect=OSError(number, os.strerror(number))))
-            with pytest.raises(ConfigError, match="has no file locks"):
-                submit(SHORT)
-    assert not jobs(cluster)
-    survives("a file system without locks")
-
-
-def test_what_waits_and_what_failed_say_why(cluster: Cluster, survives: Survives) -> None:
-    assert cluster.run("scontrol", "update", "partitionname=gpu", "state=down").returncode == 0
-    try:
-        run = submit(SHORT)
-        wait_for(lambda: now(run).error == "waits: PartitionDown", 60)
-        assert now(run).state == "queued"
-    finally:
-        cluster.run("scontrol", "update", "partitionname=gpu", "state=up")
-    cluster.run("scontrol", "hold", run.status().job_id)
-    wait_for(lambda: now(run).error.startswith("waits: JobHeld"), 60)
-    assert cancel([run])[run].state == "preempted"
-    submit(SHORT, setup=["echo 'cp: cannot create x: No space left on device' >&2; srun --nope; exit 1"])
-    wait_for(lambda: now(run).state == "failed")
-    assert "cannot create x: No space left on device" in now(run).error, now(run)
-    survives("a partition that is down, a job that is held, a full disk of a node")
-
-
-def test_a_run_gets_as_many_gpus_as_it_has_devices(cluster: Cluster, survives: Survives) -> None:
-    with pytest.raises(ConfigError, match="node configuration is not available"):  # each node has one
-        submit(SHORT | {"devices": 2}, gpus=1)
-    with pytest.raises(ConfigError, match="gpus=2: allowed: 1"):
-        submit(SHORT, gpus=2)
-    assert not jobs(cluster)
-    survives("more and fewer GPUs than a run has devices")
-
-
-def test_cancel_and_retry_from_every_state(
-    tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
-) -> None:
-    study, runs = arms(tmp_path, 8, LONG)
-    assert subprocess.run(submitted(study, LONG), stdout=subprocess.DEVNULL).returncode == 0
-    killed, failed, preempted, put_back, removed, signalled, trained, queued = runs
-    for run in (killed, failed, preempted, put_back):
-        trains(run)
-    psutil.Process(killed.status().pid).kill()
-    (kernel,) = of_test("ipykernel_launcher", f"GAM_JOB={failed.signature}")
-    kernel.kill()
-    wait_for(lambda: now(failed).state == "failed")
-    assert "the kernel died by signal 9" in now(failed).error
-    cluster.run("scancel", preempted.status().job_id)
-    cluster.run("scontrol", "requeue", put_back.status().job_id)
-    cluster.run("scancel", put_back.status().job_id)
-    for run in (removed, signalled, trained):
-        trains(run)
-    remove(removed.folder)
-    cluster.run("scancel", "--signal=USR2", signalled.status().job_id)
-    wait_for(lambda: signalled.status().state == "queued", every=0.05)
-    left = gamlib("cancel", "own")
-    assert left.returncode == 0, left.stderr
-    wait_for(lambda: not jobs(cluster), 30)
-    states = {run: now(run).state for run in runs}
-    assert not {"queued", "running"} & set(states.values()), states
-    again = gamlib("retry", "own", "--no-wait", *SHARED)
-    assert again.returncode == 0 and "runs submitted" in again.stdout, again.stdout + again.stderr
-    for run in runs:
-        if states[run] != "done":
-            assert_undisturbed(run, undisturbed)
-    assert queued.result() is not None
-    survives("a kernel killed by SIGKILL")
-    survives("cancel and retry, from every state")
+def test_code_that_differs_from_the_submitters_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a GPU that is asked for is one that SLURM counts."""
+    with monkeypatch.context() as patch:
+        patch.setattr("ablation.execution.dispatch.source_hash", lambda: "0123456789abcdef")
+        run = submit(SHORT, gpus=1)
+    assert "gres:gpu:1" in cluster.run("squeue", "-h", "-o", "%b").stdout
+    wait_for(lambda: now(run).state == "running" and now(run).error)
+    assert now(run).error == "its code is not the one that it was submitted with"
+    assert ended(run).state == "done"
+    provenance = json.loads((run.folder / "provenance.json").read_text())
+    assert (provenance["submitted_source"], provenance["source"]) == ("0123456789abcdef", source_hash())
+    result = run.folder / "result.json"
+    write_whole(result, result.read_text().replace(source_hash(), "0123456789abcdef"))
+    assert "1 done by other code" in gamlib("status").stdout
