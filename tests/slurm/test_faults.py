@@ -270,7 +270,7 @@ def test_mayhem(tmp_path: Path, cluster: Cluster, survives: Survives) -> None:
                 if not jobs(cluster):
                     ask()
                     time.sleep(5)
-            time.sleep(chance.uniform(0, 1.5))  # so often that most of a run's starts are met, which cost the most
+            time.sleep(chance.uniform(0, 0.6))  # so often that most of a run's starts are met, which cost the most
         for process in asked:
             output = process.communicate(timeout=120)[0]
             assert process.returncode in (0, 2) and "Traceback" not in output, output  # 2: the controller was away
