@@ -24,7 +24,6 @@ from ablation.paths import NOTEBOOKS, ROOT, cores, figures_root, runs_root
 from ablation.results import load, publication, tables, typeset
 from ablation.results.frames import COLUMNS
 from ablation.results.report import report
-from ablation.runs import RunFailed
 from ablation.studies import Plan
 from gamlib.files import write_whole
 
@@ -202,19 +201,6 @@ def notebook(path: Path, page: str, heading: str = "", below: str = "") -> None:
     write(page, text, origin=f"notebooks/{path.name}")
 
 
-def executed_by(server: ForkServer, plan: Plan) -> None:
-    """Execute the notebook of a published study.
-
-    Raises:
-        RunFailed: it failed; the message says why.
-    """
-    job = server.start(report, plan, cards.DATA)
-    while not job.ended(60):
-        pass
-    if job.error != "":
-        raise RunFailed(job.error or "its job was killed")
-
-
 def main() -> None:
     """Write all pages."""
     shutil.rmtree(STAGE, ignore_errors=True)
@@ -226,7 +212,7 @@ def main() -> None:
         ThreadPoolExecutor(cores()) as threads,
     ):
         filled = {f"{name}.md": pool.submit(cards.filled, name) for name in cards.NAMES}  # before there are threads
-        executed = [threads.submit(executed_by, server, plan) for plan in plans]
+        executed = [threads.submit(lambda plan: server.start(report, plan, cards.DATA).wait(), plan) for plan in plans]
         texts = {str(path.relative_to(ROOT)): path.read_text() for pattern in COPIED for path in ROOT.glob(pattern)}
         texts["README.md"] = first_page(texts["README.md"], texts["RESULTS.md"])
         for page in ("RESULTS.md", "docs/data.md"):

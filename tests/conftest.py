@@ -58,7 +58,7 @@ def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     from ablation.execution import dispatch
     from ablation.results import report
 
-    monkeypatch.setattr(report, "execute_notebook", lambda *given: server().execute_notebook(*given[:5]))
+    monkeypatch.setattr(report, "execute_notebook", lambda *arguments: server().execute_notebook(*arguments))
     monkeypatch.setattr(dispatch, "ForkServer", Lent)
 
 

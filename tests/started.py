@@ -84,14 +84,16 @@ class Server(ForkServer):
         return self.start(_as_here, os.getcwd(), {**os.environ}, function, *arguments)
 
     def execute_notebook(
-        self, notebook: Path, output: Path, parameters: Mapping[str, Any], log: IO[str], environment: Mapping[str, str]
+        self,
+        notebook: Path,
+        output: Path,
+        parameters: Mapping[str, Any],
+        log: IO[str],
+        environment: Mapping[str, str],
+        kernel: None = None,
     ) -> None:
         """As `kernel.execute_notebook`, in a forked kernel; what fails is a RunFailed."""
-        job = self.begin(_execute_notebook, notebook, output, dict(parameters), log.name, dict(environment))
-        while not job.ended(60):
-            pass
-        if job.error != "":
-            raise RunFailed(job.error or "its job was killed")
+        self.begin(_execute_notebook, notebook, output, dict(parameters), log.name, dict(environment)).wait()
 
 
 class Lent:

@@ -49,6 +49,17 @@ class Job:
             return False
         return True
 
+    def wait(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            RunFailed: it failed, or was killed; the message says why.
+        """
+        while not self.ended(60):
+            pass
+        if self.error != "":
+            raise RunFailed(self.error or "its job was killed")
+
 
 class ForkServer:
     """Starts jobs as forks of one process, which it starts anew when that was killed; jobs outlive both."""

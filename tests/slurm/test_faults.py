@@ -71,9 +71,7 @@ ARMS = 24
 def cluster() -> Iterator[Cluster]:
     if reason := missing("slurm") if os.environ.get("GAM_SLURM") else "make test-slurm runs it":
         pytest.skip(reason)
-    with suppress(
-        OSError
-    ):  # tests come before jobs, each of which is a session: who waits for the disturber only starts
+    with suppress(OSError):  # a job is a session, as all tests together are, which would wait for many of them
         Path("/proc/self/autogroup").write_text("-10")
     folder = Path(tempfile.mkdtemp(prefix="gam-slurm-", dir="/tmp"))  # sockets lie in it: its path must be short
     made = Cluster(folder)
@@ -399,6 +397,12 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def kernel_of(run: Run) -> psutil.Process:
+    """The kernel of a run that has a job of its own."""
+    (kernel,) = of_test("ipykernel_launcher", f"GAM_JOB={run.signature}")
+    return kernel
+
+
 def test_cancel_and_retry_from_every_state(
     tmp_path: Path, cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
 ) -> None:
@@ -408,8 +412,7 @@ def test_cancel_and_retry_from_every_state(
     for run in (killed, failed, preempted, put_back):
         trains(run)
     psutil.Process(killed.status().pid).kill()
-    (kernel,) = of_test("ipykernel_launcher", f"GAM_JOB={failed.signature}")
-    kernel.kill()
+    kernel_of(failed).kill()
     cluster.run("scancel", preempted.status().job_id)
     job_id = put_back.status().job_id
     assert cluster.run("scontrol", "requeue", job_id).returncode == 0
@@ -423,19 +426,18 @@ def test_cancel_and_retry_from_every_state(
     remove(removed.folder)
     cluster.run("scancel", "--signal=USR2", signalled.status().job_id)
     wait_for(lambda: signalled.status().state == "queued", every=0.05)
-    trained_by = of_test("ipykernel_launcher", f"GAM_JOB={trained.signature}")
-    for kernel in trained_by:
-        kernel.suspend()  # or the run might be done before it is cancelled
+    kernel = kernel_of(trained)
+    kernel.suspend()  # or the run might be done before it is cancelled
     wait_for(lambda: of_removed not in jobs(cluster), 60)
-    assert removed.result() is None
+    assert removed.result() is None and not of_test("ipykernel_launcher", f"GAM_JOB={removed.signature}")
     assert "its folder was removed while it ran" in slurm.log_of(of_removed).read_text()
     wait_for(lambda: not cluster.run("squeue", "-h", "-t", "all", "-j", job_id).stdout, 60)  # it has forgotten the job
     assert now(put_back).state in ("preempted", "failed", "lost")
-    for kernel in trained_by:
-        kernel.resume()
+    kernel.resume()
     left = gamlib("cancel", "own")
     assert left.returncode == 0, left.stderr
-    assert "preempted" in left.stdout and "stopped by SIGTERM in epoch " in left.stdout, left.stdout
+    assert " runs stopped" in left.stdout and "preempted" in left.stdout, left.stdout
+    assert "stopped by SIGTERM in epoch " in left.stdout, left.stdout
     wait_for(lambda: not jobs(cluster), 30)
     states = {run: now(run).state for run in runs}
     assert not {"queued", "running"} & set(states.values()), states
@@ -663,8 +665,7 @@ def test_a_signal_to_a_job_that_waits_for_a_run_ends_that_job_alone(cluster: Clu
 def test_a_job_killed_on_its_node_gets_one_job_in_its_place(
     cluster: Cluster, undisturbed: pd.DataFrame, survives: Survives
 ) -> None:
-    """SLURM takes a job back for some time after its end; the run has another one by then. The dead job is seen,
-    cancelled, and of no effect."""
+    """SLURM takes the dead job back for some time; the run has another by then. That one is seen, and of no effect."""
     run = submit(LONG)
     trains(run)
     status = run.status()
