@@ -57,6 +57,8 @@ def _take_out(run: Run, kept: Collection[str]) -> None:
     status = run.status()
     if status.job_id in kept and status.state == "running":
         run.ask_to_stop("gamlib cancel")
+    elif status.job_id in kept and status.state in ("failed", "preempted"):  # it has said why
+        run.write_status(job_id="")
     elif status.job_id in kept and status.state != "done":
         run.write_status(state="preempted", error=_cancelled(status), job_id="")
 

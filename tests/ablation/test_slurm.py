@@ -591,12 +591,16 @@ def test_a_run_that_has_failed_in_a_job_of_several_is_submitted_again_at_once(sb
     assert failed.status().slurm_jobs() == ["2"] and status(other).job_id == "1"
 
 
-def test_of_a_job_of_several_runs_some_are_cancelled(commands: Commands, sbatch: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("its_job_has_seen_it", [True, False])
+def test_of_a_job_of_several_runs_some_are_cancelled(
+    its_job_has_seen_it: bool, commands: Commands, sbatch: Path, tmp_path: Path
+) -> None:
     waiting, training, other = todo = runs(3)
     submit(todo, {"runs_per_job": 3})
     training.write_status(state="running", **this_process())
     commands("squeue", f"test -e {tmp_path}/scancel.calls || echo '1 RUNNING None'")
-    threading.Timer(0.5, lambda: training.write_status(state="preempted", error="stopped", job_id="")).start()
+    end = {"state": "preempted", "error": "stopped"} | ({"job_id": ""} if its_job_has_seen_it else {})
+    threading.Timer(0.5, lambda: training.write_status(**end)).start()
     left = housekeeping.cancel([waiting, training])
     assert [left[run].error for run in (waiting, training)] == ["cancelled before it began", "stopped"]
     assert training.asked_to_stop() == "gamlib cancel" and not waiting.status().belongs_to("1")
