@@ -4,7 +4,8 @@
     python tests/slurm/cluster.py start FOLDER       and then: export SLURM_CONF=FOLDER/etc/slurm.conf
     python tests/slurm/cluster.py stop FOLDER
 
-With accounting, two GPUs that are only counted, job arrays, and a partition `urgent` that preempts the default one.
+With accounting, two GPUs that are only counted, job arrays, and two partitions beside the default one: `urgent`, which
+preempts it, and `narrow`, which has one job on each node at a time.
 Everything lies in the folder and listens on free ports of 127.0.0.1; what is stopped is found by its process id.
 """
 
@@ -61,6 +62,7 @@ GresTypes=gpu
 NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={port[slurmd-n0]} CPUs=2 RealMemory=8000 Gres=gpu:1
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port[slurmd-n1]} CPUs=2 RealMemory=8000 Gres=gpu:1
 PartitionName=gpu Nodes=n[0-1] Default=YES MaxTime=INFINITE PriorityTier=1 DefMemPerCPU=1900 State=UP
+PartitionName=narrow Nodes=n[0-1] MaxTime=INFINITE PriorityTier=1 DefMemPerCPU=1900 MaxCPUsPerNode=1 State=UP
 PartitionName=urgent Nodes=n[0-1] MaxTime=INFINITE PriorityTier=10 DefMemPerCPU=1900 State=UP
 """
 SLURMDBD_CONF = """\
