@@ -11,14 +11,15 @@ help:
 
 env: $(READY) ## the virtual environment .venv, exactly as requirements.lock says
 
-# flock: two `make`s at once build one environment. uv installs in seconds what its cache already holds.
+# flock: two `make`s at once build one environment. uv installs in seconds what its cache already holds. It compiles
+# bytecode only when told to: where PYTHONDONTWRITEBYTECODE is set, each start would compile torch again, for seconds.
 $(READY): requirements.lock pyproject.toml
 	@flock .venv.lock sh -ec ' \
 	  if [ $(READY) -nt requirements.lock ] && [ $(READY) -nt pyproject.toml ]; then exit 0; fi; \
 	  echo "Setting up $(VENV) from requirements.lock: 5 GB, some minutes the first time"; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^uv== requirements.lock)"; \
-	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet requirements.lock; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode requirements.lock; \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .; \
 	  touch $(READY)'
 
@@ -36,7 +37,7 @@ test-all: env ## lint, types and all tests: those too that measure, kill, or sta
 	@$(PYTEST)
 
 test-faults: env ## 25 runs killed at random moments, and a full disk: all go on bit by bit
-	@GAM_KILLS=25 $(BIN)/pytest tests/faults
+	@GAM_KILLS=25 $(PYTEST) tests/faults
 
 test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the faults they survive; as root, on Debian
 	@$(BIN)/python tests/debian.py slurm || true
@@ -70,7 +71,7 @@ lab: env ## JupyterLab in notebooks/
 SITE := .venv-site
 $(SITE)/.ready: requirements-site.lock
 	@$(PYTHON) -m venv $(SITE)
-	@VIRTUAL_ENV=$(SITE) $(BIN)/uv pip sync --quiet requirements-site.lock
+	@VIRTUAL_ENV=$(SITE) $(BIN)/uv pip sync --quiet --compile-bytecode requirements-site.lock
 	@touch $@
 
 # All that its pages say: their texts, the published results, and the code that the interface and the cards are made of.
