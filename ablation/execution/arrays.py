@@ -3,7 +3,7 @@
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,11 +149,12 @@ def train_on_slurm(run: Run, environment: Mapping[str, str]) -> None:
     if before.job_id != own and before.cluster == "slurm" and slurm.live({before.job_id}):
         print(f"job {before.job_id} has this run, so this one ends", flush=True)
         return
-    with forward_signals(lambda by: None):  # while it is queued again
+    signals: list[str] = []  # while it is queued again
+    with forward_signals(signals.append):
         try:
             execute(run, environment, ("slurm", own))
         except RunStopped:
-            if not _queued_again({run: before}, own):
+            if not _queued_again({run: before}, own, signals):
                 raise
 
 
@@ -192,11 +193,11 @@ def train_several_on_slurm(
         except RunStopped as stopped:
             if str(stopped) != "SIGUSR2":
                 raise RunStopped(f"stopped by {stopped}") from None
-        if not _queued_again(before, job.id) and (left := [run for run in before if run.result() is None]):
+        if not _queued_again(before, job.id, job.told) and (left := [run for run in before if run.result() is None]):
             raise RunFailed(f"{len(left)} of {len(before)} runs are not done; see `gamlib status`")
 
 
-def _queued_again(before: Mapping[Run, Status], own: str) -> bool:
+def _queued_again(before: Mapping[Run, Status], own: str, signals: Collection[str]) -> bool:
     """Whether SLURM has queued this job again, for its runs that the signal has stopped or that never began."""
     for run, was in before.items():
         now = run.status()
@@ -208,7 +209,7 @@ def _queued_again(before: Mapping[Run, Status], own: str) -> bool:
             else:
                 run.write_status(state="queued", host="", pid=0, fruitless=fruitless)
     again = [run for run in before if (now := run.status()).belongs_to(own) and now.state == "queued"]
-    if not again or slurm.requeue(own):
+    if not again or slurm.requeue(own, signals):
         return bool(again)
     for run in again:
         error = run.status().error or "stopped before it began"

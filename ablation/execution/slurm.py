@@ -185,13 +185,20 @@ def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
             raise ConfigError("SLURM cannot be reached: scancel does not answer")
 
 
-def requeue(job_id: str) -> bool:
-    """Have this job begin anew, with its id and in the same place; whether SLURM said yes.
+def requeue(job_id: str, signals: Collection[str] = ()) -> bool:
+    """Have this job begin anew, with its id and in the same place; whether SLURM said yes, or ends the job anyway.
 
-    Where it does not answer, this asks again for some minutes, or until the job's time is up.
+    Where it does not answer, this asks again for some minutes, but not after SIGTERM: SLURM may have queued the job
+    again whose answer did not come, or somebody has cancelled it, and asked again it would start it once more.
+
+    Args:
+        job_id: SLURM's id of the job that this process is.
+        signals: the names of those that this process gets while it asks.
     """
     for pause in (0, *PAUSES):
         time.sleep(pause)
+        if "SIGTERM" in signals:
+            return True
         answer = _ask("scontrol", "requeue", job_id, after_silence=True)
         if answer.returncode == 0 or re.search(REFUSAL, answer.stderr, re.IGNORECASE):
             return answer.returncode == 0

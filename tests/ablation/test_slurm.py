@@ -25,6 +25,7 @@ from ablation.config import RunConfig
 from ablation.console import slurm_options as slurm_options_of_the_command
 from ablation.errors import ConfigError
 from ablation.execution import FORMER, arrays, dispatch, housekeeping, slurm, slurm_options
+from ablation.execution.execute import forward_signals
 from ablation.execution.pool import SlurmJob
 from ablation.results import report
 from ablation.runs import Run, RunFailed, RunStopped
@@ -895,6 +896,18 @@ def test_a_job_is_queued_again_as_soon_as_slurm_answers(
     commands("scontrol", script.replace("$0.calls", str(calls)))
     assert slurm.requeue("7_1") is said
     assert calls.read_text() == times * "requeue 7_1\n"
+
+
+def test_a_job_that_slurm_ends_does_not_ask_to_be_queued_again(
+    commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM ends all processes of a job that it queues again, the one among them that asked for it."""
+    monkeypatch.setattr(slurm, "PAUSES", (0, 0))
+    calls, signals = commands("scontrol", "kill -TERM $PPID $$; sleep 9"), list[str]()
+    with forward_signals(signals.append):
+        assert slurm.requeue("7", signals)
+    assert signals == ["SIGTERM"] and calls.read_text() == "requeue 7\n"
+    assert slurm.requeue("7", signals) and calls.read_text() == "requeue 7\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
