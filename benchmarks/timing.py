@@ -200,6 +200,7 @@ class Ended(Exception):
 def _serve(line: Line, train: Callable[..., None], *arguments: object) -> None:
     """What a process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    multiprocessing.set_start_method("fork", force=True)  # for a DataLoader's workers: Linux's own, which starts warm
     try:
         with suppress(Ended):
             train(line, *arguments)
