@@ -32,37 +32,38 @@ def kill_while_it_writes(process: BaseProcess, folder: Path, seconds: float) -> 
 
 
 @pytest.mark.long
-def test_runs_killed_at_random_moments_finish_bit_identical(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("network", NETWORKS)
+def test_runs_killed_at_random_moments_finish_bit_identical(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Half of them are killed while a checkpoint is written, a third twice; each then goes on to its end."""
-    undisturbed: dict[str, Run] = {}
-    seconds: dict[str, float] = {}
-    for network in NETWORKS:
-        for minutes in (10.0, 0.0):  # 0: a checkpoint after every step; what is saved must not change a bit
-            folder = tmp_path / f"undisturbed-{network}-{minutes}"
-            began = time.monotonic()
-            process = start(folder, network, minutes)
-            process.join()
-            seconds[network] = time.monotonic() - began
-            run = run_in(folder, network)
-            assert process.exitcode == 0 and run.result() is not None
-            assert same(run, undisturbed.setdefault(network, run))
+    undisturbed: list[Run] = []
+    for minutes in (10.0, 0.0):  # 0: a checkpoint after every step; what is saved must not change a bit
+        folder = tmp_path / f"undisturbed-{minutes}"
+        began = time.monotonic()
+        process = start(folder, network, minutes)
+        process.join()
+        seconds = time.monotonic() - began
+        undisturbed.append(run_in(folder, network))
+        assert process.exitcode == 0 and undisturbed[-1].result() is not None
+    assert same(*undisturbed)
     identical, in_a_write, kills = 0, 0, 0
-    for number in range(KILLS):
+    runs = range(list(NETWORKS).index(network), KILLS, len(NETWORKS))
+    for turn, number in enumerate(runs):
         moments = random.Random(number)
-        network = list(NETWORKS)[number % 2]
         folder = tmp_path / f"killed-{number}"
         run = run_in(folder, network)
-        for _ in range(2 if number % 3 == 0 else 1):
-            process, delay = start(folder, network, 0.0), moments.uniform(0, 0.9 * seconds[network])
-            alive = kill_while_it_writes(process, run.folder, delay) if number % 4 < 2 else kill_after(process, delay)
+        for _ in range(2 if turn % 3 == 0 else 1):
+            process, delay = start(folder, network, 0.0), moments.uniform(0, 0.9 * seconds)
+            alive = kill_while_it_writes(process, run.folder, delay) if turn % 2 else kill_after(process, delay)
             kills += alive
             in_a_write += any(run.folder.glob(".checkpoint.pt.*.part"))
         process = start(folder, network, 0.0)
         process.join()
         left = {path.name.rpartition(".")[0] for path in run.folder.glob(".*.part")}
         assert not any(name.startswith((".checkpoint", ".progress", ".metrics")) for name in left), left
-        identical += process.exitcode == 0 and same(run, undisturbed[network])
+        identical += process.exitcode == 0 and same(run, undisturbed[0])
     with capsys.disabled():
-        print(f"\nkill -9: {identical} of {KILLS} runs bit-identical after {kills} kills, {in_a_write} in a write")
-    assert identical == KILLS
-    assert kills >= KILLS * 2 / 3 and in_a_write >= KILLS / 4
+        print(f"\nkill -9: {identical} of {len(runs)} runs bit-identical after {kills} kills, {in_a_write} in a write")
+    assert identical == len(runs)
+    assert kills >= len(runs) * 2 / 3 and in_a_write >= len(runs) / 4
