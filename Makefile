@@ -45,7 +45,7 @@ test-slurm: env ## studies on a real SLURM of two nodes on this machine, and the
 
 test-browser: env ## the notebooks in JupyterLab in a headless Chromium, with screenshots; installs it as root, on Debian
 	@$(BIN)/python tests/debian.py chromium || true
-	@GAM_BROWSER=1 $(BIN)/pytest -rs tests/browser
+	@GAM_BROWSER=1 $(BIN)/pytest -n 2 --dist loadfile -rs tests/browser
 
 fuzz: env ## 10,000 random blocks and maps: the fast forms of GAM against the plain block in float64 (two minutes)
 	@$(BIN)/python tests/kernels/fuzz.py $(FUZZ)

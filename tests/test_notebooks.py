@@ -105,7 +105,7 @@ def test_the_report_of_some_arms_is_of_those(places: Path, finish: Callable[...,
 
 
 @pytest.mark.long
-def test_the_audit_tells_its_story_and_exports_its_figure(places: Path) -> None:
+def test_the_audit_tells_its_story_and_exports_its_figure(places: Path, warm: None) -> None:
     paths = report.complexity_report()
     assert [path.suffix for path in paths] == [".ipynb", ".pdf", ".png", ".csv", ".tex"]
     assert all(path.stat().st_size > 1000 for path in paths)
