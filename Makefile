@@ -28,11 +28,11 @@ study: env ## the two ablations of the paper on embedded data, with figures
 
 CHECKED := $(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 PYTEST  := $(BIN)/pytest -n 2 --dist worksteal
-test: env ## lint, types and all tests but the long ones (ten minutes)
+test: env ## lint, types and all tests but the long ones (eight minutes)
 	@$(CHECKED)
 	@$(PYTEST) -m 'not long'
 
-test-all: env ## lint, types and all tests: those too that measure, kill, or start everything anew (seventeen minutes)
+test-all: env ## lint, types and all tests: those too that measure, kill, or start everything anew (sixteen minutes)
 	@$(CHECKED)
 	@$(PYTEST)
 

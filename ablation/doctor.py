@@ -6,10 +6,13 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 from packaging.requirements import Requirement
@@ -78,9 +81,14 @@ def _python() -> Found:
     found, allowed = platform.python_version(), ""
     with suppress(metadata.PackageNotFoundError):
         allowed = metadata.metadata("gamlib")["Requires-Python"] or ""
-    if found in SpecifierSet(allowed):
-        return OK, found
-    return PROBLEM, f"{found}: allowed: {allowed}; set up an environment of another Python"
+    if found not in SpecifierSet(allowed):
+        return PROBLEM, f"{found}: allowed: {allowed}; set up an environment of another Python"
+    torch = find_spec("torch")
+    if torch and torch.origin and torch.cached and sys.dont_write_bytecode and not Path(torch.cached).exists():
+        where = Path(torch.origin).parents[1]
+        cause = "as PYTHONDONTWRITEBYTECODE is set, each start compiles torch and others again, for seconds"
+        return NOTE, f"{found}; {cause}; once for all: python -m compileall -q {where}"
+    return OK, found
 
 
 def _gamlib() -> Found:

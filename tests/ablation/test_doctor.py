@@ -50,6 +50,23 @@ def told() -> dict[str, tuple[str, str]]:
     return found
 
 
+@pytest.mark.parametrize(
+    ("forbidden", "compiled", "state"), [(True, False, "note"), (True, True, "ok"), (False, False, "ok")]
+)
+def test_packages_that_each_start_compiles_again(
+    forbidden: bool, compiled: bool, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may not write bytecode, and who installed them has not."""
+    (cached := tmp_path / "torch" / "__pycache__" / "torch.pyc").parent.mkdir(parents=True)
+    if compiled:
+        cached.touch()
+    found = Mock(origin=str(tmp_path / "torch" / "__init__.py"), cached=str(cached))
+    monkeypatch.setattr(doctor, "find_spec", Mock(return_value=found))
+    monkeypatch.setattr("sys.dont_write_bytecode", forbidden)
+    told, text = doctor._python()
+    assert told == state and (f"python -m compileall -q {tmp_path}" in text) is (state == "note")
+
+
 def test_a_machine_that_can_do_a_study_has_a_line_for_each_thing_and_code_0(places: Path) -> None:
     result = CliRunner().invoke(app, ["doctor"])
     *lines, last = result.output.splitlines()
