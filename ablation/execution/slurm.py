@@ -188,8 +188,8 @@ def cancel(job_ids: Iterable[str] = (), name: str = "") -> None:
 def requeue(job_id: str, signals: Collection[str] = ()) -> bool:
     """Have this job begin anew, with its id and in the same place; whether SLURM said yes, or ends the job anyway.
 
-    Where it does not answer, this asks again for some minutes, but not after SIGTERM: SLURM may have queued the job
-    again whose answer did not come, or somebody has cancelled it, and asked again it would start it once more.
+    Where it does not answer, this asks again for some minutes, but not after SIGTERM: SLURM may have said yes in an
+    answer that was lost, or somebody may have cancelled the job, and either way another request would start it again.
 
     Args:
         job_id: SLURM's id of the job that this process is.
