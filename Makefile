@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Without bytecode, and where PYTHONDONTWRITEBYTECODE is set, each start would compile torch again, for seconds.
+export UV_COMPILE_BYTECODE := 1
 
 .PHONY: help env study test test-all test-faults test-slurm test-browser fuzz bench gpu lint lab lock site container release
 
@@ -11,15 +13,14 @@ help:
 
 env: $(READY) ## the virtual environment .venv, exactly as requirements.lock says
 
-# flock: two `make`s at once build one environment. uv installs in seconds what its cache already holds. It compiles
-# bytecode only when told to: where PYTHONDONTWRITEBYTECODE is set, each start would compile torch again, for seconds.
+# flock: two `make`s at once build one environment. uv installs in seconds what its cache already holds.
 $(READY): requirements.lock pyproject.toml
 	@flock .venv.lock sh -ec ' \
 	  if [ $(READY) -nt requirements.lock ] && [ $(READY) -nt pyproject.toml ]; then exit 0; fi; \
 	  echo "Setting up $(VENV) from requirements.lock: 5 GB, some minutes the first time"; \
 	  $(PYTHON) -m venv $(VENV); \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep ^uv== requirements.lock)"; \
-	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet --compile-bytecode requirements.lock; \
+	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip sync --quiet requirements.lock; \
 	  VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .; \
 	  touch $(READY)'
 
@@ -71,7 +72,7 @@ lab: env ## JupyterLab in notebooks/
 SITE := .venv-site
 $(SITE)/.ready: requirements-site.lock
 	@$(PYTHON) -m venv $(SITE)
-	@VIRTUAL_ENV=$(SITE) $(BIN)/uv pip sync --quiet --compile-bytecode requirements-site.lock
+	@VIRTUAL_ENV=$(SITE) $(BIN)/uv pip sync --quiet requirements-site.lock
 	@touch $@
 
 # All that its pages say: their texts, the published results, and the code that the interface and the cards are made of.

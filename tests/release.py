@@ -70,9 +70,7 @@ def problems(folder: Path) -> Iterator[str]:
         run(uv, "venv", "--quiet", "--python", python, environment)
         lock = ["--constraints", unpacked / "requirements.lock"] if version == versions()[0] else []
         if not ran(
-            *(uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", environment / "bin" / "python"),
-            f"{wheel}[dev]",
-            *lock,
+            *(uv, "pip", "install", "--quiet", "--python", environment / "bin" / "python"), f"{wheel}[dev]", *lock
         ):
             yield f"installation for Python {version}"
             continue

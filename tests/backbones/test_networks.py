@@ -104,7 +104,7 @@ def test_sizes_of_the_first_and_the_last_maps(
     [pytest.param("gam", "inductor", marks=pytest.mark.long), ("gam", "aot_eager"), ("abn", "aot_eager")],
 )
 def test_a_compiled_network_trains_as_an_eager_one(attention: str, backend: str) -> None:
-    """By inductor, which compiles for minutes, its first stage: the others have the same code."""
+    """Inductor compiles the first stage alone, which saves most of a minute: the others have the same code."""
     headers = Path(sysconfig.get_paths()["include"], "Python.h")
     if backend == "inductor" and not (shutil.which("g++") and headers.exists()):
         pytest.skip("torch.compile needs g++ and the headers of Python")
